@@ -1,0 +1,1 @@
+"""The Kafka edge: the only room that imports the client library."""

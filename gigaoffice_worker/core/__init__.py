@@ -1,0 +1,1 @@
+"""Decisions: pure code without I/O, threads, clocks or Kafka; time and randomness are arguments."""

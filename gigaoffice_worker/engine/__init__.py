@@ -1,0 +1,1 @@
+"""The threads: consume, handle, deliver, commit."""

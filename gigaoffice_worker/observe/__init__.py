@@ -1,0 +1,1 @@
+"""What the outside sees: logs, metrics, health and the side port."""
