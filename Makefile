@@ -1,0 +1,46 @@
+# Everything a contributor runs. Tools live in .venv, made on first use.
+# ARGS is handed on:  make dev ARGS="--port 9092"   make test ARGS="-k offsets"
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test lint bench chaos clean
+
+help: ## what can be made (this list)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
+	$(BIN)/gigaoffice-worker dev $(ARGS)
+
+test: $(STAMP) ## every test but the long ones, against a real Kafka
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy and the layering
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## throughput and latency on this machine
+	$(BIN)/python -m bench $(ARGS)
+
+chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+clean: ## removes the virtual environment, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an installation that was cut short is taken up again.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,http,test,lint]'
+	@touch $@
