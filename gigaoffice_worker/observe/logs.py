@@ -1,0 +1,199 @@
+"""The structured log of the process: one JSON object a line, from structlog's and the standard library's loggers."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
+from types import FrameType, ModuleType
+from typing import Any, Literal, TextIO
+
+import structlog
+
+from gigaoffice_worker.observe.log_bridge import FLOORS, RateLimiter, StdlibBridge
+from gigaoffice_worker.observe.log_lines import LineFormat
+from gigaoffice_worker.observe.log_writer import CAPACITY, BackgroundWriter
+
+_EXIT_FLUSH = 2.0  # seconds for the last lines of a process that ends without close()
+_MAX_STACKS = 100
+_MAX_STACK_FRAMES = 30
+
+
+class LogSink:
+    """Where all log lines of the process go: rendered by the caller's thread, written by one of the sink's own."""
+
+    def __init__(self, lines: LineFormat, writer: BackgroundWriter) -> None:
+        self._lines = lines
+        self._writer = writer
+        self._undo: list[Callable[[], object]] = []
+
+    def hide(self, secret: str) -> None:
+        """Print asterisks instead of `secret` from now on, wherever it turns up (at least four characters)."""
+        self._lines.hide(secret)
+
+    def emit(self, level: str, event: object, facts: Mapping[str, object], created: float) -> None:
+        """Write one record of the moment `created` (Unix seconds). Never blocks, never raises."""
+        self._writer.write(self._lines.line(level, event, facts, created))
+
+    def close(self, timeout: float = _EXIT_FLUSH) -> None:
+        """Write what is queued, for at most `timeout` seconds, and give stdlib logging and the hooks back."""
+        while self._undo:
+            self._undo.pop()()
+        self._writer.close(timeout)
+
+    def on_close(self, undo: Callable[[], object]) -> None:
+        """Call `undo` when the sink closes, in reverse order."""
+        self._undo.append(undo)
+
+
+def configure(
+    level: str,
+    format: Literal["auto", "json", "console"],  # noqa: A002 - the variable is called LOG_FORMAT
+    *,
+    stream: TextIO | None = None,
+    on_dropped: Callable[[int], None] = lambda dropped: None,  # noqa: ARG005
+    capacity: int = CAPACITY,
+) -> LogSink:
+    """Send everything that is logged from now on to `stream` (standard output unless given), until the sink is closed.
+
+    `level` is the least level, by name; `auto` means JSON unless the stream is a terminal. `on_dropped(n)` hears of
+    lines that could not be written; it is called from the writing thread. `capacity` bounds the waiting lines in bytes.
+    Raises RuntimeError while an earlier sink is open.
+    """
+    outlet = _outlet()
+    if outlet.sink is not None:
+        raise RuntimeError("logs are configured already; close the sink first")
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    output = sys.stdout if stream is None else stream
+    terminal = _is_terminal(output)
+    lines = LineFormat(console=format == "console" or (format == "auto" and terminal), colour=terminal)
+
+    def gap(missing: int) -> str:
+        return lines.line("warning", "Log lines dropped", {"dropped": missing}, time.time())
+
+    sink = LogSink(lines, BackgroundWriter(output, gap=gap, on_dropped=on_dropped, capacity=capacity))
+    _bind_structlog(outlet, sink, threshold)
+    _bind_stdlib(sink, threshold)
+    _bind_hooks(sink)
+    atexit.register(sink.close)
+    sink.on_close(partial(atexit.unregister, sink.close))
+    return sink
+
+
+def dump_stacks(log: structlog.typing.FilteringBoundLogger, reason: str) -> None:
+    """Log the stack of every thread, one WARNING a thread: where the process is when it doesn't get on."""
+    threads = {thread.ident: thread for thread in threading.enumerate()}
+    frames = sys._current_frames()  # noqa: SLF001 - CPython's documented way to see other threads
+    for ident, frame in list(frames.items())[:_MAX_STACKS]:
+        thread = threads.get(ident)
+        name = thread.name if thread is not None else f"unknown-{ident}"
+        log.warning("Thread stack", reason=reason, thread=name, threads=len(frames), stack=_format_stack(frame))
+
+
+def _format_stack(frame: FrameType) -> str:
+    innermost = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=_MAX_STACK_FRAMES)
+    return "".join(reversed(innermost.format())).rstrip()
+
+
+class _Outlet:
+    """The end of structlog's chain, kept while sinks come and go: loggers remember it from their first use on."""
+
+    def __init__(self) -> None:
+        self.sink: LogSink | None = None
+        self.processors: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars, self.emit]
+
+    def __call__(self, *args: object) -> _Outlet:  # noqa: ARG002 - structlog calls it as its logger factory
+        return self
+
+    def emit(self, logger: object, method: str, event_dict: MutableMapping[str, Any]) -> str:  # noqa: ARG002
+        """Write the record: as structlog's last processor, so that nothing is left for the logger's methods."""
+        if self.sink is not None:
+            event = event_dict.pop("event", "")
+            self.sink.emit(_LEVEL_OF_METHOD.get(method, method), event, event_dict, time.time())
+        return ""
+
+    def ignore(self, line: str) -> None: ...
+
+    debug = info = warning = warn = error = exception = critical = fatal = log = msg = ignore
+
+
+_LEVEL_OF_METHOD = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info", "log": "info"}
+
+
+def _outlet() -> _Outlet:
+    factory = structlog.get_config()["logger_factory"]
+    return factory if isinstance(factory, _Outlet) else _Outlet()
+
+
+def _bind_structlog(outlet: _Outlet, sink: LogSink, threshold: int) -> None:
+    outlet.sink = sink
+    structlog.configure(
+        processors=outlet.processors,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=outlet,
+        cache_logger_on_first_use=True,
+    )
+    sink.on_close(partial(setattr, outlet, "sink", None))
+
+
+def _bind_stdlib(sink: LogSink, threshold: int) -> None:
+    bridge = StdlibBridge(sink.emit, context=structlog.contextvars.get_contextvars, limiter=RateLimiter())
+    root = logging.getLogger()
+    sink.on_close(lambda: bridge.flush_summaries(time.time()))
+    for name, floor in FLOORS.items():
+        logger = logging.getLogger(name)
+        sink.on_close(partial(logger.setLevel, logger.level))
+        logger.setLevel(max(floor, threshold))
+    sink.on_close(partial(root.setLevel, root.level))
+    root.setLevel(threshold)
+    root.addHandler(bridge)
+    sink.on_close(partial(root.removeHandler, bridge))
+    logging.captureWarnings(True)
+    sink.on_close(partial(logging.captureWarnings, False))
+
+
+def _bind_hooks(sink: LogSink) -> None:
+    """Log what ends the process or one of its threads, and what the interpreter can only print."""
+
+    def process(kind: type[BaseException], error: BaseException, trace: object) -> None:  # noqa: ARG001
+        if issubclass(kind, KeyboardInterrupt):
+            return
+        sink.emit("critical", "Unexpected error ended the process", {"exc_info": error}, time.time())
+
+    def thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or isinstance(args.exc_value, SystemExit):
+            return
+        name = args.thread.name if args.thread is not None else "unknown"
+        facts = {"thread": name, "exc_info": args.exc_value}
+        sink.emit("critical", "Unexpected error ended a thread", facts, time.time())
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        facts = {"where": args.err_msg or "in a finalizer", "object": args.object, "exc_info": args.exc_value}
+        sink.emit("error", "Unexpected error nobody could handle", facts, time.time())
+
+    _replace_hook(sink, sys, "excepthook", process)
+    _replace_hook(sink, threading, "excepthook", thread)
+    _replace_hook(sink, sys, "unraisablehook", unraisable)
+
+
+def _replace_hook(sink: LogSink, module: ModuleType, name: str, hook: Callable[..., None]) -> None:
+    former = getattr(module, name)
+    setattr(module, name, hook)
+
+    def restore() -> None:
+        if getattr(module, name) is hook:
+            setattr(module, name, former)
+
+    sink.on_close(restore)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (ValueError, AttributeError):  # closed, or hardly a stream
+        return False

@@ -1,0 +1,78 @@
+"""Tell the service manager how the worker is (sd_notify); does nothing where no service manager listens."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+_SEND_TIMEOUT = 1.0  # seconds; systemd reads at once unless it is in trouble itself
+
+
+class Notifier:
+    """Send the states of one service to `address`, the value of `NOTIFY_SOCKET` (None: there is no service manager).
+
+    Every method returns whether the state was handed over; none raises: a worker doesn't fail for want of an audience.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = _socket_address(address or "")
+
+    def ready(self, status: str) -> bool:
+        """Say that start-up is complete."""
+        return self.notify(f"READY=1\nSTATUS={_one_line(status)}")
+
+    def status(self, text: str) -> bool:
+        """Set the line that `systemctl status` shows."""
+        return self.notify(f"STATUS={_one_line(text)}")
+
+    def stopping(self) -> bool:
+        """Say that the worker drains."""
+        return self.notify("STOPPING=1")
+
+    def watchdog(self) -> bool:
+        """Sign of life; to be called from what must make progress, at least every `watchdog_interval()` seconds."""
+        return self.notify("WATCHDOG=1")
+
+    def watchdog_trigger(self) -> bool:
+        """Ask to be treated as if the watchdog had run out: abort with a dump of the stacks, then restart."""
+        return self.notify("WATCHDOG=trigger")
+
+    def extend_timeout(self, seconds: float) -> bool:
+        """Ask for `seconds` more from now on to start or to stop, whatever the unit's static limits say."""
+        return self.notify(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+    def notify(self, state: str) -> bool:
+        """Send assignments, one a line, as in sd_notify(3)."""
+        if self._address is None:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(_SEND_TIMEOUT)
+                sock.sendto(state.encode("utf-8", "replace"), self._address)
+        except OSError:
+            return False
+        return True
+
+
+def watchdog_interval(usec: str | None, pid: str | None = None) -> float | None:
+    """Seconds between two signs of life, half of what `WATCHDOG_USEC` allows; None where no watchdog waits for us.
+
+    `pid` is `WATCHDOG_PID`: a watchdog that is meant for another process is none.
+    """
+    if pid and pid != str(os.getpid()):
+        return None
+    if not usec or not usec.isascii() or not usec.isdigit() or int(usec) == 0:
+        return None
+    return int(usec) / 1_000_000 / 2
+
+
+def _socket_address(address: str) -> str | None:
+    if address.startswith("/"):
+        return address
+    if address.startswith("@") and len(address) > 1:
+        return "\0" + address[1:]  # the abstract namespace of Linux
+    return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
