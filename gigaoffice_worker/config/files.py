@@ -1,0 +1,79 @@
+"""The files that the environment names: an environment file, secrets, certificates."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Final
+
+from dotenv.parser import Binding, parse_stream
+
+from gigaoffice_worker.core.errors import ConfigurationError
+
+LARGEST_SECRET: Final = 65_536
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """Read `NAME=value` lines, of which the last one of a name counts.
+
+    Comments, quotes and `export` are understood; `$` stands for itself. Raises ConfigurationError if the file cannot
+    be read or a line is none of these; it never shows the line, which may hold a secret.
+    """
+    bindings = list(parse_stream(io.StringIO(_content(path))))
+    wrong = [str(_line(each)) for each in bindings if each.error or (each.key is not None and each.value is None)]
+    if wrong:
+        raise ConfigurationError(
+            f"{path}: line {', '.join(wrong)} is not NAME=value",
+            hint="Comments start with #; a value with blanks or # in it belongs in quotes.",
+        )
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the environment file {path}: {error.strerror}") from error
+    except ValueError:
+        # Without its cause: that would quote the content.
+        raise ConfigurationError(f"the environment file {path} is not UTF-8 text") from None
+
+
+def _line(binding: Binding) -> int:
+    """Return the line that the statement itself is on: the parser counts the empty lines before it to it."""
+    statement = binding.original.string
+    return binding.original.line + statement[: len(statement) - len(statement.lstrip())].count("\n")
+
+
+def read_secret(path: str) -> str:
+    """Read a secret's file without its last line break. Raises ValueError saying what must be mended."""
+    if trouble := file_trouble(path):
+        raise ValueError(trouble)
+    with Path(path).open("rb") as file:
+        content = file.read(LARGEST_SECRET + 1)
+    if len(content) > LARGEST_SECRET:
+        raise ValueError(f"must hold at most {LARGEST_SECRET} bytes")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        # Without its cause: that would quote the content.
+        raise ValueError("must hold UTF-8 text") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def file_trouble(path: str) -> str:
+    """Return why a file cannot be read, or nothing."""
+    try:
+        if not Path(path).exists():
+            return "there is no such file"
+        if not Path(path).is_file():
+            return "must be a regular file"
+        with Path(path).open("rb"):
+            return ""
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "must be the path of a readable file"
