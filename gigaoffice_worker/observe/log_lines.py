@@ -42,14 +42,15 @@ _PRINTED_AS_TEXT = (Decimal, UUID, PurePath, datetime, date, time)
 
 # `token(?!s)` spares the token counts of a language model. The payload names are not secret, but never logged either.
 _SECRET_KEY = re.compile(
-    r"password|passwd|secret|token(?!s)|authorization|credential|api_?key|private_?key|cookie"
+    r"password|passwd|secret|token(?!s)|authorization|credential|api[-_]?key|private[-_]?key|cookie"
     r"|^payload$|^input_data$",
     re.IGNORECASE,
 )
 _SECRET_IN_TEXT = re.compile(
     r"(?P<scheme>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"
     r"|(?P<user>://[^/\s:@]*:)[^/\s@]+(?=@)"
-    r"|(?P<name>(?:password|passwd|secret|token|api_?key|authorization)['\"]?\s*[=:]\s*['\"]?(?:(?:bearer|basic)\s+)?)[^\s'\",;&)}]+",
+    r"|(?P<name>(?:password|passwd|secret|token|api[-_]?key|authorization)['\"]?\s*[=:]\s*['\"]?"
+    r"(?:(?:bearer|basic)\s+)?)[^\s'\",;&)}]+",
     re.IGNORECASE,
 )
 _SECRET_HINTS = ("bearer", "basic", "://", "passw", "secret", "token", "key", "authorization")

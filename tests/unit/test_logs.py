@@ -346,7 +346,7 @@ def test_logging_at_the_end_of_the_stack_does_not_raise(log):
     "key",
     [
         *("password", "sasl_plain_password", "KAFKA_SASL_PASSWORD", "client_secret", "access_token", "Authorization"),
-        *("api_key", "apikey", "private_key", "Set-Cookie", "credentials", "payload", "input_data"),
+        *("api_key", "apikey", "private-key", "Set-Cookie", "credentials", "payload", "input_data"),
     ],
 )
 def test_what_a_key_names_secret_is_masked_at_any_depth(key):
