@@ -1,0 +1,104 @@
+"""Fixtures for all tests: one Kafka per run, fresh topics and group per test, no thread left behind."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests import brokers, wire
+
+THREAD_GRACE = 5.0
+CHAOS_TIMEOUT = 900
+
+RUN = uuid.uuid4().hex[:6]
+BROKER = pytest.StashKey[brokers.Broker]()
+
+
+class TopicSet(NamedTuple):
+    """Names that no other test uses; nothing by these names exists yet."""
+
+    requests: str
+    responses: str
+    dlq: str
+    group: str
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The bootstrap servers of a real Kafka, the same for the whole run."""
+    with brokers.any_broker() as broker:
+        pytestconfig.stash[BROKER] = broker
+        yield broker.bootstrap
+        ours = [name for name in wire.topics(broker.bootstrap) if name.startswith(f"{RUN}-")]
+        if ours:
+            wire.delete_topics(broker.bootstrap, ours)
+
+
+@pytest.fixture
+def topic_set(request: pytest.FixtureRequest) -> TopicSet:
+    """Names for the topics and the group of this test."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:60].strip("-")
+    unique = f"{RUN}-{name}-{uuid.uuid4().hex[:6]}"
+    return TopicSet(f"{unique}-requests", f"{unique}-responses", f"{unique}-dlq", f"{unique}-group")
+
+
+@pytest.fixture
+def make_topics(kafka_bootstrap: str) -> Callable[..., None]:
+    """Create topics: make_topics({"name": partitions}, config={...}); returns when they can be used."""
+
+    def make(partitions: Mapping[str, int], *, config: Mapping[str, str] | None = None) -> None:
+        wire.create_topics(kafka_bootstrap, partitions, config=config)
+
+    return make
+
+
+@pytest.fixture
+def made_topics(topic_set: TopicSet, make_topics: Callable[..., None]) -> TopicSet:
+    """The topic set, created as the worker would: 3 request, 3 response and 1 dead letter partitions."""
+    make_topics({topic_set.requests: 3, topic_set.responses: 3, topic_set.dlq: 1})
+    return topic_set
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_the_test() -> Iterator[None]:
+    """Fail a test that leaves a thread running for THREAD_GRACE seconds after it."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + THREAD_GRACE
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    if left:
+        pytest.fail(f"threads outlived the test: {', '.join(sorted(left))}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        room = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        if room in {"integration", "chaos"}:
+            item.add_marker("integration")
+        if room == "chaos":
+            item.add_marker("chaos")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(CHAOS_TIMEOUT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    ran = {
+        report.nodeid
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call" and "integration" in report.keywords
+    }
+    broker = config.stash.get(BROKER, None)
+    terminalreporter.section("Kafka")
+    terminalreporter.line(f"{len(ran)} integration tests ran")
+    terminalreporter.line(f"the Kafka they share: {broker.description if broker else "none was needed"}")

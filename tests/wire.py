@@ -1,0 +1,188 @@
+"""What a neighbour on the wire would do and see, through a client that shares no code with ours (librdkafka).
+
+Everything here has a time limit and leaves nothing open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+LIMIT = 30.0
+
+Headers = list[tuple[str, bytes | None]]
+
+
+class Rec(NamedTuple):
+    """A record as it lies in the log; `timestamp` in milliseconds."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+    def header(self, name: str) -> bytes | None:
+        """Return the last value of a header; KeyError without one."""
+        return dict(self.headers)[name]
+
+
+def create_topics(
+    bootstrap: str, partitions: Mapping[str, int], *, replication: int = 1, config: Mapping[str, str] | None = None
+) -> None:
+    """Create topics, given as name → number of partitions, and wait until each partition has a leader."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    new = [NewTopic(name, count, replication, config=dict(config or {})) for name, count in partitions.items()]
+    for future in admin.create_topics(new, operation_timeout=LIMIT).values():
+        future.result(LIMIT)
+    deadline = time.monotonic() + LIMIT
+    while not _have_leaders(admin, partitions):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no leader for every partition of {', '.join(partitions)} within {LIMIT} s")
+        time.sleep(0.02)
+
+
+def delete_topics(bootstrap: str, topics: Iterable[str]) -> None:
+    """Delete topics that exist."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.delete_topics(list(topics), operation_timeout=LIMIT).values():
+        future.result(LIMIT)
+
+
+def topics(bootstrap: str) -> dict[str, int]:
+    """Return the cluster's topics with their numbers of partitions, Kafka's own left out."""
+    listed = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=LIMIT).topics
+    return {name: len(topic.partitions) for name, topic in listed.items() if not name.startswith("__")}
+
+
+def produce(
+    bootstrap: str,
+    topic: str,
+    records: Iterable[tuple[bytes | None, bytes | None, Headers]],
+    *,
+    partition: int = -1,
+    **config: str | int,
+) -> list[tuple[int, int]]:
+    """Write records given as (key, value, headers); return the (partition, offset) of each, in the order given.
+
+    `config` holds further librdkafka settings, with `_` for `.`. Raises KafkaException for the first refused record.
+    """
+    settings = {"linger.ms": 1, **{name.replace("_", "."): value for name, value in config.items()}}
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", **settings})
+    places: dict[int, tuple[int, int]] = {}
+    errors = []
+    count = 0
+    for count, (key, value, headers) in enumerate(records, start=1):
+
+        def delivered(error, message, index=count):
+            if error is None:
+                places[index] = (message.partition(), message.offset())
+            else:
+                errors.append(KafkaException(error))
+
+        while True:
+            try:
+                producer.produce(topic, value, key, partition, delivered, headers=headers or None)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    if producer.flush(LIMIT):
+        raise TimeoutError(f"not all records were written to {topic} within {LIMIT} s")
+    if errors:
+        raise errors[0]
+    return [places[index] for index in range(1, count + 1)]
+
+
+def read_all(bootstrap: str, topic: str, *, timeout: float = LIMIT) -> list[Rec]:
+    """Read a topic from its beginning up to where it ends now, ordered by partition and offset."""
+    with _consumer(bootstrap) as consumer:
+        ends = _end_offsets(consumer, topic)
+        unread = {partition for partition, end in ends.items() if end > 0}
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in unread])
+        found: list[Rec] = []
+        deadline = time.monotonic() + timeout
+        while unread:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic} was not read to its end within {timeout} s; missing: {sorted(unread)}")
+            found.extend(_rec(message) for message in consumer.consume(1000, 0.1) if message.error() is None)
+            # Positions, not records: the last offsets may be control records or compacted away.
+            for place in consumer.position([TopicPartition(topic, partition) for partition in unread]):
+                if place.offset >= ends[place.partition]:
+                    unread.discard(place.partition)
+    return sorted(
+        (rec for rec in found if rec.offset < ends[rec.partition]), key=lambda rec: (rec.partition, rec.offset)
+    )
+
+
+def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
+    """Return the high watermark of every partition."""
+    with _consumer(bootstrap) as consumer:
+        return _end_offsets(consumer, topic)
+
+
+def committed(bootstrap: str, group: str, topic: str) -> dict[int, tuple[int, str]]:
+    """Return what a group has committed, by partition: (offset, metadata). Partitions without a commit are left out."""
+    with _consumer(bootstrap, group) as consumer:
+        places = consumer.committed([TopicPartition(topic, p) for p in _partitions(consumer, topic)], LIMIT)
+    for place in places:
+        if place.error is not None:
+            raise KafkaException(place.error)
+    return {place.partition: (place.offset, place.metadata or "") for place in places if place.offset >= 0}
+
+
+def lag(bootstrap: str, group: str, topic: str) -> int:
+    """Return how many records of a topic lie at or behind the group's committed offsets."""
+    done = committed(bootstrap, group, topic)
+    return sum(end - done.get(partition, (0, ""))[0] for partition, end in end_offsets(bootstrap, topic).items())
+
+
+@contextlib.contextmanager
+def _consumer(bootstrap: str, group: str = "wire-that-never-joins") -> Iterator[Consumer]:
+    settings = {"bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False}
+    consumer = Consumer({**settings, "isolation.level": "read_committed", "fetch.wait.max.ms": 50})
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    metadata = consumer.list_topics(topic, LIMIT).topics[topic]
+    if metadata.error is not None:
+        raise KafkaException(metadata.error)
+    return sorted(metadata.partitions)
+
+
+def _end_offsets(consumer: Consumer, topic: str) -> dict[int, int]:
+    return {
+        partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), LIMIT)[1]
+        for partition in _partitions(consumer, topic)
+    }
+
+
+def _have_leaders(admin: AdminClient, partitions: Mapping[str, int]) -> bool:
+    known = admin.list_topics(timeout=LIMIT).topics
+    return all(
+        name in known
+        and len(known[name].partitions) == count
+        and all(p.leader >= 0 for p in known[name].partitions.values())
+        for name, count in partitions.items()
+    )
+
+
+def _rec(message) -> Rec:
+    return Rec(
+        partition=message.partition(),
+        offset=message.offset(),
+        key=message.key(),
+        value=message.value(),
+        headers=message.headers() or [],
+        timestamp=message.timestamp()[1],
+    )
