@@ -98,7 +98,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for report in terminalreporter.stats.get(outcome, [])
         if report.when == "call" and "integration" in report.keywords
     }
-    broker = config.stash.get(BROKER, None)
+    broker = config.stash.get(BROKER, brokers.Broker("", "none was needed"))
     terminalreporter.section("Kafka")
     terminalreporter.line(f"{len(ran)} integration tests ran")
-    terminalreporter.line(f"the Kafka they share: {broker.description if broker else "none was needed"}")
+    terminalreporter.line(f"the Kafka they share: {broker.description}")
