@@ -71,7 +71,7 @@ def test_settings_name_every_listener_and_every_voter():
     assert settings["controller.quorum.voters"] == "1@127.0.0.1:20003,2@127.0.0.1:20013"
 
 
-@pytest.mark.parametrize(("nodes", "replicas", "in_sync"), [(1, "1", "1"), (2, "2", "2"), (3, "3", "2"), (5, "3", "2")])
+@pytest.mark.parametrize("nodes, replicas, in_sync", [(1, "1", "1"), (2, "2", "2"), (3, "3", "2"), (5, "3", "2")])
 def test_internal_topics_fit_the_cluster(nodes, replicas, in_sync):
     ports = {i: {"CLIENT": 1, "BROKER": 2, "CONTROLLER": 3} for i in range(1, nodes + 1)}
     settings = node_settings(1, data="/data", ports=ports, listeners={"CLIENT": "PLAINTEXT"}, advertised={})
