@@ -21,7 +21,7 @@ from waitress.server import TcpWSGIServer  # type: ignore[import-untyped]
 from waitress.task import ErrorTask, ThreadedTaskDispatcher  # type: ignore[import-untyped]
 
 THREADS = 4
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 128
 REQUEST_SECONDS = 5.0  # from connecting to the end of the headers
 CONNECTION_SECONDS = 15.0  # from connecting to the last byte of the answer, but for the time that the answer takes
 MAX_HEADER = 8 * 1024  # bytes, request line included
