@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import brokers, wire
+from tests.workers import WorkerProcess
 
 THREAD_GRACE = 5.0
 CHAOS_TIMEOUT = 900
@@ -102,3 +103,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("Kafka")
     terminalreporter.line(f"{len(ran)} integration tests ran")
     terminalreporter.line(f"the Kafka they share: {broker.description}")
+
+
+@pytest.fixture
+def worker(kafka_bootstrap: str, topic_set: TopicSet, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Make worker processes on this test's topics: worker("name", WORKER_CONCURRENCY="4"); all ended at the end."""
+    made: list[WorkerProcess] = []
+
+    def make(name: str = "worker", **environment: str) -> WorkerProcess:
+        process = WorkerProcess(tmp_path, {**settings(kafka_bootstrap, topic_set), **environment}, name=name)
+        made.append(process)
+        return process
+
+    yield make
+    for process in made:
+        process.__exit__(None, None, None)
+
+
+def settings(bootstrap: str, topics: TopicSet) -> dict[str, str]:
+    """Return the environment that puts a worker on these topics."""
+    return {
+        "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
+        "KAFKA_TOPIC_REQUESTS": topics.requests,
+        "KAFKA_TOPIC_RESPONSES": topics.responses,
+        "KAFKA_TOPIC_DLQ": topics.dlq,
+        "KAFKA_CONSUMER_GROUP": topics.group,
+    }

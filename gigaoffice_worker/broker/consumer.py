@@ -1,0 +1,216 @@
+"""The consumer as the engine wants it: plain functions for a rebalance, our own exceptions, a time limit on every call.
+
+Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
+in this file only, and held by a test: the member's generation, the partition whose data cannot be decoded, and
+asking for high watermarks without waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata
+
+from gigaoffice_worker.core.records import Record
+
+_LATEST = -1
+
+
+class Membership(NamedTuple):
+    """Who we are in the group, and which of its generations that holds for."""
+
+    member_id: str
+    generation: int
+
+
+class Committed(NamedTuple):
+    """A committed position and the metadata that was committed with it."""
+
+    position: int
+    metadata: str
+
+
+class CommitLostError(Exception):
+    """The commit came from a membership that is over; somebody else may own the partitions."""
+
+
+class CommitRetriableError(Exception):
+    """The commit may succeed later: no answer in time, or no coordinator."""
+
+
+class CommitMapTooLargeError(Exception):
+    """The broker takes less metadata with a commit than was sent."""
+
+
+class CommitRefusedError(Exception):
+    """The broker refused the commit for a reason that may be the fault of one partition or of our rights."""
+
+
+class FencedError(Exception):
+    """Another member uses our group instance id."""
+
+
+class OutOfRangeError(Exception):
+    """Positions outside of the log: `positions` by partition."""
+
+    def __init__(self, positions: Mapping[int, int]) -> None:
+        super().__init__(f"positions outside of the log: {dict(positions)}")
+        self.positions = dict(positions)
+
+
+class UndecodableError(Exception):
+    """The client cannot decode what stands at `offset` of `partition`; nothing behind it can be read either."""
+
+    def __init__(self, partition: int, offset: int, cause: Exception) -> None:
+        super().__init__(f"record {partition}-{offset} cannot be decoded: {cause!r}")
+        self.partition = partition
+        self.offset = offset
+        self.cause = cause
+
+
+class Consumer:
+    """A subscription to one topic, in partitions' numbers rather than the client's pairs."""
+
+    def __init__(self, client: KafkaConsumer, topic: str) -> None:
+        self._client = client
+        self._topic = topic
+        self._watermarks: dict[int, int] = {}
+
+    def subscribe(self, on_revoked: Callable[[], None], on_assigned: Callable[[frozenset[int]], None]) -> None:
+        """Join the group at the next poll. The functions are called within `poll`, and must not raise."""
+        topic = self._topic
+
+        class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ships no types
+            def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002  # all of them
+                on_revoked()
+
+            def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+                on_assigned(frozenset(tp.partition for tp in assigned if tp.topic == topic))
+
+        self._client.subscribe([topic], listener=Listener())
+
+    def poll(self, timeout: float, limit: int) -> dict[int, list[Record]]:
+        """Return at most `limit` records by partition, waiting up to `timeout` seconds for the first.
+
+        Raises OutOfRangeError, UndecodableError, FencedError, and whatever else the client raises.
+        """
+        try:
+            batches = self._client.poll(timeout_ms=int(timeout * 1000), max_records=limit)
+        except kafka_errors.OffsetOutOfRangeError as error:
+            raise OutOfRangeError({tp.partition: at for tp, at in error.args[0].items()}) from error
+        except kafka_errors.NoOffsetForPartitionError:
+            # A partition that has no position yet: the engine gives it one before it is resumed.
+            return {}
+        except kafka_errors.FencedInstanceIdError as error:
+            raise FencedError from error
+        except Exception as error:
+            stuck = self._set_stuck_data_aside()
+            if stuck is None:
+                raise
+            raise UndecodableError(*stuck, error) from error
+        return {tp.partition: [_record(record) for record in records] for tp, records in batches.items()}
+
+    def _set_stuck_data_aside(self) -> tuple[int, int] | None:
+        """Return (partition, offset) of fetched data that raised while it was decoded, and drop that data.
+
+        The client would otherwise come back to the same dead iterator in a loop without end.
+        """
+        fetcher = self._client._fetcher  # noqa: SLF001
+        data = fetcher._next_partition_records  # noqa: SLF001
+        if not data:
+            return None
+        partition, offset = data.topic_partition.partition, data.next_fetch_offset
+        data.drain()
+        fetcher._next_partition_records = None  # noqa: SLF001
+        return partition, offset
+
+    def membership(self) -> Membership | None:
+        """Return who we are in the group, or None while we are not in it."""
+        generation = self._client._coordinator._generation  # noqa: SLF001
+        if generation.generation_id < 0 or not generation.member_id:
+            return None
+        return Membership(generation.member_id, generation.generation_id)
+
+    def coordinator_known(self) -> bool:
+        """Say whether the group's coordinator has been found."""
+        return not self._client._coordinator.coordinator_unknown()  # noqa: SLF001
+
+    def assignment(self) -> frozenset[int]:
+        return frozenset(tp.partition for tp in self._client.assignment() if tp.topic == self._topic)
+
+    def committed(self, partition: int, timeout: float) -> Committed | None:
+        """Return what is committed for a partition. Raises the client's errors, KafkaTimeoutError among them."""
+        found = self._client.committed(self._at(partition), metadata=True, timeout_ms=int(timeout * 1000))
+        return Committed(found.offset, found.metadata or "") if found is not None else None
+
+    def start_of_log(self, partition: int) -> int:
+        return int(self._client.beginning_offsets([self._at(partition)])[self._at(partition)])
+
+    def end_of_log(self, partition: int) -> int:
+        return int(self._client.end_offsets([self._at(partition)])[self._at(partition)])
+
+    def seek(self, partition: int, position: int) -> None:
+        self._client.seek(self._at(partition), position)
+
+    def position(self, partition: int) -> int | None:
+        """Return the position that the client reads from next; None while it has none."""
+        state = self._client._subscription.assignment.get(self._at(partition))  # noqa: SLF001
+        return state.position.offset if state is not None and state.position is not None else None
+
+    def pause(self, partitions: Iterable[int]) -> None:
+        self._client.pause(*map(self._at, partitions))
+
+    def resume(self, partitions: Iterable[int]) -> None:
+        self._client.resume(*map(self._at, partitions))
+
+    def commit(self, positions: Mapping[int, Committed], timeout: float) -> None:
+        """Commit positions with their metadata. Raises one of the Commit… errors, or FencedError."""
+        offsets = {
+            self._at(partition): OffsetAndMetadata(at.position, at.metadata, -1) for partition, at in positions.items()
+        }
+        try:
+            self._client.commit(offsets, timeout_ms=int(timeout * 1000))
+        except kafka_errors.FencedInstanceIdError as error:
+            raise FencedError from error
+        except (kafka_errors.CommitFailedError, kafka_errors.IllegalGenerationError, kafka_errors.UnknownMemberIdError) as error:
+            raise CommitLostError(str(error)) from error
+        except (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError) as error:
+            raise CommitMapTooLargeError from error
+        except kafka_errors.KafkaError as error:
+            kind = CommitRetriableError if getattr(error, "retriable", False) else CommitRefusedError
+            raise kind(f"{type(error).__name__}: {error}") from error
+
+    def request_watermarks(self, partitions: Iterable[int]) -> None:
+        """Ask the brokers for the high watermarks; the answers arrive during later polls."""
+        wanted = {self._at(partition): _LATEST for partition in partitions}
+        if wanted:
+            future = self._client._fetcher._send_list_offsets_requests(wanted)  # noqa: SLF001
+            future.add_callback(self._note_watermarks)
+
+    def _note_watermarks(self, answer: tuple[Mapping[TopicPartition, Any], object]) -> None:
+        for tp, found in answer[0].items():
+            self._watermarks[tp.partition] = found.offset
+
+    def watermark(self, partition: int) -> int | None:
+        """Return the newest known high watermark: the position behind the last record that can be read."""
+        known = (self._client.highwater(self._at(partition)), self._watermarks.get(partition))
+        return max((at for at in known if at is not None), default=None)
+
+    def forget_watermark(self, partition: int) -> None:
+        """Drop what was known: the log began anew."""
+        self._watermarks.pop(partition, None)
+
+    def close(self, timeout: float) -> None:
+        """Leave the group (a static member stays) and free the connections, within `timeout` seconds."""
+        self._client.close(autocommit=False, timeout_ms=int(timeout * 1000))
+
+    def _at(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)
+
+
+def _record(found: Any) -> Record:
+    timestamp = found.timestamp / 1000 if found.timestamp is not None and found.timestamp >= 0 else 0.0
+    return Record(found.topic, found.partition, found.offset, timestamp, found.key, found.value, found.headers)

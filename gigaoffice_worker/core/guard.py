@@ -1,0 +1,125 @@
+"""What may stop new handler calls: the shared gate and the storm guard."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gigaoffice_worker.core.retry import RetryPolicy
+
+_WINDOW = 60.0
+
+
+class Gate:
+    """One gate for all handler calls, closed when a handler says that every call would fail now (HTTP 429, 503)."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._until = 0.0
+        self._series = 0
+
+    @property
+    def until(self) -> float:
+        """When the gate opens, in seconds of the monotonic clock; in the past when it is open."""
+        return self._until
+
+    def closed(self, now: float) -> bool:
+        return now < self._until
+
+    def close(self, now: float, retry_after: float | None, random: Callable[[], float]) -> float:
+        """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
+
+        The opening is jittered, so that several workers don't return to a limited service in the same moment.
+        """
+        # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
+        if not self.closed(now):
+            self._series += 1
+        wait = retry_after if retry_after is not None else self._policy.ceiling(self._series)
+        wait = max(0.0, wait)
+        self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
+        return self._until
+
+    def passed(self) -> None:
+        """Note that a call got through: the next closing starts a new series."""
+        self._series = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StormLimits:
+    """From how many finished requests on, and at which share of one error, the guard trips."""
+
+    enabled: bool = True
+    min_requests: int = 20
+    ratio: float = 0.8
+
+
+class StormGuard:
+    """Notices that nearly everything ends in the dead letter queue for one reason, and stops intake.
+
+    Without it a broken model would turn a whole backlog into dead letters. It trips when, of the requests finished in
+    the last minute, at least `ratio` ran out of attempts with one error type. Then one request at a time probes; the
+    first one that is answered or rejected opens intake again.
+    """
+
+    def __init__(self, limits: StormLimits) -> None:
+        self._limits = limits
+        # One bucket a second, so that a fast handler's minute costs no more memory than a slow one's.
+        self._buckets: deque[_Bucket] = deque()
+        self._total = 0
+        self._errors: Counter[str] = Counter()
+        self._reason: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """The error type that tripped the guard; None while intake is open."""
+        return self._reason
+
+    def finished(self, now: float, error_type: str | None) -> bool:
+        """Note a finished request, with its error type if it ran out of attempts; True when that trips the guard."""
+        if not self._limits.enabled:
+            return False
+        self._expire(now)
+        self._bucket(now).add(error_type)
+        self._total += 1
+        if error_type is None:
+            return False
+        self._errors[error_type] += 1
+        if self._reason is not None or self._total < self._limits.min_requests:
+            return False
+        worst, count = self._errors.most_common(1)[0]
+        # Divided, not multiplied: 0.55 of 20 would come out a little above 11.
+        if count / self._total < self._limits.ratio:
+            return False
+        self._reason = worst
+        return True
+
+    def probe_passed(self) -> None:
+        """Open intake: a probing request was answered or rejected. What was seen before counts no more."""
+        self._reason = None
+        self._buckets.clear()
+        self._total = 0
+        self._errors.clear()
+
+    def _bucket(self, now: float) -> _Bucket:
+        if not self._buckets or self._buckets[-1].second != int(now):
+            self._buckets.append(_Bucket(int(now)))
+        return self._buckets[-1]
+
+    def _expire(self, now: float) -> None:
+        while self._buckets and self._buckets[0].second <= now - _WINDOW:
+            bucket = self._buckets.popleft()
+            self._total -= bucket.total
+            self._errors -= bucket.errors
+
+
+@dataclass(slots=True)
+class _Bucket:
+    second: int
+    total: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, error_type: str | None) -> None:
+        self.total += 1
+        if error_type is not None:
+            self.errors[error_type] += 1

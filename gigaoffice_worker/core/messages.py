@@ -1,0 +1,170 @@
+"""The wire: what a request is, and how responses and dead letters are written.
+
+JSON is read and written by msgspec: as fast as the fastest, strict (no NaN, no byte order mark, no lone surrogates),
+and it keeps integers beyond 64 bits exact where others silently make floats of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from gigaoffice_worker.core.records import Failure, Headers, Letter, Reason, Record, Verdict
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
+_MESSAGE_LIMIT = 1000
+_REPLAYS = "dlq-replays"
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class InvalidRequestError(ValueError):
+    """A record's value is not a request. `answerable_id` is the id that a failed response can carry, if any."""
+
+    def __init__(self, message: str, answerable_id: str | None) -> None:
+        super().__init__(message)
+        self.answerable_id = answerable_id
+
+
+class UnserialisableError(ValueError):
+    """What a handler returned cannot be written as JSON."""
+
+
+def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
+    """Return the request's id and payload. Raises InvalidRequestError with a message that quotes no data."""
+    key_text = _text(record.key)
+    if record.value is None:
+        message = "the value is null"
+        raise InvalidRequestError(message, key_text)
+    try:
+        payload = _decode(record.value)
+    except RecursionError:
+        message = "the value is nested too deeply"
+        raise InvalidRequestError(message, key_text) from None
+    except (ValueError, msgspec.MsgspecError) as error:
+        message = f"the value is not JSON: {_where(error)}"
+        raise InvalidRequestError(message, key_text) from None
+    if not isinstance(payload, dict):
+        message = f"the value is a JSON {_kind(payload)}, not an object"
+        raise InvalidRequestError(message, key_text)
+    fallback = key_text or str(record.source)
+    if "id" not in payload:
+        return fallback, payload
+    request_id = payload["id"]
+    if not isinstance(request_id, str) or not request_id:
+        found = "an empty string" if request_id == "" else f"a JSON {_kind(request_id)}"
+        message = f"the id is {found}, not a non-empty string"
+        raise InvalidRequestError(message, fallback)
+    return request_id, payload
+
+
+def encode_response(request_id: str, verdict: Verdict, seconds: float, at: datetime) -> bytes:
+    """Return the JSON value of a response. Raises UnserialisableError when the handler's result is no JSON."""
+    failed = verdict.reason is not None or verdict.failure is not None
+    failure = verdict.failure
+    try:
+        return _encode(
+            {
+                "request_id": request_id,
+                "status": "failed" if failed else "completed",
+                "result": None if verdict.reason is not None else verdict.result,
+                "error": {"type": failure.type, "message": _printable(failure.message)} if failure else None,
+                "processing_time": round(seconds, 6),
+                "timestamp": _iso(at),
+            }
+        )
+    except Exception as error:  # an object of the handler's own may fail in any way while it is read
+        message = f"the handler's result cannot be written as JSON: {error}"
+        raise UnserialisableError(message) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Where responses and dead letters go, and what a dead letter says about its writer."""
+
+    responses: str
+    dlq: str
+    group: str
+    version: str
+
+    def response(self, record: Record, value: bytes, partition: int | None = None) -> Letter:
+        """Return the response to `record` with the encoded `value`."""
+        return Letter(self.responses, record.key, value, _origin(record, traced=True), partition)
+
+    def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: datetime) -> Letter:
+        """Return the dead letter: the record byte for byte, and behind its headers why it is here."""
+        headers = [(name, value if value is not None else b"") for name, value in record.headers]
+        about: list[tuple[str, str]] = [
+            ("dlq-reason", reason.value),
+            ("dlq-error-type", failure.type),
+            ("dlq-error-message", _printable(failure.message)[:_MESSAGE_LIMIT]),
+            ("dlq-attempts", str(attempts)),
+            ("dlq-timestamp", _iso(at)),
+            ("dlq-consumer-group", self.group),
+            ("dlq-worker-version", self.version),
+        ]
+        replays = _last(record.headers, _REPLAYS)
+        if replays is not None:
+            about.append((_REPLAYS, _text(replays) or "0"))
+        nulls = [name for name, value in record.headers if value is None]
+        if nulls:
+            about.append(("dlq-null-headers", ",".join(nulls)))
+        headers += [(name, _bytes(text)) for name, text in about]
+        return Letter(self.dlq, record.key, record.value, headers + _origin(record, traced=False))
+
+
+def _origin(record: Record, *, traced: bool) -> list[tuple[str, bytes]]:
+    headers = [
+        ("source-topic", record.topic.encode()),
+        ("source-partition", b"%d" % record.partition),
+        ("source-offset", b"%d" % record.offset),
+    ]
+    if traced and record.headers:
+        headers += [(name, value) for name, value in record.headers if name in _TRACE_HEADERS and value is not None]
+    return headers
+
+
+def last_values(headers: Headers) -> dict[str, bytes]:
+    """Return the headers as a handler sees them: the last of a repeated name, and `b""` for none."""
+    return {name: value if value is not None else b"" for name, value in headers}
+
+
+def _last(headers: Headers, wanted: str) -> bytes | None:
+    found: Sequence[bytes] = [value for name, value in headers if name == wanted and value is not None]
+    return found[-1] if found else None
+
+
+def _text(value: bytes | None) -> str | None:
+    """Return non-empty UTF-8 text, or None."""
+    try:
+        return value.decode() or None if value else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _printable(text: str) -> str:
+    """Replace what UTF-8 cannot hold (lone surrogates), so that an error message can always be written."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _where(error: Exception) -> str:
+    # UnicodeDecodeError quotes the offending bytes; the codec's short reason says enough.
+    return f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _kind(value: object) -> str:
+    kinds: dict[type, str] = {str: "string", bool: "boolean", int: "number", float: "number", list: "array"}
+    return "null" if value is None else kinds.get(type(value), "object")

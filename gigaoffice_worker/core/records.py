@@ -1,0 +1,149 @@
+"""What flows through the worker: records in, requests to the handler, outcomes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+class Source(NamedTuple):
+    """Where a record stands in Kafka: the identity of a delivery."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
+
+class Record(NamedTuple):
+    """A record of the request topic as Kafka holds it. `timestamp` is in seconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def source(self) -> Source:
+        return Source(self.topic, self.partition, self.offset)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the record's content takes: key, value and headers."""
+        size = len(self.key or b"") + len(self.value or b"")
+        if self.headers:
+            size += sum(len(name) + len(value or b"") for name, value in self.headers)
+        return size
+
+
+class Deadline:
+    """The moment at which an attempt is given up, asked by its handler."""
+
+    __slots__ = ("_at",)
+
+    def __init__(self, at: float) -> None:
+        """Set the deadline to `at`, in seconds of the monotonic clock."""
+        self._at = at
+
+    def remaining(self) -> float:
+        """Return the seconds left, never less than zero."""
+        return max(0.0, self._at - time.monotonic())
+
+    def __repr__(self) -> str:
+        return f"Deadline(remaining={self.remaining():.3f})"
+
+
+@dataclass(slots=True)
+class Request:
+    """What a handler is called with; its own copy, to keep or change.
+
+    `headers` has the last value of a repeated name, and `b""` for a header without a value. `attempt` counts from 1.
+    `timestamp` is the record's, in seconds since the epoch.
+    """
+
+    id: str
+    payload: dict[str, Any]
+    key: bytes | None
+    headers: Mapping[str, bytes]
+    attempt: int
+    deadline: Deadline
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float
+
+
+class Reason(StrEnum):
+    """Why a request ended in the dead letter queue."""
+
+    INVALID_REQUEST = "invalid-request"
+    REJECTED = "rejected"
+    ATTEMPTS_EXHAUSTED = "attempts-exhausted"
+    TIMED_OUT = "timed-out"
+    RESPONSE_TOO_LARGE = "response-too-large"
+
+
+class Failure(NamedTuple):
+    """Why an attempt or a request failed: the error's type and its message in plain text."""
+
+    type: str
+    message: str
+
+
+class Verdict(NamedTuple):
+    """How a request ended.
+
+    With `reason` it goes to the dead letter queue, without it is answered with `result` (`failure` is then set
+    where the handler itself answered `"success": false`).
+    """
+
+    result: Any = None
+    failure: Failure | None = None
+    reason: Reason | None = None
+
+
+class Letter(NamedTuple):
+    """One record to be written: a response or a dead letter, encoded. `partition` None lets the client choose."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    partition: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of content, as `Record.size` counts them."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
+
+class Ended(StrEnum):
+    """How an attempt ended."""
+
+    ANSWERED = "answered"
+    INVALID = "invalid"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+    SHARED = "shared"
+
+
+class Attempt(NamedTuple):
+    """What came of one handler call of `seconds`. `retry_after` is what the handler asked for, in seconds."""
+
+    ended: Ended
+    seconds: float
+    result: Any = None
+    failure: Failure | None = None
+    retry_after: float | None = None

@@ -1,0 +1,212 @@
+"""What may run next: order by key, due times of retries, and what every partition may hold in memory."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from gigaoffice_worker.core.offsets import OffsetTracker
+from gigaoffice_worker.core.records import Failure, Record
+
+Ordering = Literal["key", "partition", "none"]
+
+
+class Stage(StrEnum):
+    """Where a request is between being received and being settled."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING_RETRY = "waiting-retry"
+    DELIVERING = "delivering"
+
+
+@dataclass(eq=False, slots=True)
+class Assignment:
+    """One partition from the moment it is assigned until it is forgotten: its offsets and what it holds in memory.
+
+    `epoch` counts assignments. An adopted partition keeps its Assignment under a new epoch; a forgotten one is `lost`,
+    and what still refers to it is dropped, never settled or committed.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    tracker: OffsetTracker[Work]
+    # What the last acknowledged commit said: position and metadata.
+    committed: int
+    committed_text: str = ""
+    watermark: int | None = None
+    lost: bool = False
+    held_records: int = 0
+    held_bytes: int = 0
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return (self.topic, self.partition)
+
+
+Lane = tuple[Assignment, bytes | None]
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One request on its way. Times are seconds of the monotonic clock; `attempt` counts attempts begun."""
+
+    record: Record
+    assignment: Assignment
+    size: int
+    received_at: float
+    # Known from the first attempt on, when the value is decoded; empty if no response can be addressed.
+    id: str = ""
+    stage: Stage = Stage.QUEUED
+    attempt: int = 0
+    # Counts how often a thread took it. An attempt that did not count is a run all the same, so that the late result
+    # of one run is never mistaken for the next one's.
+    run: int = 0
+    ready_at: float = 0.0
+    first_at: float | None = None
+    started_at: float = 0.0
+    seconds: float = 0.0
+    failure: Failure | None = None
+    lane: Lane | None = None
+
+
+@dataclass(order=True, slots=True)
+class _Retry:
+    due: float
+    number: int
+    work: Work = field(compare=False)
+
+
+class Scheduler:
+    """Decides which request runs next. Not thread-safe: the monitor's lock guards it.
+
+    A *lane* is what must run one at a time and in order: the records of one key (`key`), of one partition
+    (`partition`), or nothing (`none`, and records without a key under `key`). The first request of a lane is ready,
+    running or waiting for its retry; the others wait behind it until `free` is called for it.
+    """
+
+    def __init__(self, ordering: Ordering) -> None:
+        self._ordering = ordering
+        self._lanes: dict[Lane, deque[Work]] = {}
+        self._ready: deque[Work] = deque()
+        self._retries: list[_Retry] = []
+        self._numbers = 0
+        self._queued = 0
+
+    @property
+    def queued(self) -> int:
+        """How many requests have not begun an attempt and don't wait for a retry."""
+        return self._queued
+
+    @property
+    def waiting_retry(self) -> int:
+        """How many requests wait for the due time of their next attempt."""
+        return len(self._retries)
+
+    @property
+    def ready(self) -> int:
+        """How many requests could run now."""
+        return len(self._ready)
+
+    @property
+    def ready_since(self) -> float | None:
+        """When the request that runs next became ready."""
+        return self._ready[0].ready_at if self._ready else None
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next retry is due."""
+        return self._retries[0].due if self._retries else None
+
+    def add(self, work: Work, now: float) -> None:
+        """Queue a request that was just received."""
+        self._queued += 1
+        work.stage = Stage.QUEUED
+        work.lane = self._lane_of(work)
+        if work.lane is not None:
+            lane = self._lanes.get(work.lane)
+            if lane is not None:
+                lane.append(work)
+                return
+            self._lanes[work.lane] = deque()
+        self._make_ready(work, now)
+
+    def take(self, now: float, only: Work | None = None) -> Work | None:
+        """Return the request to run now, as begun at `now`; None when nothing, or not `only`, is ready."""
+        if self._retries:
+            self._promote_due(now)
+        if only is not None:
+            if only not in self._ready:
+                return None
+            self._ready.remove(only)
+            work = only
+        elif self._ready:
+            work = self._ready.popleft()
+        else:
+            return None
+        self._queued -= 1
+        work.stage = Stage.RUNNING
+        work.attempt += 1
+        work.run += 1
+        work.started_at = now
+        if work.first_at is None:
+            work.first_at = now
+        return work
+
+    def _promote_due(self, now: float) -> None:
+        """Make ready what waited for its due time. It goes first: it is older than what is ready."""
+        due: list[Work] = []
+        while self._retries and self._retries[0].due <= now:
+            due.append(heapq.heappop(self._retries).work)
+        for work in reversed(due):
+            work.stage = Stage.QUEUED
+            work.ready_at = now
+            self._queued += 1
+            self._ready.appendleft(work)
+
+    def retry(self, work: Work, due: float) -> None:
+        """Let a request that ran wait until `due`; its lane stays closed."""
+        self._numbers += 1
+        work.stage = Stage.WAITING_RETRY
+        heapq.heappush(self._retries, _Retry(due, self._numbers, work))
+
+    def free(self, work: Work, now: float) -> None:
+        """Open the lane of a request that needs no further attempt, so that the next one in it may run."""
+        if work.lane is None:
+            return
+        lane = self._lanes.get(work.lane)
+        if lane:
+            self._make_ready(lane.popleft(), now)
+        elif lane is not None:
+            del self._lanes[work.lane]
+
+    def forget(self, assignment: Assignment) -> None:
+        """Drop every request of a lost partition that is not running."""
+        self._ready = deque(work for work in self._ready if work.assignment is not assignment)
+        kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
+        heapq.heapify(kept)
+        self._retries = kept
+        self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
+        self._queued = len(self._ready) + sum(map(len, self._lanes.values()))
+
+    def retries(self) -> Iterator[tuple[float, Work]]:
+        """Walk over what waits for a retry, as (due, request), in no order."""
+        return ((retry.due, retry.work) for retry in self._retries)
+
+    def _lane_of(self, work: Work) -> Lane | None:
+        if self._ordering == "none":
+            return None
+        if self._ordering == "partition":
+            return (work.assignment, None)
+        key = work.record.key
+        # An empty key is a key; records without one are in no order.
+        return None if key is None else (work.assignment, key)
+
+    def _make_ready(self, work: Work, now: float) -> None:
+        work.ready_at = now
+        self._ready.append(work)

@@ -1,0 +1,488 @@
+"""Outcomes out: the dead letter where there is one, then the response, each repeated until it is acknowledged.
+
+Handler threads hand an outcome over and go on; nobody waits for an acknowledgement. The client's thread notes it, and
+the consumer thread collects what is complete and settles the offsets. While a topic is in trouble its *outlet* holds
+everything newer back, so that order survives the repair, and the delivery thread sends again: what failed first, in
+its first order, alone where a batch was too large. When the client itself is in doubt it is replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from gigaoffice_worker.broker.producer import Producer, SendFailure, classify
+from gigaoffice_worker.core.messages import UnserialisableError, Wire, encode_response
+from gigaoffice_worker.core.records import Failure, Letter, Reason, Verdict
+from gigaoffice_worker.core.scheduler import Work
+
+log = structlog.get_logger(__name__)
+
+# A future that is older than the client's own delivery time-out plus this is abandoned, and the client with it.
+ABANDON_AFTER = 10.0
+# From this age of the oldest undelivered outcome on, no new handler call starts.
+BLOCKED_AFTER = 5.0
+# What a record adds to its content on the wire, at most, apart from its headers.
+_RECORD_OVERHEAD = 128
+_HEADER_OVERHEAD = 10
+_TICK = 0.25
+_BACKOFF, _MAX_BACKOFF = 0.2, 10.0
+_STOP_SENDER_WITHIN = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Shipment:
+    """One outcome on its way: `letters` are still to be sent, in this order."""
+
+    work: Work
+    verdict: Verdict
+    letters: deque[Letter]
+    # Whether the lane of the request was opened. A letter known to fit opens it when it is handed over; any other only
+    # when it is acknowledged, since a refusal still changes the outcome.
+    freed: bool = False
+
+
+class Parcel:
+    """One letter in the hands of the client. A letter that is sent again is a new parcel under the old number."""
+
+    __slots__ = ("alone", "first_sent_at", "letter", "number", "outlet", "shipment")
+
+    def __init__(self, outlet: Outlet, shipment: Shipment, letter: Letter, number: int, now: float) -> None:
+        self.outlet = outlet
+        self.shipment = shipment
+        self.letter = letter
+        self.number = number
+        self.first_sent_at = now
+        self.alone = not outlet.fits(letter)
+
+    def again(self) -> Parcel:
+        """Return the same letter for another try, so that a late answer to the first one is told apart."""
+        parcel = Parcel(self.outlet, self.shipment, self.letter, self.number, self.first_sent_at)
+        parcel.alone = self.alone
+        return parcel
+
+    def acknowledged(self, _metadata: object) -> None:
+        """Note the acknowledgement; called on the client's thread."""
+        if self.outlet.unacknowledged.get(self.number) is self:
+            del self.outlet.unacknowledged[self.number]
+            self.outlet.delivery.acknowledged(self)
+
+    def failed(self, error: BaseException) -> None:
+        """Note the failure; called on the client's thread, or by whoever tried to send."""
+        if self.outlet.unacknowledged.get(self.number) is self:
+            self.outlet.failed(self, error)
+
+
+@dataclass(eq=False, slots=True)
+class Outlet:
+    """One topic that is written to, and what is on its way there."""
+
+    delivery: Delivery
+    topic: str
+    max_message_bytes: int
+    partitions: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    unacknowledged: dict[int, Parcel] = field(default_factory=dict)
+    repairing: bool = False
+    waiting: list[Parcel] = field(default_factory=list)
+    failures: list[tuple[Parcel, BaseException]] = field(default_factory=list)
+    trouble: str | None = None
+    series: int = 0
+    trying: bool = False
+    retry_at: float = 0.0
+
+    def fits(self, letter: Letter) -> bool:
+        """Say whether the topic is known to take the letter, whatever shares a batch with it."""
+        size = letter.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(letter.headers)
+        return size <= self.max_message_bytes
+
+    def failed(self, parcel: Parcel, error: BaseException) -> None:
+        with self.lock:
+            if self.unacknowledged.pop(parcel.number, None) is not parcel:
+                return
+            self.repairing = True
+            self.failures.append((parcel, error))
+        self.delivery.wake()
+
+    def reclaim(self) -> None:
+        """Take everything back from a client that was stopped, to be sent again."""
+        with self.lock:
+            self.repairing = True
+            self.waiting += [parcel.again() for parcel in self.unacknowledged.values()]
+            self.waiting += [parcel.again() for parcel, _ in self.failures]
+            self.unacknowledged.clear()
+            self.failures.clear()
+
+    def oldest(self) -> float | None:
+        """Return when the oldest undelivered letter was first handed over."""
+        with self.lock:
+            first = next(iter(list(self.unacknowledged.values())), None)
+            ages = [parcel.first_sent_at for parcel in self.waiting]
+            ages += [parcel.first_sent_at for parcel, _ in self.failures]
+            return min([*ages, first.first_sent_at] if first else ages, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An outcome that is durable, with what it was."""
+
+    work: Work
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Whom delivery tells: the monitor (an opened lane, a hold) and the metrics."""
+
+    free: Callable[[Work], None]
+    hold: Callable[[], None]
+    release: Callable[[], None]
+    sent: Callable[[str], None]
+    rebuilt: Callable[[], None]
+    send_failed: Callable[[int], None]
+
+
+class Delivery:
+    """Owns the producer and its thread of repairs."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        make_producer: Callable[[], Producer],
+        hooks: Hooks,
+        *,
+        delivery_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wire = wire
+        self._make_producer = make_producer
+        self._hooks = hooks
+        self._delivery_timeout = delivery_timeout
+        self._clock = clock
+        self._producer: Producer | None = None
+        # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
+        self._retired: list[Producer] = []
+        self._outlets = {
+            topic: Outlet(self, topic, max_message_bytes=1 << 62, partitions=0) for topic in (wire.responses, wire.dlq)
+        }
+        self._numbers = itertools.count()
+        self._acknowledged: deque[Parcel] = deque()
+        self._next_letters: deque[Shipment] = deque()
+        self._posted_bytes = 0
+        self._collected_bytes = 0
+        self._bytes_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._doubt: str | None = None
+        self._rebuild_at = 0.0
+        self._rebuilds_failed = 0
+        self._held = False
+        self.last_turn = clock()
+        self.thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+
+    # Life
+
+    def start(self) -> None:
+        """Build the first producer (its errors are the caller's) and start the thread of repairs."""
+        self._producer = self._make_producer()
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; what is not acknowledged by now stays unsettled."""
+        self._stopping = True
+        self._wake.set()
+
+    def join(self, timeout: float) -> bool:
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+    def close(self, timeout: float) -> None:
+        """End the client's thread."""
+        if self._producer is not None:
+            self._producer.force_stop(timeout)
+
+    def know(self, topic: str, *, max_message_bytes: int | None, partitions: int) -> None:
+        """Note what the topic takes, as the last verification found it."""
+        outlet = self._outlets[topic]
+        outlet.max_message_bytes = max_message_bytes if max_message_bytes is not None else 1_000_000
+        outlet.partitions = partitions
+
+    # Handing over (handler threads)
+
+    def deliver(self, work: Work, verdict: Verdict, request_partitions: int) -> bool:
+        """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
+        shipment = self._ship(work, verdict, request_partitions)
+        letter = shipment.letters.popleft()
+        outlet = self._outlets[letter.topic]
+        shipment.freed = not shipment.letters and outlet.fits(letter)
+        self._post(shipment, letter)
+        return shipment.freed
+
+    def _ship(self, work: Work, verdict: Verdict, request_partitions: int) -> Shipment:
+        at = datetime.now(UTC)
+        letters: deque[Letter] = deque()
+        if verdict.reason is None:
+            try:
+                value = encode_response(work.id, verdict, work.seconds, at)
+            except UnserialisableError as error:
+                # Another attempt would be paid for and return the same.
+                failure = Failure("UnserialisableResult", str(error))
+                return self._ship(work, Verdict(failure=failure, reason=Reason.REJECTED), request_partitions)
+        else:
+            failure = verdict.failure or Failure("Unknown", "")
+            letters.append(self._wire.dead_letter(work.record, verdict.reason, failure, work.attempt, at))
+            value = encode_response(work.id, verdict, work.seconds, at)
+        if work.id:
+            partition = None
+            if request_partitions == self._outlets[self._wire.responses].partitions:
+                # Partitioned like the requests: order per key holds, and the client need not hash the key.
+                partition = work.record.partition
+            letters.append(self._wire.response(work.record, value, partition))
+        return Shipment(work, verdict, letters)
+
+    def _post(self, shipment: Shipment, letter: Letter) -> None:
+        outlet = self._outlets[letter.topic]
+        with self._bytes_lock:
+            self._posted_bytes += letter.size
+        with outlet.lock:
+            parcel = Parcel(outlet, shipment, letter, next(self._numbers), self._clock())
+            if outlet.repairing or parcel.alone:
+                outlet.repairing = True
+                outlet.waiting.append(parcel)
+                self._wake.set()
+                return
+            outlet.unacknowledged[parcel.number] = parcel
+        self._send(parcel)
+
+    def _send(self, parcel: Parcel) -> None:
+        producer = self._producer
+        try:
+            if producer is None:
+                message = "no producer"
+                raise RuntimeError(message)  # noqa: TRY301  # one way for every failure
+            producer.send(parcel.letter, parcel.acknowledged, parcel.failed)
+        except Exception as error:  # noqa: BLE001  # whatever the client raises, the letter is sent again
+            parcel.failed(error)
+
+    # Acknowledgements
+
+    def acknowledged(self, parcel: Parcel) -> None:
+        """Note that a letter is durable; called on the client's thread."""
+        self._acknowledged.append(parcel)
+        if parcel.shipment.letters or not parcel.shipment.freed:
+            self._next_letters.append(parcel.shipment)
+            self._wake.set()
+        elif parcel.outlet.repairing:
+            self._wake.set()
+
+    def collect(self) -> list[Delivered]:
+        """Return the outcomes that have become durable since the last call (the consumer thread's)."""
+        delivered: list[Delivered] = []
+        for _ in range(len(self._acknowledged)):
+            parcel = self._acknowledged.popleft()
+            self._hooks.sent(parcel.letter.topic)
+            self._collected_bytes += parcel.letter.size
+            shipment = parcel.shipment
+            if parcel.letter.topic == self._wire.responses or not shipment.work.id:
+                delivered.append(Delivered(shipment.work, shipment.verdict))
+        return delivered
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """Bytes of letters that were handed over and not collected."""
+        return self._posted_bytes - self._collected_bytes
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    # State for the observers
+
+    def trouble(self) -> dict[str, str]:
+        """Return what cannot be delivered, as topic → reason: what is in repair, or older than it should be."""
+        now = self._clock()
+        found = {}
+        for outlet in self._outlets.values():
+            oldest = outlet.oldest()
+            if oldest is not None and now - oldest > BLOCKED_AFTER:
+                found[outlet.topic] = outlet.trouble or self._doubt or "no acknowledgement from the cluster"
+        return found
+
+    # The thread of repairs
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(_TICK)
+            self._wake.clear()
+            self.last_turn = self._clock()
+            self._turn(self.last_turn)
+
+    def _turn(self, now: float) -> None:
+        while self._next_letters:
+            self._go_on(self._next_letters.popleft())
+        for outlet in self._outlets.values():
+            self._sort_failures(outlet, now)
+        self._look_for_doubt(now)
+        if self._doubt is not None:
+            if now >= self._rebuild_at:
+                self._rebuild(now)
+        else:
+            for outlet in self._outlets.values():
+                self._repair(outlet, now)
+        self._hold_while_blocked(now)
+
+    def _go_on(self, shipment: Shipment) -> None:
+        """Send the next letter of an outcome, or open its lane behind the last one."""
+        fits = True
+        if shipment.letters:
+            letter = shipment.letters.popleft()
+            fits = self._outlets[letter.topic].fits(letter)
+            self._post(shipment, letter)
+        if fits and not shipment.letters and not shipment.freed:
+            shipment.freed = True
+            self._hooks.free(shipment.work)
+
+    def _sort_failures(self, outlet: Outlet, now: float) -> None:
+        """Decide what each failure means: send again, send alone, give up this size, or doubt the client."""
+        with outlet.lock:
+            failures, outlet.failures = outlet.failures, []
+        if not failures:
+            return
+        self._hooks.send_failed(len(failures))
+        outlet.trying = False
+        outlet.series += 1
+        outlet.retry_at = now + min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(outlet.series - 1, 10))
+        again: list[Parcel] = []
+        for parcel, error in failures:
+            match classify(error):
+                case SendFailure.TOO_LARGE:
+                    if parcel.alone and self._give_up(parcel):
+                        continue
+                    if not parcel.alone:
+                        outlet.retry_at = now
+                    parcel.alone = True
+                    outlet.trouble = f"the topic refuses a record of {parcel.letter.size} bytes: raise its max.message.bytes"
+                case SendFailure.REFUSED:
+                    outlet.trouble = f"{type(error).__name__}: {error}"
+                case SendFailure.STUCK:
+                    self._doubt = f"{type(error).__name__}: {error}"
+            again.append(parcel.again())
+        with outlet.lock:
+            outlet.waiting += again
+        log.warning(
+            "Outcomes were not acknowledged and will be sent again",
+            topic=outlet.topic,
+            records=len(again),
+            error=self._doubt or outlet.trouble,
+            retry_in=round(outlet.retry_at - now, 3),
+        )
+
+    def _give_up(self, parcel: Parcel) -> bool:
+        """Replace a response that its topic refuses for its size; False where nothing can replace the letter."""
+        shipment, work = parcel.shipment, parcel.shipment.work
+        if parcel.letter.topic == self._wire.dlq:
+            return False
+        failure = Failure(
+            "ResponseTooLarge",
+            f"the response of {len(parcel.letter.value or b'')} bytes is larger than topic {parcel.letter.topic} takes",
+        )
+        if shipment.verdict.reason is None:
+            verdict = Verdict(failure=failure, reason=Reason.RESPONSE_TOO_LARGE)
+            with self._bytes_lock:
+                self._posted_bytes -= parcel.letter.size
+            replacement = self._ship(work, verdict, -1)
+            replacement.freed = shipment.freed
+            self._post(replacement, replacement.letters.popleft())
+            return True
+        # The smallest response there is does not fit either (a huge key): the dead letter has to do.
+        log.error(
+            "Response refused for its size; the dead letter is the only outcome",
+            request_id=work.id,
+            topic=work.record.topic,
+            partition=work.record.partition,
+            offset=work.record.offset,
+        )
+        self.acknowledged(parcel)
+        return True
+
+    def _repair(self, outlet: Outlet, now: float) -> None:
+        """Send what waits, once everything that is on its way has an answer; open the outlet when nothing is left."""
+        if not outlet.repairing or outlet.unacknowledged or now < outlet.retry_at:
+            return
+        with outlet.lock:
+            if outlet.failures:
+                return
+            if outlet.trying:
+                # Everything that was sent again has been acknowledged.
+                outlet.trying = False
+                outlet.series = 0
+                outlet.trouble = None
+            if not outlet.waiting:
+                outlet.repairing = False
+                return
+            outlet.waiting.sort(key=lambda parcel: parcel.number)
+            group = self._next_group(outlet)
+            del outlet.waiting[: len(group)]
+            outlet.unacknowledged.update((parcel.number, parcel) for parcel in group)
+            outlet.trying = True
+        for parcel in group:
+            self._send(parcel)
+
+    def _next_group(self, outlet: Outlet) -> list[Parcel]:
+        """Return what is sent next: one letter to try the topic with, or all up to one that must go alone."""
+        if outlet.series or outlet.waiting[0].alone:
+            return outlet.waiting[:1]
+        return list(itertools.takewhile(lambda parcel: not parcel.alone, outlet.waiting))
+
+    def _look_for_doubt(self, now: float) -> None:
+        if self._doubt is not None:
+            return
+        if self._producer is None or self._producer.broken:
+            self._doubt = "the producer cannot send any more"
+        limit = self._delivery_timeout + ABANDON_AFTER
+        for outlet in self._outlets.values():
+            first = next(iter(list(outlet.unacknowledged.values())), None)
+            if first is not None and now - first.first_sent_at > limit:
+                self._doubt = f"no answer for {now - first.first_sent_at:.0f} seconds"
+
+    def _rebuild(self, now: float) -> None:
+        """Replace the client: stop the old one for good, then take back everything it held."""
+        for outlet in self._outlets.values():
+            outlet.repairing = True
+        if self._producer is not None:
+            if not self._producer.force_stop(_STOP_SENDER_WITHIN):
+                self._retired.append(self._producer)
+            self._producer = None
+        for outlet in self._outlets.values():
+            outlet.reclaim()
+        try:
+            self._producer = self._make_producer()
+        except Exception as error:  # noqa: BLE001  # an outage; tried again until it is over
+            self._rebuilds_failed += 1
+            self._rebuild_at = self._clock() + min(_MAX_BACKOFF, 0.5 * 2.0 ** min(self._rebuilds_failed - 1, 10))
+            log.warning("Producer could not be rebuilt", error=str(error), cause=self._doubt)
+            return
+        self._rebuilds_failed = 0
+        self._hooks.rebuilt()
+        log.warning("Producer rebuilt", cause=self._doubt, stopped_after=round(self._clock() - now, 3))
+        self._doubt = None
+        for outlet in self._outlets.values():
+            outlet.retry_at = 0.0
+        self._wake.set()
+
+    def _hold_while_blocked(self, now: float) -> None:
+        ages = [now - oldest for outlet in self._outlets.values() if (oldest := outlet.oldest()) is not None]
+        blocked = max(ages, default=0.0) > BLOCKED_AFTER
+        if blocked and not self._held:
+            self._hooks.hold()
+            log.warning("No handler call starts while outcomes cannot be delivered", trouble=self.trouble())
+        elif self._held and not blocked:
+            self._hooks.release()
+            log.info("Handler calls start again: outcomes are delivered")
+        self._held = blocked

@@ -1,0 +1,331 @@
+"""The one place of shared state: a lock around scheduler and offset trackers, and the conditions to wait on.
+
+No I/O happens under the lock. Handler threads take work and conclude attempts; the consumer thread offers, settles and
+asks what may be committed; the supervisor looks for attempts that are overdue.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from gigaoffice_worker.core.guard import Gate, StormGuard
+from gigaoffice_worker.core.records import Attempt, Ended, Failure, Reason, Verdict
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.scheduler import Assignment, Scheduler, Stage, Work
+
+# How long ready work waits before an idle thread takes it while another is taking work quickly: threads that fight for
+# the interpreter cost more than this wait, and a slow handler runs into it only once.
+PATIENCE = 0.001
+
+
+class Late(Enum):
+    """Why the result of an attempt counts no more."""
+
+    ABANDONED = "abandoned"
+    LOST = "partition-lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many requests are at which stage."""
+
+    queued: int
+    running: int
+    waiting_retry: int
+    delivering: int
+
+
+class Monitor:
+    """All decisions about requests in hand, made under one lock."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        policy: RetryPolicy,
+        gate: Gate,
+        guard: StormGuard,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._scheduler = scheduler
+        self._policy = policy
+        self.gate = gate
+        self.guard = guard
+        self._clock = clock
+        self._rng = rng
+        self._lock = threading.Lock()
+        self._standby = threading.Condition(self._lock)
+        self._bench = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._has_standby = False
+        self._alert = False
+        self._benched = 0
+        self._holds: set[str] = set()
+        self._running: dict[Work, int] = {}
+        self._delivering: set[Work] = set()
+        self._probe: Work | None = None
+        self._probes = 0
+        self._last_take = 0.0
+        self._stopped = False
+
+    # Handler threads
+
+    def take(self, done: Work | None = None, *, hot: bool = False) -> Work | None:
+        """Wait for the next request to run; None when the pool shall end.
+
+        `done` is the request that the calling thread has just published: its lane is opened first. `hot` says that
+        the thread comes from a request, and goes on with what is ready at once.
+        """
+        with self._lock:
+            if done is not None:
+                self._scheduler.free(done, self._clock())
+            while not self._stopped:
+                now = self._clock()
+                work = self._next(now) if hot or self._worth_a_thread(now) else None
+                if work is not None:
+                    self._last_take = now
+                    self._running[work] = work.attempt
+                    if self._scheduler.ready:
+                        self._wake_one()
+                    return work
+                hot = False
+                self._wait(now)
+            return None
+
+    def _worth_a_thread(self, now: float) -> bool:
+        since = self._scheduler.ready_since
+        if since is None:
+            return True
+        return now - since >= PATIENCE or now - self._last_take >= PATIENCE or not self._running
+
+    def _next(self, now: float) -> Work | None:
+        if self._holds or self.gate.closed(now):
+            return None
+        if self.guard.reason is None:
+            return self._scheduler.take(now)
+        if self._probe is not None:
+            return self._scheduler.take(now, only=self._probe)
+        work = self._scheduler.take(now)
+        if work is not None:
+            self._probe = work
+        return work
+
+    def _wait(self, now: float) -> None:
+        """Wait as the one standby thread, which wakes by itself for what is due, or on the bench until called."""
+        if self._has_standby:
+            self._benched += 1
+            self._bench.wait()
+            self._benched -= 1
+            return
+        self._has_standby = True
+        nap = self._nap(now)
+        self._alert = nap is not None and nap <= PATIENCE
+        self._standby.wait(nap)
+        self._has_standby = self._alert = False
+        # Whoever leaves the standby's place calls the next one to it, so that there is always one while any is idle.
+        if self._benched:
+            self._bench.notify()
+
+    def _nap(self, now: float) -> float | None:
+        if self._holds:
+            return None
+        if self.gate.closed(now):
+            return self.gate.until - now
+        if self._scheduler.ready and self._probe is None:
+            return PATIENCE
+        due = self._scheduler.next_due
+        return max(0.0, due - now) if due is not None else None
+
+    def _wake_one(self) -> None:
+        """See to it that an idle thread looks at what is ready; one that will by itself in a moment is left alone."""
+        if self._has_standby:
+            if not self._alert:
+                self._standby.notify()
+        elif self._benched:
+            self._bench.notify()
+
+    def conclude(self, work: Work, attempt: int, made: Attempt) -> Verdict | Late | None:
+        """Note what came of attempt number `attempt`: a verdict to deliver, None for a retry, or why it is too late."""
+        with self._lock:
+            if self._running.get(work) != attempt:
+                return Late.ABANDONED
+            del self._running[work]
+            self._changed.notify_all()
+            if work.assignment.lost:
+                self._scheduler.free(work, self._clock())
+                self._probe = None if self._probe is work else self._probe
+                return Late.LOST
+            work.seconds += made.seconds
+            work.failure = made.failure
+            verdict = self._judge(work, made)
+            if verdict is not None:
+                work.stage = Stage.DELIVERING
+                self._delivering.add(work)
+            return verdict
+
+    def _judge(self, work: Work, made: Attempt) -> Verdict | None:
+        now = self._clock()
+        match made.ended:
+            case Ended.ANSWERED:
+                self._got_through(work, now)
+                return Verdict(made.result, made.failure)
+            case Ended.REJECTED:
+                self._got_through(work, now)
+                return Verdict(failure=made.failure, reason=Reason.REJECTED)
+            case Ended.INVALID:
+                work.attempt -= 1  # No handler was called.
+                self._probe = None if self._probe is work else self._probe
+                return Verdict(failure=made.failure, reason=Reason.INVALID_REQUEST)
+            case Ended.SHARED:
+                work.attempt -= 1
+                until = self.gate.close(now, made.retry_after, self._rng)
+                self._scheduler.retry(work, until)
+                self._wake_one()
+                return None
+        return self._failed(work, made, now)
+
+    def _failed(self, work: Work, made: Attempt, now: float) -> Verdict | None:
+        storm = self.guard.reason is not None
+        if storm:
+            # While nearly everything fails, an attempt says nothing about its request.
+            work.attempt -= 1
+            self._probes += work is self._probe
+            series = max(self._probes, work.attempt + 1)
+            self._retry(work, now + self._policy.delay_after(series, self._rng, made.retry_after))
+            return None
+        if not self._policy.exhausted(work.attempt):
+            self._retry(work, now + self._policy.delay_after(work.attempt, self._rng, made.retry_after))
+            return None
+        failure = made.failure or Failure("Unknown", "")
+        self.guard.finished(now, failure.type)
+        reason = Reason.TIMED_OUT if made.ended is Ended.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
+        return Verdict(failure=failure, reason=reason)
+
+    def _retry(self, work: Work, due: float) -> None:
+        self._scheduler.retry(work, due)
+        # The standby thread may sleep towards a later due time.
+        self._wake_one()
+
+    def _got_through(self, work: Work, now: float) -> None:
+        self.gate.passed()
+        if work is self._probe:
+            self._probe = None
+            self._probes = 0
+            self.guard.probe_passed()
+            self._standby.notify()
+        self.guard.finished(now, None)
+
+    # Delivery
+
+    def free(self, work: Work) -> None:
+        """Open the lane of a request whose outcome was published later than by its own thread."""
+        with self._lock:
+            self._scheduler.free(work, self._clock())
+            self._wake_one()
+
+    # The consumer thread
+
+    def offer(self, works: Iterable[Work]) -> None:
+        """Queue requests that were received, unless their offset is done already."""
+        with self._lock:
+            now = self._clock()
+            for work in works:
+                assignment = work.assignment
+                if assignment.tracker.start(work.record.offset, work):
+                    assignment.held_records += 1
+                    assignment.held_bytes += work.size
+                    self._scheduler.add(work, now)
+            if self._scheduler.ready:
+                self._wake_one()
+
+    def settle(self, works: Iterable[Work]) -> None:
+        """Note that the outcomes of these requests are durable."""
+        with self._lock:
+            for work in works:
+                self._delivering.discard(work)
+                assignment = work.assignment
+                if assignment.lost:
+                    continue
+                assignment.tracker.settle(work.record.offset)
+                assignment.held_records -= 1
+                assignment.held_bytes -= work.size
+            self._changed.notify_all()
+
+    def hold(self, reason: str) -> None:
+        """Start no attempt until `release` is called with the same reason."""
+        with self._lock:
+            self._holds.add(reason)
+
+    def release(self, reason: str) -> None:
+        with self._lock:
+            if reason in self._holds:
+                self._holds.discard(reason)
+                self._standby.notify()
+
+    def forget(self, assignment: Assignment) -> None:
+        """Drop what is queued of a lost partition; results that are still to come will be dropped too."""
+        with self._lock:
+            assignment.lost = True
+            self._scheduler.forget(assignment)
+            if self._probe is not None and self._probe.assignment is assignment and self._probe not in self._running:
+                self._probe = None
+            self._changed.notify_all()
+
+    def advance(self, assignment: Assignment, position: int) -> None:
+        """Note that the client has read up to `position`."""
+        with self._lock:
+            assignment.tracker.advance(position)
+
+    def wait_quiet(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""
+        with self._lock:
+            if self._running or self._delivering:
+                self._changed.wait(timeout)
+            return not self._running and not self._delivering
+
+    # The supervisor and the observers
+
+    def overdue(self, limit: float) -> list[tuple[Work, int]]:
+        """Return the attempts that have run for more than `limit` seconds, as (request, attempt)."""
+        with self._lock:
+            now = self._clock()
+            return [(work, number) for work, number in self._running.items() if now - work.started_at > limit]
+
+    def starved_for(self, now: float) -> float:
+        """Return for how long work has been ready although nothing holds it back and no thread is busy."""
+        with self._lock:
+            since = self._scheduler.ready_since
+            if since is None or self._holds or self._running or self.gate.closed(now) or self.guard.reason:
+                return 0.0
+            return now - max(since, self._last_take, self.gate.until)
+
+    def stop(self) -> None:
+        """Send every handler thread home as soon as it asks for work."""
+        with self._lock:
+            self._stopped = True
+            self._standby.notify_all()
+            self._bench.notify_all()
+
+    def counts(self) -> Counts:
+        with self._lock:
+            return Counts(
+                self._scheduler.queued, len(self._running), self._scheduler.waiting_retry, len(self._delivering)
+            )
+
+    def held(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self._holds)
+
+    def running(self) -> list[Work]:
+        with self._lock:
+            return list(self._running)
+
+    def locked(self) -> threading.Lock:
+        """The lock itself, for a snapshot of several trackers at one moment."""
+        return self._lock

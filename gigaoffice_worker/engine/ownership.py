@@ -1,0 +1,165 @@
+"""Which partitions are ours, and what a rebalance does to what is in hand. Used by the consumer thread only.
+
+The client's rebalances are eager: every member gives up all of its partitions and gets some back. Dropping what is in
+flight would repeat paid calls, so what was revoked is only set aside. A partition that comes back is *adopted*, if
+nobody else can have owned it in between: the member is the same and the group's generation is the very next one.
+Everything else is forgotten: what is queued is dropped, and results that are still to come count for nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import structlog
+
+from gigaoffice_worker.broker.consumer import Committed, Consumer, Membership
+from gigaoffice_worker.core.offsets import CommitMap, CommitMapError, OffsetTracker
+from gigaoffice_worker.core.scheduler import Assignment, Work
+from gigaoffice_worker.engine.commits import Committer
+from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+COMMIT_WITHIN = 5.0
+_ASK_WITHIN = 2.0
+_HOLD = "rebalance"
+_STEP = 0.02
+
+
+class Ownership:
+    """The assignments of this member, from being assigned to being adopted or forgotten."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        monitor: Monitor,
+        committer: Committer,
+        settle: Callable[[], None],
+        metrics: Metrics,
+        *,
+        topic: str,
+        auto_offset_reset: Literal["earliest", "latest"],
+        rebalance_wait: float,
+    ) -> None:
+        self._consumer = consumer
+        self._monitor = monitor
+        self._committer = committer
+        self._settle = settle
+        self._metrics = metrics
+        self._topic = topic
+        self._reset = auto_offset_reset
+        self._rebalance_wait = rebalance_wait
+        self._epoch = 0
+        self._membership: Membership | None = None
+        # Replaced and never changed, so that observers may read it without a lock.
+        self.assignments: dict[int, Assignment] = {}
+        self._set_aside: dict[int, Assignment] = {}
+        # Assigned, and not read yet: where to begin is still to be asked (or, for those in `_anew`, to be decided).
+        self.unpositioned: set[int] = set()
+        self._anew: set[int] = set()
+        self.joined_at: float | None = None
+        self.rebalancing_since: float | None = None
+        self.last_step = time.monotonic()
+
+    # The listener's two functions: the client swallows what they raise, so their caller catches it.
+
+    def revoke(self, until: float | None) -> None:
+        """Wait for running calls, at most until `until` where the worker drains; commit; set everything aside."""
+        self.rebalancing_since = time.monotonic()
+        if not self.assignments:
+            return
+        self._monitor.hold(_HOLD)
+        limit = time.monotonic() + self._rebalance_wait
+        limit = limit if until is None else min(limit, until)
+        while not (quiet := self._monitor.wait_quiet(_STEP)) and time.monotonic() < limit:
+            self.last_step = time.monotonic()
+            self._settle()
+        self._settle()
+        self._committer.commit(self.assignments, COMMIT_WITHIN)
+        self._set_aside, self.assignments = self.assignments, {}
+        log.info("Partitions revoked", partitions=sorted(self._set_aside), quiet=quiet)
+
+    def assign(self, partitions: frozenset[int]) -> None:
+        """Adopt what has come back, forget what has not, and find the position of what is new."""
+        before, self._membership = self._membership, self._consumer.membership()
+        self._epoch += 1
+        adopted = partitions & self._set_aside.keys() if self._follows(before) else frozenset[int]()
+        for partition, assignment in self._set_aside.items():
+            if partition not in adopted:
+                self._monitor.forget(assignment)
+                self._committer.full.discard(partition)
+        self.assignments = {partition: self._set_aside[partition] for partition in adopted}
+        self._set_aside = {}
+        for partition, assignment in self.assignments.items():
+            assignment.epoch = self._epoch
+            self._consumer.seek(partition, assignment.tracker.position)
+        self._anew &= partitions
+        self.unpositioned = set(partitions - adopted)
+        self._consumer.pause(self.unpositioned)
+        log.info("Partitions assigned", partitions=sorted(partitions), adopted=sorted(adopted), epoch=self._epoch)
+        self._metrics.rebalances.inc()
+        self.joined_at = self.joined_at or time.monotonic()
+        self.rebalancing_since = None
+        self.position_new()
+        self._monitor.release(_HOLD)
+
+    def _follows(self, before: Membership | None) -> bool:
+        now = self._membership
+        return bool(before and now and now.member_id == before.member_id and now.generation == before.generation + 1)
+
+    # Where to begin
+
+    def position_new(self) -> None:
+        """Give every new partition its position; one whose answer does not come stays paused and is asked again."""
+        for partition in sorted(self.unpositioned):
+            self.last_step = time.monotonic()
+            try:
+                found = None if partition in self._anew else self._consumer.committed(partition, _ASK_WITHIN)
+                if found is None:
+                    found = self._first_commit(partition)
+            except Exception as error:  # noqa: BLE001  # no answer is no position, whatever the reason
+                log.warning("Position not known yet, asking again", partition=partition, error=_brief(error))
+                return
+            self._take_over(partition, found)
+
+    def _first_commit(self, partition: int) -> Committed:
+        """Begin where the configuration says, and commit that at once: the next member begins at the same place."""
+        latest = self._reset == "latest"
+        position = self._consumer.end_of_log(partition) if latest else self._consumer.start_of_log(partition)
+        found = Committed(position, "")
+        self._consumer.commit({partition: found}, COMMIT_WITHIN)
+        return found
+
+    def _take_over(self, partition: int, found: Committed) -> None:
+        restored: CommitMap | None = None
+        if found.metadata:
+            try:
+                restored = CommitMap.decode(found.metadata, found.position)
+            except CommitMapError as error:
+                log.warning("Commit metadata ignored", partition=partition, error=str(error))
+        tracker: OffsetTracker[Work] = OffsetTracker(found.position, restored)
+        assignment = Assignment(self._topic, partition, self._epoch, tracker, found.position, found.metadata)
+        self.assignments = {**self.assignments, partition: assignment}
+        self.unpositioned.discard(partition)
+        self._anew.discard(partition)
+        self._consumer.seek(partition, found.position)
+        self._consumer.resume([partition])
+
+    def begin_anew(self, partition: int) -> None:
+        """Forget a partition whose log does not hold its position, and begin where the configuration says."""
+        assignment = self.assignments.get(partition)
+        if assignment is not None:
+            self._monitor.forget(assignment)
+            self.assignments = {p: held for p, held in self.assignments.items() if p != partition}
+        self._committer.full.discard(partition)
+        self._anew.add(partition)
+        self.unpositioned.add(partition)
+        self._consumer.pause([partition])
+        self._consumer.forget_watermark(partition)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

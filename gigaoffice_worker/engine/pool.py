@@ -1,0 +1,152 @@
+"""The handler threads: take, attempt, deliver, and take again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from gigaoffice_worker.core.records import Attempt, Ended, Failure, Verdict
+from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.engine.monitor import Late, Monitor
+from gigaoffice_worker.engine.processor import Processor
+from gigaoffice_worker.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+# A handler call that took this long is worth a line of its own; quicker ones are told at DEBUG, or the log would cost
+# more than the work.
+TELL_FROM = 0.1
+
+
+class Pool:
+    """A fixed number of threads that call the handler. A thread whose call is overdue is abandoned and replaced.
+
+    `deliver` hands an outcome on and says whether the request's lane may be opened at once.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        monitor: Monitor,
+        processor: Processor,
+        deliver: Callable[[Work, Verdict], bool],
+        metrics: Metrics,
+        died: Callable[[BaseException], None],
+    ) -> None:
+        self._size = size
+        self._monitor = monitor
+        self._processor = processor
+        self._deliver = deliver
+        self._metrics = metrics
+        self._died = died
+        self._lock = threading.Lock()
+        self._started = 0
+        self._busy: dict[threading.Thread, Work] = {}
+        self._threads: set[threading.Thread] = set()
+        self._abandoned: set[threading.Thread] = set()
+
+    def start(self) -> None:
+        for _ in range(self._size):
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            self._started += 1
+            thread = threading.Thread(target=self._run, name=f"handler-{self._started}", daemon=True)
+            self._threads.add(thread)
+        thread.start()
+
+    @property
+    def abandoned(self) -> int:
+        """How many abandoned threads are still alive."""
+        with self._lock:
+            self._abandoned = {thread for thread in self._abandoned if thread.is_alive()}
+            return len(self._abandoned)
+
+    @property
+    def all_hanging(self) -> bool:
+        """Whether more threads hang in abandoned calls than the pool has."""
+        return self.abandoned > self._size
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the threads that are not abandoned; False when one is still busy after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def abandon_overdue(self, limit: float) -> None:
+        """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
+        for work, number in self._monitor.overdue(limit):
+            failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds")
+            verdict = self._monitor.conclude(work, number, Attempt(Ended.TIMED_OUT, limit, failure=failure))
+            if verdict is Late.ABANDONED:
+                continue  # It came back in this very moment.
+            self._replace(work)
+            self._metrics.attempt_ended(Ended.TIMED_OUT, limit)
+            self._tell_failed(work, number, failure, retried=verdict is None)
+            if isinstance(verdict, Verdict) and self._deliver(work, verdict):
+                self._monitor.free(work)
+
+    def _replace(self, work: Work) -> None:
+        with self._lock:
+            for thread, busy_with in self._busy.items():
+                if busy_with is work and thread not in self._abandoned:
+                    self._abandoned.add(thread)
+                    self._threads.discard(thread)
+                    break
+        self._start_thread()
+
+    def _run(self) -> None:
+        try:
+            self._serve(threading.current_thread())
+        except BaseException as error:  # noqa: BLE001  # a thread of ours that dies takes the process down
+            self._died(error)
+
+    def _serve(self, me: threading.Thread) -> None:
+        done: Work | None = None
+        hot = False
+        while (work := self._monitor.take(done, hot=hot)) is not None:
+            done, hot = None, True
+            number = work.attempt
+            self._busy[me] = work
+            if number == 1:
+                self._metrics.queue_wait.observe(work.started_at - work.received_at)
+            made = self._processor.attempt(work)
+            verdict = self._monitor.conclude(work, number, made)
+            del self._busy[me]
+            if isinstance(verdict, Late):
+                self._metrics.late_results_dropped.inc()
+                log.warning("Late result dropped", reason=verdict.value, request_id=work.id, attempt=number, **where(work))
+                if verdict is Late.ABANDONED:
+                    return
+                continue
+            if made.ended is not Ended.INVALID:
+                self._metrics.attempt_ended(made.ended, made.seconds)
+            if made.ended is Ended.ANSWERED:
+                if made.seconds >= TELL_FROM:
+                    log.info("Request answered", **_facts(work, number, made))
+            elif made.failure is not None:
+                self._tell_failed(work, number, made.failure, retried=verdict is None)
+            if verdict is not None and self._deliver(work, verdict):
+                done = work
+
+    def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:
+        event = "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
+        log.warning(
+            event, request_id=work.id, attempt=number, error_type=failure.type, error=failure.message, **where(work)
+        )
+
+
+def where(work: Work) -> dict[str, object]:
+    """Return the facts that say which record a log line is about."""
+    return {"topic": work.record.topic, "partition": work.record.partition, "offset": work.record.offset}
+
+
+def _facts(work: Work, number: int, made: Attempt) -> dict[str, object]:
+    return {"request_id": work.id, "attempt": number, "seconds": round(made.seconds, 3), **where(work)}

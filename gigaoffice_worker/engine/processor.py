@@ -1,0 +1,86 @@
+"""One attempt at one request: decode it, call the handler, and say in plain terms what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from gigaoffice_worker.core.errors import RejectedError, TransientError
+from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
+from gigaoffice_worker.core.records import Attempt, Deadline, Ended, Failure, Request
+from gigaoffice_worker.core.scheduler import Work
+
+Handler = Callable[[Request], Any]
+
+log = structlog.get_logger(__name__)
+
+
+class Processor:
+    """Runs attempts; called by several handler threads at once."""
+
+    def __init__(self, handler: Handler, attempt_timeout: float) -> None:
+        self._handler = handler
+        self._attempt_timeout = attempt_timeout
+
+    def attempt(self, work: Work) -> Attempt:
+        """Run one attempt to its end, whatever the handler raises. Fills in the request's id."""
+        record = work.record
+        try:
+            work.id, payload = decode_request(record)
+        except InvalidRequestError as error:
+            work.id = error.answerable_id or ""
+            return Attempt(Ended.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
+        started = time.monotonic()
+        request = Request(
+            work.id,
+            payload,
+            record.key,
+            last_values(record.headers) if record.headers else {},
+            work.attempt,
+            Deadline(started + self._attempt_timeout),
+            record.topic,
+            record.partition,
+            record.offset,
+            record.timestamp,
+        )
+        structlog.contextvars.bind_contextvars(request_id=work.id)
+        try:
+            result = self._handler(request)
+        except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
+            return _failed(error, time.monotonic() - started)
+        finally:
+            structlog.contextvars.unbind_contextvars("request_id")
+        seconds = time.monotonic() - started
+        if isinstance(result, dict) and result.get("success") is False:
+            return Attempt(Ended.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))
+        return Attempt(Ended.ANSWERED, seconds, result)
+
+
+def _failed(error: BaseException, seconds: float) -> Attempt:
+    failure = Failure(type(error).__name__, _message(error))
+    match error:
+        case RejectedError():
+            return Attempt(Ended.REJECTED, seconds, failure=failure)
+        case TransientError(shared=True):
+            return Attempt(Ended.SHARED, seconds, failure=failure, retry_after=error.retry_after)
+        case TransientError():
+            return Attempt(Ended.FAILED, seconds, failure=failure, retry_after=error.retry_after)
+    return Attempt(Ended.FAILED, seconds, failure=failure)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # an exception that cannot say what it is must not end the thread
+        return "(the error has no readable message)"
+
+
+def _reason_given(result: dict[str, Any]) -> str:
+    for name in ("error", "message"):
+        given = result.get(name)
+        if isinstance(given, str) and given:
+            return given
+    return 'the handler answered "success": false'

@@ -1,0 +1,218 @@
+"""Reading the engine in one moment: what `/status`, the gauges, `/livez` and `/readyz` are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gigaoffice_worker.core.scheduler import Assignment, Stage, Work
+from gigaoffice_worker.engine.consumer import ConsumerThread
+from gigaoffice_worker.engine.delivery import Delivery
+from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.pool import Pool
+from gigaoffice_worker.engine.topicwatch import TopicWatch
+from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, Trouble
+
+# How long a thread that must make progress may seem to stand still: the longest single wait in it is bounded by the
+# client's request time-out (30 s).
+STANDSTILL = 90.0
+# How long a rebalance, and not having joined, stay normal.
+REBALANCE_GRACE = 60.0
+_OVERDUE_GRACE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The running parts."""
+
+    monitor: Monitor
+    delivery: Delivery
+    consumer: ConsumerThread
+    pool: Pool
+    started: float = field(default_factory=time.monotonic)
+
+
+class Observer:
+    """Takes snapshots. `longest` is how long one request can take by its attempts, time-outs and delays, in seconds."""
+
+    def __init__(self, topics: TopicWatch, dlq: str, longest: float) -> None:
+        self._topics = topics
+        self._dlq = dlq
+        self._longest = longest
+        self._started = time.monotonic()
+        self.state = "starting"
+        self.engine: Engine | None = None
+        self.last_error: dict[str, str] | None = None
+
+    def snapshot(self) -> Snapshot:
+        now = time.monotonic()
+        engine = self.engine
+        if engine is None:
+            return _idle(self.state, now - self._started, list(self._not_ready_yet()), self.last_error)
+        counts = engine.monitor.counts()
+        partitions = self._partitions(engine, now)
+        running = engine.monitor.running()
+        gate, ownership = engine.monitor.gate, engine.consumer.ownership
+        trouble = engine.delivery.trouble()
+        return Snapshot(
+            state=self.state,
+            uptime=now - self._started,
+            queued=counts.queued,
+            running=counts.running,
+            waiting_retry=counts.waiting_retry,
+            delivering=counts.delivering,
+            partitions=partitions,
+            oldest_in_flight=max((now - (work.first_at or now) for work in running), default=0.0),
+            abandoned_threads=engine.pool.abandoned,
+            unsettled_bytes=engine.delivery.unsettled_bytes,
+            dlq_blocked=self._dlq in trouble,
+            gate_closed=gate.closed(now),
+            gate_opens_in=max(0.0, gate.until - now),
+            storm_reason=engine.monitor.guard.reason,
+            holds=sorted(engine.monitor.held()),
+            standby=ownership.joined_at is not None and not partitions,
+            not_live=list(self._not_live(engine, now)),
+            not_ready=list(self._not_ready(engine, partitions, trouble, now)),
+            last_error=self.last_error,
+        )
+
+    def not_live(self) -> list[Trouble]:
+        engine = self.engine
+        return list(self._not_live(engine, time.monotonic())) if engine is not None else []
+
+    def _not_live(self, engine: Engine, now: float) -> Iterator[Trouble]:
+        for name, thread, last_turn in (
+            ("consumer", engine.consumer.thread, engine.consumer.last_turn),
+            ("delivery", engine.delivery.thread, engine.delivery.last_turn),
+        ):
+            if not thread.is_alive() and self.state not in ("draining", "stopped"):
+                yield Trouble(f"{name}-dead", f"the {name} thread has ended")
+            elif thread.is_alive() and now - last_turn > STANDSTILL:
+                yield Trouble(f"{name}-stuck", f"the {name} thread made no progress for {now - last_turn:.0f} s")
+        waited = engine.monitor.starved_for(now)
+        if waited > STANDSTILL:
+            yield Trouble("pool-stuck", f"ready requests found no handler thread for {waited:.0f} s")
+
+    def _not_ready_yet(self) -> Iterator[Trouble]:
+        if self.state in ("draining", "stopped"):
+            yield Trouble("draining", "the worker drains")
+        yield from self._topic_trouble()
+        if self._topics.report is None and self._topics.error is None:
+            yield Trouble("starting", "the topics are not verified yet")
+
+    def _topic_trouble(self) -> Iterator[Trouble]:
+        report, error = self._topics.report, self._topics.error
+        if error is not None:
+            yield Trouble("topics-unverified", f"the topics cannot be verified: {error}")
+        if report is not None and report.missing:
+            yield Trouble("topic-missing", f"missing topics: {', '.join(report.missing)}")
+
+    def _not_ready(
+        self, engine: Engine, partitions: list[PartitionStatus], trouble: dict[str, str], now: float
+    ) -> Iterator[Trouble]:
+        if self.state in ("draining", "stopped"):
+            yield Trouble("draining", "the worker drains")
+        yield from self._not_live(engine, now)
+        yield from self._topic_trouble()
+        yield from _membership_trouble(engine, now)
+        for topic, why in trouble.items():
+            yield Trouble("delivery-blocked", f"outcomes cannot be delivered to {topic}: {why}")
+        consumer = engine.consumer
+        if consumer.trouble:
+            yield Trouble("consumer", consumer.trouble)
+        if consumer.committer.trouble:
+            yield Trouble("commit", consumer.committer.trouble)
+        if (reason := engine.monitor.guard.reason) is not None:
+            yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
+        for partition, (offset, cause) in consumer.quarantined.items():
+            yield Trouble("undecodable-record", f"record {partition}-{offset} cannot be decoded: {cause}")
+        for row in partitions:
+            oldest = row.oldest
+            if oldest is not None and oldest.age > self._longest + _OVERDUE_GRACE and oldest.stage != Stage.QUEUED:
+                text = f"request {oldest.request_id} of partition {row.partition} is unfinished for {oldest.age:.0f} s"
+                yield Trouble("request-overdue", text)
+
+    def _partitions(self, engine: Engine, now: float) -> list[PartitionStatus]:
+        consumer = engine.consumer
+        with engine.monitor.locked():
+            rows = [
+                (partition, held, held.tracker.position, held.tracker.oldest)
+                for partition, held in sorted(consumer.ownership.assignments.items())
+            ]
+        found = []
+        for partition, held, position, oldest in rows:
+            quarantine = consumer.quarantined.get(partition)
+            found.append(
+                PartitionStatus(
+                    partition=partition,
+                    epoch=held.epoch,
+                    position=position,
+                    committed=held.committed,
+                    high_watermark=held.watermark,
+                    lag=_lag(held),
+                    lag_seconds=_lag_seconds(oldest),
+                    in_hand=held.held_records,
+                    bytes_in_hand=held.held_bytes,
+                    oldest=_oldest(oldest, now),
+                    paused=consumer.paused.get(partition),
+                    quarantined={"offset": quarantine[0], "error": quarantine[1]} if quarantine else None,
+                )
+            )
+        return found
+
+
+def _membership_trouble(engine: Engine, now: float) -> Iterator[Trouble]:
+    ownership = engine.consumer.ownership
+    if ownership.joined_at is None:
+        waited = now - engine.started
+        if waited > REBALANCE_GRACE:
+            text = (
+                f"the consumer group was not joined for {waited:.0f} s: check credentials, rights and the coordinator"
+            )
+            yield Trouble("group-never-joined", text)
+        else:
+            yield Trouble("joining", "the consumer group is not joined yet")
+    elif ownership.rebalancing_since is not None and now - ownership.rebalancing_since > REBALANCE_GRACE:
+        yield Trouble("rebalancing", f"a rebalance takes {now - ownership.rebalancing_since:.0f} s")
+    if ownership.unpositioned and ownership.rebalancing_since is None:
+        yield Trouble("position-unknown", f"no position yet for partitions {sorted(ownership.unpositioned)}")
+
+
+def _lag(held: Assignment) -> int | None:
+    return max(0, held.watermark - held.committed) if held.watermark is not None else None
+
+
+def _lag_seconds(oldest: Work | None) -> float:
+    return max(0.0, time.time() - oldest.record.timestamp) if oldest is not None and oldest.record.timestamp else 0.0
+
+
+def _oldest(work: Work | None, now: float) -> OldestRequest | None:
+    if work is None:
+        return None
+    since = work.first_at if work.first_at is not None else work.received_at
+    return OldestRequest(work.record.offset, work.id, round(now - since, 3), work.attempt, work.stage.value)
+
+
+def _idle(state: str, uptime: float, not_ready: list[Trouble], last_error: dict[str, str] | None) -> Snapshot:
+    return Snapshot(
+        state=state,
+        uptime=uptime,
+        queued=0,
+        running=0,
+        waiting_retry=0,
+        delivering=0,
+        partitions=[],
+        oldest_in_flight=0.0,
+        abandoned_threads=0,
+        unsettled_bytes=0,
+        dlq_blocked=False,
+        gate_closed=False,
+        gate_opens_in=0.0,
+        storm_reason=None,
+        holds=[],
+        standby=False,
+        not_live=[],
+        not_ready=not_ready,
+        last_error=last_error,
+    )

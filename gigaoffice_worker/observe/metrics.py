@@ -1,0 +1,185 @@
+"""Every metric, declared once, with what it means.
+
+Counters and histograms are counted where things happen. Gauges are read from a `Snapshot` at the moment of the scrape,
+so they cannot be stale and a partition that is gone leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gigaoffice_worker.core.records import Ended, Reason, Verdict
+from gigaoffice_worker.observe.health import Snapshot
+
+PREFIX = "gigaoffice_worker_"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
+
+
+class Metrics:
+    """The worker's counters and histograms in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's function has no annotations
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._version = version
+
+        # The guide's statistics.
+        self.messages_received = self._counter(
+            "messages_received_total", "Records taken from the request topic, redeliveries included."
+        )
+        self.messages_sent = self._counter("messages_sent_total", "Acknowledged responses and dead letters.", "topic")
+        self.messages_failed = self._counter(
+            "messages_failed_total",
+            "Requests that ended in the dead letter queue, by reason, and failed sends (reason publish).",
+            "reason",
+        )
+        self.topics_created = self._counter("topics_created_total", "Topics created by this worker.")
+        self.topic_creation_errors = self._counter(
+            "topic_creation_errors_total", "Failed attempts to create or verify topics, by kind.", "kind"
+        )
+        self.last_topic_verification = self._gauge(
+            "last_topic_verification_timestamp_seconds", "When the topics were last verified."
+        )
+
+        # Requests.
+        self.requests = self._counter("requests_total", "Finished requests, by outcome.", "outcome")
+        self.handler_attempts = self._counter(
+            "handler_attempts_total", "Handler calls that ended, by result.", "result"
+        )
+        self.handler_duration = self._histogram("handler_duration_seconds", "How long one handler call took.")
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "From a record's arrival in the worker to its first handler call."
+        )
+        self.end_to_end = self._histogram(
+            "end_to_end_seconds", "From a record's timestamp to the acknowledgement of its outcome."
+        )
+        self.late_results_dropped = self._counter(
+            "late_results_dropped_total",
+            "Results of abandoned attempts or of lost partitions, which count for nothing.",
+        )
+
+        # The Kafka side.
+        self.rebalances = self._counter("rebalances_total", "Assignments received from the consumer group.")
+        self.commits = self._counter("commits_total", "Commits, by result (ok, failed, refused, lost).", "result")
+        self.offset_resets = self._counter(
+            "offset_resets_total", "Positions that the log did not hold, so that reading began anew."
+        )
+        self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
+        self.last_poll = self._gauge("last_poll_timestamp_seconds", "When the consumer last came back from a poll.")
+        self.log_dropped = self._counter("log_dropped_total", "Log lines dropped because nobody took them in time.")
+        # Label values that a dashboard should see at zero from the start.
+        for result in ("ok", "failed", "refused", "lost"):
+            self.commits.labels(result)
+        for outcome in ("completed", "failed", "dead_lettered"):
+            self.requests.labels(outcome)
+
+        self._attempts: dict[Ended, Counter] = {ended: self.handler_attempts.labels(ended.value) for ended in Ended if ended is not Ended.INVALID}
+        self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
+        self.publish_failures = self.messages_failed.labels("publish")
+
+    def attempt_ended(self, ended: Ended, seconds: float) -> None:
+        """Count a handler call that took `seconds`."""
+        self._attempts[ended].inc()
+        self.handler_duration.observe(seconds)
+
+    def request_finished(self, verdict: Verdict, seconds: float) -> None:
+        """Count a request whose outcome became durable `seconds` after its record was written."""
+        if verdict.reason is not None:
+            self._dead[verdict.reason].inc()
+        outcome = "dead_lettered" if verdict.reason is not None else "failed" if verdict.failure else "completed"
+        self.requests.labels(outcome).inc()
+        self.end_to_end.observe(seconds)
+
+    def observe(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Expose the gauges, read from `snapshot` at each scrape."""
+        self.registry.register(_Gauges(snapshot, self._version))
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(PREFIX + name, meaning, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str) -> Histogram:
+        return Histogram(PREFIX + name, meaning, buckets=_SECONDS, registry=self.registry)
+
+
+class _Gauges(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot], version: str) -> None:
+        self._snapshot = snapshot
+        self._version = version
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand, so that registering does not take a snapshot of a worker that is being built."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._snapshot()
+        yield InfoMetricFamily(PREFIX + "build", "The worker's version.", value={"version": self._version})
+        yield _one(
+            "requests_in_flight", "Requests in the hands of a handler or of delivery.", now.running + now.delivering
+        )
+        yield _one("requests_queued", "Requests received and waiting for a thread or for their key.", now.queued)
+        yield _one("requests_waiting_retry", "Requests that wait for their next attempt.", now.waiting_retry)
+        yield _one("unsettled_outcomes", "Outcomes that are not acknowledged yet.", now.delivering)
+        yield _one("assigned_partitions", "Partitions assigned to this worker.", len(now.partitions))
+        yield _one(
+            "paused_partitions",
+            "Partitions that are not read at the moment.",
+            sum(p.paused is not None for p in now.partitions),
+        )
+        yield _one(
+            "partitions_quarantined",
+            "Partitions with a record that cannot be decoded.",
+            sum(p.quarantined is not None for p in now.partitions),
+        )
+        yield _one(
+            "oldest_in_flight_seconds", "Age of the request that has been in hand for longest.", now.oldest_in_flight
+        )
+        yield _one(
+            "handler_abandoned_threads", "Threads that hang in an abandoned handler call.", now.abandoned_threads
+        )
+        yield _one("dlq_blocked", "1 while dead letters cannot be delivered.", now.dlq_blocked)
+        yield _one("gate_closed", "1 while the shared gate holds all handler calls back.", now.gate_closed)
+        yield _one("storm_guard_open", "1 while the storm guard has stopped intake.", now.storm_reason is not None)
+        not_ready = GaugeMetricFamily(
+            PREFIX + "not_ready", "1 for each reason why the worker is not ready.", labels=["reason"]
+        )
+        for reason in now.not_ready_codes:
+            not_ready.add_metric([reason], 1)
+        yield not_ready
+        yield from _per_partition(now)
+
+
+def total(counter: Counter) -> int:
+    """Return the sum of a counter over all of its labels."""
+    return int(sum(s.value for family in counter.collect() for s in family.samples if s.name.endswith("_total")))
+
+
+def _one(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, meaning, value=float(value))
+
+
+def _per_partition(now: Snapshot) -> Iterator[Metric]:
+    columns: tuple[tuple[str, str, Callable[[Any], float | None]], ...] = (
+        ("consumer_lag_records", "Records behind the committed offset, up to the end of the log.", lambda p: p.lag),
+        ("consumer_lag_seconds", "Age of the oldest unfinished record; 0 when caught up.", lambda p: p.lag_seconds),
+        ("committed_offset", "The committed offset.", lambda p: p.committed),
+    )
+    for name, meaning, read in columns:
+        family = GaugeMetricFamily(PREFIX + name, meaning, labels=["partition"])
+        for partition in now.partitions:
+            value = read(partition)
+            if value is not None:
+                family.add_metric([str(partition.partition)], value)
+        yield family

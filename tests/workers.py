@@ -1,0 +1,162 @@
+"""Real worker processes for tests: start, look at from outside, signal, and never leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+HANDLER = "tests.handlers:handle"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Call(NamedTuple):
+    """One line of the handlers' journal."""
+
+    moment: str
+    id: str
+    key: str | None
+    partition: int
+    offset: int
+    attempt: int
+    pid: int
+    at: float
+
+
+class WorkerProcess:
+    """`gigaoffice-worker run` with an environment of its own, and nothing of the caller's but the path."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], *, name: str = "worker") -> None:
+        self.log_file = directory / f"{name}.log"
+        self.journal = directory / "journal.jsonl"
+        self._runtime = directory / f"{name}-run"
+        self._runtime.mkdir(exist_ok=True)
+        self._environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "PYTHONPATH": str(ROOT),
+            "WORKER_HANDLER": HANDLER,
+            "TEST_JOURNAL": str(self.journal),
+            "METRICS_PORT": "0",
+            "RUNTIME_DIRECTORY": str(self._runtime),
+            "LOG_FORMAT": "json",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start it, or start it again: the log is appended to."""
+        (self._runtime / "port").unlink(missing_ok=True)
+        with self.log_file.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gigaoffice_worker", "run"],
+                env=self._environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait(10)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            message = "the worker was not started"
+            raise RuntimeError(message)
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout)
+
+    def stop(self, timeout: float = 40.0) -> int:
+        """Drain it and return the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    # What it says
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Return (status, body) of a page of the side port; status 0 while nobody answers."""
+        try:
+            port = (self._runtime / "port").read_text().strip()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except (OSError, ValueError):
+            return 0, ""
+
+    def status(self) -> dict[str, Any]:
+        code, body = self.ask("/status")
+        return dict(json.loads(body)) if code == 200 else {}
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of a metric, named without prefix, that carry these labels."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        found = 0.0
+        for line in self.ask("/metrics")[1].splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.partition("{")[0] == f"gigaoffice_worker_{name}" and all(label in sample for label in wanted):
+                found += float(value)
+        return found
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Return the log lines; a line that is no JSON object comes as {"raw": line}."""
+        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        return [_parsed(line) for line in lines if line.strip()]
+
+    def calls(self, moment: str = "start") -> list[Call]:
+        """Return the handler calls of every worker that shares the directory."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return [call for line in lines if (call := Call(**json.loads(line))).moment == moment]
+
+    # Waiting
+
+    def wait_ready(self, timeout: float = 40.0) -> Self:
+        self.wait_until(lambda: self.ask("/readyz")[0] == 200, timeout, "the worker to become ready")
+        return self
+
+    def wait_until(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+        """Wait for a condition; fail with the end of the log when it takes too long or the worker has ended."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            ended = self.process.poll()
+            if ended is not None or time.monotonic() > deadline:
+                tail = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-25:])
+                state = f"ended with {ended}" if ended is not None else self.ask("/readyz")[1]
+                message = f"waited {timeout:g} s for {what}; worker: {state}\n{tail}"
+                raise AssertionError(message)
+            time.sleep(0.05)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {"raw": line}
+    return found if isinstance(found, dict) else {"raw": line}
