@@ -1,0 +1,150 @@
+"""The cluster's administration, as much of it as the topic workflow needs, with one time limit around it all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
+from kafka.client_async import KafkaClient
+
+from gigaoffice_worker.broker.clients import admin_kwargs, constructing, reachable
+from gigaoffice_worker.config import Config, TopicSpec
+
+MAX_MESSAGE_BYTES: Final = "max.message.bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the cluster describes it; `operations` are what we may do with it, in Kafka's names."""
+
+    partitions: int
+    replication: int
+    """The least number of replicas that a partition of it has."""
+    has_leaders: bool
+    operations: frozenset[str]
+
+
+class Deadline:
+    """The moment until which an administration client may block, in seconds of the monotonic clock."""
+
+    def __init__(self, timeout: float) -> None:
+        self._until = time.monotonic() + timeout
+
+    def renew(self, timeout: float) -> None:
+        """Give `timeout` seconds from now."""
+        self._until = time.monotonic() + timeout
+
+    def remaining(self) -> float:
+        """Return the seconds left. Raises the client's time-out error when there are none."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise kafka_errors.KafkaTimeoutError("the time for this attempt is used up")
+        return left
+
+
+class _PunctualClient(KafkaClient):  # type: ignore[misc]  # the client ships no types
+    """The network client that ends every wait by the deadline: its own limits are per request, some of them fixed."""
+
+    def __init__(self, deadline: Deadline, **configs: Any) -> None:
+        self._deadline = deadline
+        try:
+            super().__init__(**configs)
+        except BaseException:
+            # The exception's traceback would keep the sockets alive.
+            self.close()
+            raise
+
+    def poll(self, timeout_ms: float | None = None, future: Any = None) -> Any:
+        left = self._deadline.remaining() * 1000
+        return super().poll(timeout_ms=left if timeout_ms is None else min(timeout_ms, left), future=future)
+
+
+class Admin:
+    """An open administration client. Every method raises the client's errors, KafkaTimeoutError at the deadline."""
+
+    def __init__(self, client: KafkaAdminClient, deadline: Deadline) -> None:
+        self._client = client
+        self._deadline = deadline
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def renew(self, timeout: float) -> None:
+        """Give what follows `timeout` seconds in total."""
+        self._deadline.renew(timeout)
+
+    def close(self) -> None:
+        """Free the connections. Never waits."""
+        self._client.close()
+
+    def describe(self, names: Iterable[str]) -> dict[str, TopicState]:
+        """Describe those of the topics that exist; needs DESCRIBE on each of them."""
+        states: dict[str, TopicState] = {}
+        for topic in self._client.describe_topics(list(names)):
+            error = kafka_errors.for_code(topic["error_code"])
+            if error is kafka_errors.UnknownTopicOrPartitionError:
+                continue
+            if error not in {kafka_errors.NoError, kafka_errors.LeaderNotAvailableError}:
+                raise error(topic["topic"])
+            states[topic["topic"]] = _state(topic)
+        return states
+
+    def create(self, spec: TopicSpec, settings: Mapping[str, str], *, validate_only: bool = False) -> None:
+        """Create a topic, or only ask whether it could be; `settings` stand in for those of `spec`."""
+        topic = NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(settings))
+        timeout_ms = max(1, int(self._deadline.remaining() * 1000))
+        self._client.create_topics([topic], timeout_ms=timeout_ms, validate_only=validate_only)
+
+    def max_message_bytes(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the largest record batch that each topic takes, where it exists and we may know (DESCRIBE_CONFIGS)."""
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {MAX_MESSAGE_BYTES: None}) for name in names]
+        found: dict[str, int] = {}
+        for response in self._client.describe_configs(wanted) if wanted else ():
+            for error_code, _message, _type, name, entries in response.resources:
+                settings = {entry[0]: entry[1] for entry in entries} if error_code == 0 else {}
+                if MAX_MESSAGE_BYTES in settings:
+                    found[name] = int(settings[MAX_MESSAGE_BYTES])
+        return found
+
+
+def admin(config: Config, timeout: float) -> Admin:
+    """Open an administration client; this and everything done with it has `timeout` seconds, until it is renewed.
+
+    Raises WorkerErrors only.
+    """
+    deadline = Deadline(timeout)
+    clients: list[_PunctualClient] = []
+
+    def client(**configs: Any) -> _PunctualClient:
+        clients.append(_PunctualClient(deadline, **configs))
+        return clients[-1]
+
+    with constructing("connecting to the cluster", config):
+        usable = reachable(config, deadline.remaining())
+        try:
+            kwargs = admin_kwargs(usable, deadline.remaining())
+            return Admin(KafkaAdminClient(**kwargs, kafka_client=client), deadline)
+        except BaseException:
+            for each in clients:
+                each.close()
+            raise
+
+
+def _state(topic: Mapping[str, Any]) -> TopicState:
+    partitions = topic["partitions"]
+    return TopicState(
+        partitions=len(partitions),
+        replication=min((len(partition["replicas"]) for partition in partitions), default=0),
+        has_leaders=bool(partitions) and all(partition["leader"] >= 0 for partition in partitions),
+        operations=frozenset(topic.get("authorized_operations", ())),
+    )

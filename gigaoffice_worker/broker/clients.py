@@ -1,0 +1,174 @@
+"""The client's three objects out of the configuration: what each is told, as pure functions, and how each is made.
+
+A constructor here asks the bootstrap servers first (see `preflight`) and hands the client those that answered, because
+one silent server would use up all of its time. It raises nothing but WorkerErrors.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import IncompatibleBrokerVersion
+
+from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, describe, to_worker_error
+from gigaoffice_worker.broker.preflight import preflight
+from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.errors import AccessError, ConfigurationError, WorkerError
+
+# Seconds.
+DELIVERY_TIMEOUT: Final = 120.0
+"""How long the producer tries by itself; longer than most outages, because what follows is a new producer."""
+CONNECT_TIMEOUT: Final = 10.0
+METADATA_MAX_AGE: Final = 10.0
+"""Age at which the clients look again, so that new partitions and a topic that came back are seen soon."""
+REQUEST_TIMEOUT: Final = 30.0
+RECONNECT_BACKOFF: Final = 0.1
+RECONNECT_BACKOFF_MAX: Final = 2.0
+MAX_BLOCK: Final = 1.0
+"""How long a send may wait for metadata of its topic; it holds up a thread of ours."""
+
+# Bytes.
+BATCH_SIZE: Final = 64 * 1024
+MAX_REQUEST_SIZE: Final = 64 * 1024 * 1024
+"""Checked before compression, so it is out of the way: the topic's own limit decides."""
+PARTITION_FETCH: Final = 256 * 1024
+"""What a pause throws away and reads again."""
+FETCH: Final = 8 * 1024 * 1024
+RECEIVE: Final = 100 * 1024 * 1024
+"""As much as a broker takes in one request by default: no record that could be written is too large to be read."""
+
+_DEAD_PEER: Final = 30
+
+
+def socket_options() -> list[tuple[int, int, int]]:
+    """Return what makes TCP notice a peer that vanished without a word, idle or in the middle of a request."""
+    wanted = {
+        "TCP_NODELAY": 1,
+        "TCP_KEEPIDLE": _DEAD_PEER,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": _DEAD_PEER * 1000,
+    }
+    known = [
+        (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in wanted.items() if hasattr(socket, name)
+    ]
+    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *known]
+
+
+def _common(config: Config, client_id: str, connect_timeout: float) -> dict[str, Any]:
+    return {
+        **security_kwargs(config.kafka),
+        "client_id": client_id,
+        "metadata_max_age_ms": _ms(METADATA_MAX_AGE),
+        "reconnect_backoff_ms": _ms(RECONNECT_BACKOFF),
+        "reconnect_backoff_max_ms": _ms(RECONNECT_BACKOFF_MAX),
+        "api_version_auto_timeout_ms": _ms(connect_timeout),
+        "receive_message_max_bytes": RECEIVE,
+        "socket_options": socket_options(),
+    }
+
+
+def admin_kwargs(config: Config, timeout: float) -> dict[str, Any]:
+    """Return the administration client's arguments; no single request takes longer than `timeout` seconds."""
+    return {
+        **_common(config, f"{config.kafka.client_id}-admin", timeout),
+        "request_timeout_ms": _ms(timeout),
+    }
+
+
+def consumer_kwargs(config: Config) -> dict[str, Any]:
+    """Return the consumer's arguments: nothing is committed, created or started over behind our back."""
+    consumer = config.consumer
+    # A coordinator may hold a join for longer, a whole poll interval: it is then sent again under the same member id,
+    # which costs a log line. A frozen broker, on the other hand, is noticed after this time only.
+    request_timeout = max(REQUEST_TIMEOUT, consumer.session_timeout + 5.0)
+    return {
+        **_common(config, config.kafka.client_id, CONNECT_TIMEOUT),
+        "group_id": consumer.group,
+        "group_instance_id": consumer.group_instance_id,
+        "session_timeout_ms": _ms(consumer.session_timeout),
+        "heartbeat_interval_ms": _ms(consumer.heartbeat_interval),
+        "max_poll_interval_ms": _ms(consumer.max_poll_interval),
+        "max_poll_records": consumer.max_poll_records,
+        "request_timeout_ms": _ms(request_timeout),
+        "connections_max_idle_ms": _ms(max(540.0, request_timeout + 60.0)),
+        "enable_auto_commit": False,
+        # The engine decides where to start, so that it can say so and commit it. The client would do it silently.
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+        "max_partition_fetch_bytes": PARTITION_FETCH,
+        "fetch_max_bytes": FETCH,
+        "metrics_enabled": False,
+    }
+
+
+def producer_kwargs(config: Config, suffix: str = "") -> dict[str, Any]:
+    """Return the producer's arguments: idempotent exactly when every in-sync replica must acknowledge."""
+    producer = config.producer
+    idempotent = producer.acks == "all"
+    return {
+        **_common(config, f"{config.kafka.client_id}{suffix and '-'}{suffix}", CONNECT_TIMEOUT),
+        # No limit on requests in flight is passed: idempotence fixes it at 1, and 1 without it stalls partitions.
+        "acks": producer.acks,
+        "enable_idempotence": idempotent,
+        "compression_type": producer.compression,
+        "linger_ms": _ms(producer.linger),
+        "retry_backoff_ms": _ms(producer.retry_backoff),
+        "batch_size": BATCH_SIZE,
+        "max_request_size": MAX_REQUEST_SIZE,
+        "max_block_ms": _ms(MAX_BLOCK),
+        "request_timeout_ms": _ms(REQUEST_TIMEOUT),
+        "delivery_timeout_ms": _ms(DELIVERY_TIMEOUT),
+        "allow_auto_create_topics": False,
+        "metrics_enabled": False,
+    }
+
+
+def consumer(config: Config) -> KafkaConsumer:
+    """Make a consumer that has found the cluster and subscribed to nothing. Raises WorkerErrors only."""
+    with constructing("connecting the consumer", config):
+        return KafkaConsumer(**consumer_kwargs(reachable(config, CONNECT_TIMEOUT)))
+
+
+def producer(config: Config, suffix: str = "") -> KafkaProducer:
+    """Make a producer that has found the cluster; `suffix` goes behind its client id. Raises WorkerErrors only."""
+    with constructing("connecting the producer", config):
+        return KafkaProducer(**producer_kwargs(reachable(config, CONNECT_TIMEOUT), suffix))
+
+
+def reachable(config: Config, timeout: float) -> Config:
+    """Return the configuration with only those bootstrap servers that answer. Raises WorkerErrors if none does."""
+    usable = preflight(config.kafka, timeout)
+    return replace(config, kafka=replace(config.kafka, bootstrap_servers=usable))
+
+
+@contextmanager
+def constructing(during: str, config: Config) -> Iterator[None]:
+    """Translate what a client's constructor raises, with the reason that it only logs."""
+    with ConnectionErrors() as heard:
+        try:
+            yield
+        except WorkerError:
+            raise
+        except (AssertionError, KeyError, ValueError) as error:
+            # The client asserts and looks up what it is configured with.
+            message = f"{during}: the Kafka client refuses its configuration: {describe(error)}"
+            raise ConfigurationError(message, hint="Is a compression library missing?") from error
+        except Exception as error:
+            if heard.refusal or (isinstance(error, IncompatibleBrokerVersion) and config.kafka.sasl_mechanism):
+                # A refused login leaves the client without the broker's versions, which is all that it raises.
+                cause = f"{BAD_CREDENTIALS.cause}: {heard.refusal or heard.newest}"
+                raise AccessError(f"{during}: {cause}", hint=BAD_CREDENTIALS.hint) from error
+            told = to_worker_error(error, during)
+            raise type(told)(f"{told}{heard.newest and f' ({heard.newest})'}", hint=told.hint) from error
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

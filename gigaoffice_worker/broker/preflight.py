@@ -1,0 +1,174 @@
+"""Asking each bootstrap server, before the client does: the client knows one answer for every failure, we need all.
+
+| found | ends as |
+|---|---|
+| name not known, refused, unreachable, silent, closed during the handshake | UnreachableError, 69 |
+| the certificate is from a stranger, for another host, or out of date; ours is refused | AccessError, 77 |
+| the server does not speak TLS, or none that we speak | ConfigurationError, 78 |
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import ssl
+import threading
+import time
+from typing import Final, NamedTuple
+
+from gigaoffice_worker.broker.security import ssl_context
+from gigaoffice_worker.config import Kafka
+from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
+
+LIMIT: Final = 5.0
+"""Seconds that a server has at most."""
+_LATECOMERS: Final = 0.2
+"""Seconds for the other servers once one has answered: the client needs one, the rest is for the report."""
+_REFUSAL: Final = 0.2
+"""Seconds in which a server refuses our certificate: TLS 1.3 tells only after the handshake."""
+
+# Numbers of OpenSSL for what is wrong with a certificate.
+_OUT_OF_DATE: Final = (9, 10)
+_OTHER_HOST: Final = (62, 64)
+_TELLING: Final[tuple[type[WorkerError], ...]] = (AccessError, ConfigurationError, UnreachableError)
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+
+
+class Probe(NamedTuple):
+    """What became of one server; no error means that it can be used."""
+
+    server: str
+    error: WorkerError | None
+
+
+def preflight(kafka: Kafka, timeout: float) -> tuple[str, ...]:
+    """Return the bootstrap servers that can be used; raise the most telling error within `timeout` seconds if none can.
+
+    A server that answers and refuses tells more than one that is silent.
+    """
+    probes = probe(kafka, timeout)
+    if usable := tuple(each.server for each in probes if each.error is None):
+        return usable
+    errors = [each.error for each in probes if each.error]
+    telling = min(errors, key=lambda each: _TELLING.index(type(each)))
+    raise type(telling)(f"no bootstrap server can be used: {'; '.join(map(str, errors))}", hint=telling.hint)
+
+
+def probe(kafka: Kafka, timeout: float) -> list[Probe]:
+    """Ask all servers at once; each has at most LIMIT seconds, all together `timeout`."""
+    context = ssl_context(kafka)
+    deadline = time.monotonic() + min(LIMIT, timeout)
+    answers: queue.SimpleQueue[Probe] = queue.SimpleQueue()
+    for server in kafka.bootstrap_servers:
+        # Daemons, because the name service has no time limit.
+        threading.Thread(
+            target=lambda server=server: answers.put(Probe(server, _failure(server, context, deadline))),
+            name=f"preflight-{server}",
+            daemon=True,
+        ).start()
+    return _collect(kafka.bootstrap_servers, answers, deadline)
+
+
+def _collect(servers: tuple[str, ...], answers: queue.SimpleQueue[Probe], deadline: float) -> list[Probe]:
+    found: dict[str, Probe] = {}
+    until = deadline + _REFUSAL
+    while len(found) < len(set(servers)):
+        try:
+            answer = answers.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            break
+        found[answer.server] = answer
+        if answer.error is None:
+            until = min(until, time.monotonic() + _LATECOMERS)
+    late = UnreachableError("no answer in time", hint="Check the name service and the network.")
+    return [found.get(server) or Probe(server, type(late)(f"{server}: {late}", hint=late.hint)) for server in servers]
+
+
+def _failure(server: str, context: ssl.SSLContext | None, deadline: float) -> WorkerError | None:
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with _connect(host, int(port), deadline) as connection:
+            if context is not None:
+                _check_tls(host, context, connection, deadline)
+    except WorkerError as error:
+        return type(error)(f"{server}: {error}", hint=error.hint)
+    return None
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UnreachableError(
+            "host name not known", hint="Check KAFKA_BOOTSTRAP_SERVERS and the name service."
+        ) from error
+    problem: OSError = TimeoutError()
+    for family, kind, protocol, _, address in addresses:
+        connection = socket.socket(family, kind, protocol)
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            problem = error
+        else:
+            return connection
+    raise _unreachable(problem)
+
+
+def _unreachable(problem: OSError) -> UnreachableError:
+    if isinstance(problem, TimeoutError):
+        return UnreachableError("no answer in time", hint="Check the network, the firewall and that the broker runs.")
+    if isinstance(problem, ConnectionRefusedError):
+        return UnreachableError("connection refused", hint="Check that the broker runs and listens on this port.")
+    return UnreachableError(problem.strerror or str(problem), hint="Check the network.")
+
+
+def _check_tls(host: str, context: ssl.SSLContext, connection: socket.socket, deadline: float) -> None:
+    connection.settimeout(max(0.01, deadline - time.monotonic()))
+    shaken = False
+    try:
+        with context.wrap_socket(connection, server_hostname=host) as tls:
+            shaken = True
+            tls.settimeout(_REFUSAL)
+            if not tls.recv(1):
+                raise ConnectionResetError
+    except TimeoutError:
+        # A broker speaks only when spoken to: silence after the handshake is consent.
+        if not shaken:
+            message = "accepts connections but does not answer the TLS handshake in time"
+            raise UnreachableError(message, hint="Check that the broker runs and that the port speaks TLS.") from None
+    except OSError as error:
+        raise _tls_error(error) from error
+
+
+def _tls_error(error: OSError) -> WorkerError:
+    """Tell from how a handshake failed whose fault it is."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return AccessError(f"certificate not trusted: {error.verify_message}", hint=_trust_hint(error.verify_code))
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    if reason in _NO_TLS:
+        return ConfigurationError(
+            "does not speak TLS", hint="Set KAFKA_USE_SSL=false or name the port that speaks TLS."
+        )
+    if "ALERT" in reason and "VERSION" not in reason:
+        message = f"refuses our certificate: {reason.replace('_', ' ').lower()}"
+        return AccessError(
+            message, hint="Check KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE: the broker asks for a client certificate."
+        )
+    if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        message = f"TLS handshake failed: {reason.replace('_', ' ').lower()}"
+        return ConfigurationError(message, hint="The broker must offer TLS 1.2 or newer.")
+    return UnreachableError(
+        "closes the connection during the TLS handshake",
+        hint="A port without TLS does so too: set KAFKA_USE_SSL=false or name the port that speaks TLS.",
+    )
+
+
+def _trust_hint(code: int) -> str:
+    if code in _OTHER_HOST:
+        return "The certificate must name the host that KAFKA_BOOTSTRAP_SERVERS names."
+    if code in _OUT_OF_DATE:
+        return "Renew the broker's certificate, or set this machine's clock."
+    return "KAFKA_SSL_CAFILE must hold the authority that signed the broker's certificate."

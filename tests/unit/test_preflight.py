@@ -1,0 +1,260 @@
+"""What a bootstrap server can do wrong, each told in its own words and within its time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gigaoffice_worker.broker.preflight import preflight, probe
+from gigaoffice_worker.broker.security import security_kwargs, ssl_context
+from gigaoffice_worker.config import Secret, load
+from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
+
+DAY = dt.timedelta(days=1)
+
+
+class Authority:
+    """Signs certificates into a directory."""
+
+    def __init__(self, directory, name="test authority"):
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.file = str(directory / f"{name.replace(' ', '-')}.pem")
+        certificate = self._sign(self._name, self._key, None, authority=True)
+        (directory / self.file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, host, *, starts=-DAY, ends=DAY, password=None):
+        """Return the paths of a certificate for `host` and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+        certificate = self._sign(subject, key, host, starts=starts, ends=ends)
+        secrecy = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        files = self._directory / f"{host}.crt", self._directory / f"{host}.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secrecy))
+        return str(files[0]), str(files[1])
+
+    def _sign(self, subject, key, host, *, starts=-DAY, ends=DAY, authority=False):
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + starts)
+            .not_valid_after(now + ends)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if host:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@contextlib.contextmanager
+def server(talk=None):
+    """Listen on loopback; `talk(connection)` serves one connection after the other, nothing serves none of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    if not over.is_set():
+                        talk(connection)
+
+        thread = threading.Thread(target=serve) if talk else None
+        if thread:
+            thread.start()
+        port = listener.getsockname()[1]
+        yield f"localhost:{port}"
+        if thread:
+            over.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
+
+
+def speaks_tls(certificate, *, clients=None):
+    """Serve TLS with a (certificate, key) pair; clients need certificates signed by the authority in `clients`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if clients:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(clients)
+
+    def talk(connection):
+        connection.settimeout(5)
+        with context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(1)
+
+    return talk
+
+
+def settings(*servers, cafile=None, **changes):
+    kafka = load({"KAFKA_BOOTSTRAP_SERVERS": ",".join(servers)}).kafka
+    return dataclasses.replace(kafka, ssl_cafile=cafile, use_ssl=cafile is not None, **changes)
+
+
+def refusal(kind, kafka, timeout=5.0):
+    with pytest.raises(kind) as caught:
+        preflight(kafka, timeout)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+    return f"{caught.value} {caught.value.hint}"
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_listens_will_do():
+    with server() as address:
+        assert preflight(settings(address), 5.0) == (address,)
+
+
+def test_a_refused_connection_says_so():
+    address = closed_port()
+    assert f"{address}: connection refused" in refusal(UnreachableError, settings(address))
+
+
+def test_an_unknown_name_says_so():
+    assert "host name not known" in refusal(UnreachableError, settings("[fe80::1%no-such-interface]:9092"))
+    assert "host name not known" in refusal(UnreachableError, settings(f"{'a' * 64}:9092"))
+
+
+def test_only_the_servers_that_answer_are_handed_on():
+    dead = closed_port()
+    with server() as one, server() as other:
+        assert preflight(settings(dead, one, other), 5.0) == (one, other)
+
+
+def test_each_server_is_told_on_its_own():
+    dead = closed_port()
+    with server() as alive:
+        found = probe(settings(dead, alive), 5.0)
+    assert [(each.server, type(each.error)) for each in found] == [(dead, UnreachableError), (alive, type(None))]
+
+
+def test_a_trusted_certificate_for_the_right_host_will_do(authority):
+    with server(speaks_tls(authority.issue("localhost"))) as address:
+        assert preflight(settings(address, cafile=authority.file), 5.0) == (address,)
+
+
+def test_a_strangers_certificate_is_not_trusted(authority, tmp_path):
+    other = Authority(tmp_path, "other authority")
+    with server(speaks_tls(other.issue("localhost"))) as address:
+        text = refusal(AccessError, settings(address, cafile=authority.file))
+    assert "certificate not trusted: unable to get local issuer certificate" in text
+    assert "KAFKA_SSL_CAFILE" in text
+
+
+def test_a_certificate_for_another_host_is_not_trusted_unless_that_is_switched_off(authority):
+    with server(speaks_tls(authority.issue("kafka.example"))) as address:
+        text = refusal(AccessError, settings(address, cafile=authority.file))
+        assert "Hostname mismatch" in text
+        assert "must name the host" in text
+        unchecked = settings(address, cafile=authority.file, ssl_check_hostname=False)
+        assert preflight(unchecked, 5.0) == (address,)
+
+
+def test_an_expired_certificate_says_so(authority):
+    certificate = authority.issue("localhost", starts=-3 * DAY, ends=-DAY)
+    with server(speaks_tls(certificate)) as address:
+        text = refusal(AccessError, settings(address, cafile=authority.file))
+    assert "certificate has expired" in text
+    assert "Renew" in text
+
+
+def test_a_missing_client_certificate_is_told_although_the_handshake_succeeds(authority):
+    with server(speaks_tls(authority.issue("localhost"), clients=authority.file)) as address:
+        text = refusal(AccessError, settings(address, cafile=authority.file))
+        assert "refuses our certificate" in text
+        certificate, key = authority.issue("client")
+        ours = settings(address, cafile=authority.file, ssl_certfile=certificate, ssl_keyfile=key)
+        assert preflight(ours, 5.0) == (address,)
+
+
+def test_a_port_that_answers_something_else_does_not_speak_tls(authority):
+    with server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as address:
+        text = refusal(ConfigurationError, settings(address, cafile=authority.file))
+    assert "does not speak TLS" in text
+
+
+def test_a_port_that_hangs_up_on_tls_says_so(authority):
+    with server(lambda connection: connection.recv(1)) as address:
+        text = refusal(UnreachableError, settings(address, cafile=authority.file))
+    assert "closes the connection during the TLS handshake" in text
+    assert "KAFKA_USE_SSL=false" in text
+
+
+def test_a_silent_peer_costs_no_more_than_the_time_that_is_given(authority):
+    started = time.monotonic()
+    with server() as address:
+        text = refusal(UnreachableError, settings(address, cafile=authority.file), timeout=0.5)
+    assert "does not answer the TLS handshake in time" in text
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_server_that_refuses_tells_more_than_one_that_is_silent(authority, tmp_path):
+    other = Authority(tmp_path, "other authority")
+    dead = closed_port()
+    with server(speaks_tls(other.issue("localhost"))) as address:
+        text = refusal(AccessError, settings(dead, address, cafile=authority.file))
+    assert f"{dead}: connection refused; {address}: certificate not trusted" in text
+
+
+def test_tls_below_1_2_is_never_spoken(authority):
+    context = ssl_context(settings("localhost:1", cafile=authority.file))
+    assert context is not None
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+def test_a_key_that_its_password_does_not_open_is_a_configuration_error(authority, password):
+    certificate, key = authority.issue("client", password=b"right")
+    kafka = settings("localhost:1", cafile=authority.file, ssl_certfile=certificate, ssl_keyfile=key)
+    with pytest.raises(ConfigurationError, match="KAFKA_SSL_KEYFILE") as caught:
+        ssl_context(dataclasses.replace(kafka, ssl_password=password and Secret(password)))
+    assert "KAFKA_SSL_PASSWORD must open the key" in caught.value.hint
+    assert ssl_context(dataclasses.replace(kafka, ssl_password=Secret("right"))) is not None
+
+
+def test_a_key_of_another_certificate_or_a_file_without_certificates_is_a_configuration_error(authority):
+    certificate, other_key = authority.issue("client")[0], authority.issue("other")[1]
+    kafka = settings("localhost:1", cafile=authority.file, ssl_certfile=certificate, ssl_keyfile=other_key)
+    with pytest.raises(ConfigurationError, match="key values mismatch"):
+        ssl_context(kafka)
+    with pytest.raises(ConfigurationError, match="KAFKA_SSL_CAFILE"):
+        ssl_context(settings("localhost:1", cafile=other_key))
+
+
+def test_a_rotated_password_is_read_from_its_file_again(tmp_path):
+    file = tmp_path / "password"
+    file.write_text("old\n")
+    environ = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD_FILE": str(file)}
+    kafka = load(environ).kafka
+    file.write_text("new\n")
+    assert security_kwargs(kafka)["sasl_plain_password"] == "new"
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="there is no such file"):
+        security_kwargs(kafka)
