@@ -9,13 +9,17 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from kafka import errors as kafka_errors
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
+from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
 from kafka.client_async import KafkaClient
+from kafka.protocol.metadata import MetadataRequest
 
 from gigaoffice_worker.broker.clients import admin_kwargs, constructing, reachable
 from gigaoffice_worker.config import Config, TopicSpec
 
 MAX_MESSAGE_BYTES: Final = "max.message.bytes"
+
+_OPERATIONS_SINCE: Final = 8
+"""The version of the metadata request that can ask what we may do with a topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,9 @@ class _PunctualClient(KafkaClient):  # type: ignore[misc]  # the client ships no
 class Admin:
     """An open administration client. Every method raises the client's errors, KafkaTimeoutError at the deadline."""
 
-    def __init__(self, client: KafkaAdminClient, deadline: Deadline) -> None:
+    def __init__(self, client: KafkaAdminClient, network: KafkaClient, deadline: Deadline) -> None:
         self._client = client
+        self._network = network
         self._deadline = deadline
 
     def __enter__(self) -> Self:
@@ -90,7 +95,7 @@ class Admin:
     def describe(self, names: Iterable[str]) -> dict[str, TopicState]:
         """Describe those of the topics that exist; needs DESCRIBE on each of them."""
         states: dict[str, TopicState] = {}
-        for topic in self._client.describe_topics(list(names)):
+        for topic in self._metadata(list(names)):
             error = kafka_errors.for_code(topic["error_code"])
             if error is kafka_errors.UnknownTopicOrPartitionError:
                 continue
@@ -98,6 +103,17 @@ class Admin:
                 raise error(topic["topic"])
             states[topic["topic"]] = _state(topic)
         return states
+
+    def _metadata(self, names: list[str]) -> list[dict[str, Any]]:
+        """Ask for topics as the client's `describe_topics` does, which fails on a topic that we may not see."""
+        version = self._network.api_version(MetadataRequest, max_version=_OPERATIONS_SINCE)
+        asked: dict[str, Any] = {"topics": names, "allow_auto_topic_creation": False}
+        if version >= _OPERATIONS_SINCE:
+            asked |= {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": True}
+        topics: list[dict[str, Any]] = self._client.send_request(MetadataRequest[version](**asked)).to_object()[
+            "topics"
+        ]
+        return topics
 
     def create(self, spec: TopicSpec, settings: Mapping[str, str], *, validate_only: bool = False) -> None:
         """Create a topic, or only ask whether it could be; `settings` stand in for those of `spec`."""
@@ -133,7 +149,7 @@ def admin(config: Config, timeout: float) -> Admin:
         usable = reachable(config, deadline.remaining())
         try:
             kwargs = admin_kwargs(usable, deadline.remaining())
-            return Admin(KafkaAdminClient(**kwargs, kafka_client=client), deadline)
+            return Admin(KafkaAdminClient(**kwargs, kafka_client=client), clients[0], deadline)
         except BaseException:
             for each in clients:
                 each.close()
@@ -146,5 +162,11 @@ def _state(topic: Mapping[str, Any]) -> TopicState:
         partitions=len(partitions),
         replication=min((len(partition["replicas"]) for partition in partitions), default=0),
         has_leaders=bool(partitions) and all(partition["leader"] >= 0 for partition in partitions),
-        operations=frozenset(topic.get("authorized_operations", ())),
+        operations=_operations(topic.get("authorized_operations", ())),
     )
+
+
+def _operations(codes: Iterable[int]) -> frozenset[str]:
+    """Name Kafka's operation codes; 31, which the broker sends for a topic that we may not see, is none."""
+    known = {each.value: each.name for each in ACLOperation}
+    return frozenset(known[code] for code in codes if code in known)

@@ -7,19 +7,20 @@ one silent server would use up all of its time. It raises nothing but WorkerErro
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
 from kafka import KafkaConsumer, KafkaProducer
-from kafka.errors import IncompatibleBrokerVersion
+from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
 from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.preflight import preflight
 from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.errors import AccessError, ConfigurationError, WorkerError
+from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 # Seconds.
 DELIVERY_TIMEOUT: Final = 120.0
@@ -44,6 +45,8 @@ RECEIVE: Final = 100 * 1024 * 1024
 """As much as a broker takes in one request by default: no record that could be written is too large to be read."""
 
 _DEAD_PEER: Final = 30
+_SILENT: Final = "the server accepts connections but does not answer as Kafka does"
+_SILENT_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -157,6 +160,10 @@ def constructing(during: str, config: Config) -> Iterator[None]:
             yield
         except WorkerError:
             raise
+        except ssl.SSLError as error:
+            # The first server passed; this is one that it sent us on to.
+            told = to_worker_error(error, during)
+            raise type(told)(f"{told}, at an address that the cluster advertises", hint=told.hint) from error
         except (AssertionError, KeyError, ValueError) as error:
             # The client asserts and looks up what it is configured with.
             message = f"{during}: the Kafka client refuses its configuration: {describe(error)}"
@@ -164,8 +171,11 @@ def constructing(during: str, config: Config) -> Iterator[None]:
         except Exception as error:
             if heard.refusal or (isinstance(error, IncompatibleBrokerVersion) and config.kafka.sasl_mechanism):
                 # A refused login leaves the client without the broker's versions, which is all that it raises.
-                cause = f"{BAD_CREDENTIALS.cause}: {heard.refusal or heard.newest}"
+                closed = f"the broker closes the connection; does it offer {config.kafka.sasl_mechanism}?"
+                cause = f"{BAD_CREDENTIALS.cause}: {heard.refusal or closed}"
                 raise AccessError(f"{during}: {cause}", hint=BAD_CREDENTIALS.hint) from error
+            if isinstance(error, NoBrokersAvailable):
+                raise UnreachableError(f"{during}: {_SILENT} ({heard.newest})", hint=_SILENT_HINT) from error
             told = to_worker_error(error, during)
             raise type(told)(f"{told}{heard.newest and f' ({heard.newest})'}", hint=told.hint) from error
 

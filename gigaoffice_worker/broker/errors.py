@@ -195,7 +195,8 @@ _FILE: Final = _wrong(
 _RETRIABLE: Final = _passing("the cluster is not ready", "Check that the brokers run.", kafka.KafkaError)
 _REFUSED: Final = Rule((kafka.KafkaError,), Kind.FATAL, WorkerError, "the cluster refused", "Check the brokers' logs.")
 _UNFORESEEN: Final = Rule((), Kind.FATAL, WorkerError, "unexpected error", "")
-_TIMEOUTS: Final = (kafka.KafkaTimeoutError, kafka.RequestTimedOutError, TimeoutError)
+# The client gives up finding a broker only when the time for it is used up.
+_TIMEOUTS: Final = (kafka.NoBrokersAvailable, kafka.KafkaTimeoutError, kafka.RequestTimedOutError, TimeoutError)
 _BROKERS_WORDS: Final = re.compile(r"""error_message=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 

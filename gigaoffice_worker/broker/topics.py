@@ -185,7 +185,8 @@ class _Workflow:
         requests = self._config.topics.requests
         if not self._dry_run:
             # Created a moment ago, it may not have reached the broker that we ask.
-            describe_patiently(client, [requests.name], [requests.name], _SETTLING, self._stop)
+            patience = min(_SETTLING, self._config.topics.creation_timeout / 4)
+            describe_patiently(client, [requests.name], [requests.name], patience, self._stop)
         known = limits_of(client, [requests.name]).get(requests.name)
         configured = requests.settings.get(MAX_MESSAGE_BYTES, "")
         if known is None:

@@ -65,19 +65,30 @@ class TopicVerifier:
 
         Without `previous` nothing is logged. Raises WorkerErrors only.
         """
-        timeout = self._config.topics.creation_timeout
+        until = time.monotonic() + self._config.topics.creation_timeout
         try:
-            if self._admin is None:
-                self._admin = self._open_admin(self._config, timeout)
-            else:
-                self._admin.renew(timeout)
-            report = examine(self._config, self._admin)
+            report = self._over_the_old_connection(until) or self._over_a_new_connection(until)
         except Exception as error:
             self.close()
             raise to_worker_error(error, "verifying the topics") from error
         if previous is not None:
             warn(self._config, report, previous)
         return report
+
+    def _over_the_old_connection(self, until: float) -> TopicReport | None:
+        if self._admin is None:
+            return None
+        try:
+            self._admin.renew(until - time.monotonic())
+            return examine(self._config, self._admin)
+        except KafkaError:
+            # Broken by a restart that was over long ago, as likely as not: the new one will tell.
+            self.close()
+            return None
+
+    def _over_a_new_connection(self, until: float) -> TopicReport:
+        self._admin = self._open_admin(self._config, max(_LOOK_EVERY, until - time.monotonic()))
+        return examine(self._config, self._admin)
 
     def close(self) -> None:
         """Free the connection."""

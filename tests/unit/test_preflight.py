@@ -4,63 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import socket
 import ssl
 import threading
 import time
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from gigaoffice_worker.broker.preflight import preflight, probe
 from gigaoffice_worker.broker.security import security_kwargs, ssl_context
 from gigaoffice_worker.config import Secret, load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
-
-DAY = dt.timedelta(days=1)
-
-
-class Authority:
-    """Signs certificates into a directory."""
-
-    def __init__(self, directory, name="test authority"):
-        self._directory = directory
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.file = str(directory / f"{name.replace(' ', '-')}.pem")
-        certificate = self._sign(self._name, self._key, None, authority=True)
-        (directory / self.file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, host, *, starts=-DAY, ends=DAY, password=None):
-        """Return the paths of a certificate for `host` and of its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-        certificate = self._sign(subject, key, host, starts=starts, ends=ends)
-        secrecy = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        files = self._directory / f"{host}.crt", self._directory / f"{host}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secrecy))
-        return str(files[0]), str(files[1])
-
-    def _sign(self, subject, key, host, *, starts=-DAY, ends=DAY, authority=False):
-        now = dt.datetime.now(dt.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now + starts)
-            .not_valid_after(now + ends)
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        )
-        if host:
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
+from tests.certificates import DAY, Authority
 
 
 @pytest.fixture
