@@ -1,0 +1,243 @@
+"""Step by step through everything that a worker needs of its cluster, without changing anything there.
+
+What may be done is not tried but asked: brokers tell for each topic and group which operations they would allow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from kafka import errors as kafka_errors
+
+from gigaoffice_worker.broker import preflight
+from gigaoffice_worker.broker.admin import Admin, TopicState, admin
+from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.config import Config, Kafka, TopicSpec
+from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
+
+STEP_LIMIT: Final = 10.0
+"""Seconds that one step has at most."""
+
+_NEEDED: Final = {"requests": "READ", "responses": "WRITE", "dlq": "WRITE"}
+_LATER_STEPS: Final = ("authentication", "brokers", "topics", "group")
+_LOOK_AGAIN: Final = 0.3
+
+
+class Mark(StrEnum):
+    """What is to be said of a step at one glance."""
+
+    GOOD = "good"
+    WEAK = "weak"
+    """It works, and deserves a second look."""
+    BAD = "bad"
+    SKIPPED = "skipped"
+
+
+class Finding(NamedTuple):
+    """What came of one step; `mend` says what to do about it, `exit_code` what it would end a worker with."""
+
+    step: str
+    mark: Mark
+    found: str
+    mend: str = ""
+    exit_code: int = 0
+
+
+class Group(NamedTuple):
+    """A consumer group as its coordinator describes it; `operations` are what we may do with it."""
+
+    state: str
+    members: int
+    operations: frozenset[str]
+
+
+def steps(config: Config, begin: Callable[[str], None] = lambda step: None) -> Iterator[Finding]:  # noqa: ARG005
+    """Try each step and tell what was found; a step that builds on a failed one is skipped.
+
+    `begin` hears what each step is called when it begins.
+    """
+    limit = min(STEP_LIMIT, config.topics.creation_timeout)
+    servers = [_server(config.kafka, server, limit, begin) for server in config.kafka.bootstrap_servers]
+    usable = any(findings[-1].mark is Mark.GOOD for findings in servers)
+    for finding in chain.from_iterable(servers):
+        # One server is enough for a worker: the others are found wanting, no more.
+        yield finding._replace(exit_code=min(finding.exit_code, WorkerError.exit_code)) if usable else finding
+    if not usable:
+        yield from map(_skipped, _LATER_STEPS)
+        return
+    begin("authentication")
+    try:
+        client = admin(config, limit)
+    except WorkerError as error:
+        yield _bad("authentication" if isinstance(error, AccessError) else "connection", error)
+        yield from map(_skipped, _LATER_STEPS[1:])
+        return
+    with client:
+        yield Finding("authentication", Mark.GOOD, _login(config.kafka))
+        for step, question in _questions(client, config, limit):
+            begin(step)
+            client.renew(limit)
+            try:
+                yield question(step)
+            except Exception as error:  # noqa: BLE001  # told apart in `errors`
+                yield _bad(step, to_worker_error(error, "asking the cluster"))
+
+
+def describe_group(client: Admin, group: str, patience: float = 0.0) -> Group:
+    """Ask a group's coordinator about it, for up to `patience` seconds while there is none yet.
+
+    Raises the client's errors.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            found = _kafka(client).describe_consumer_groups([group])[0]
+        except (kafka_errors.GroupCoordinatorNotAvailableError, kafka_errors.NotCoordinatorForConsumerError):
+            # The cluster makes the topic of committed offsets when it is first asked for a coordinator.
+            if time.monotonic() + _LOOK_AGAIN > until:
+                raise
+            time.sleep(_LOOK_AGAIN)
+        else:
+            return Group(found.state, len(found.members), frozenset(found.authorized_operations))
+
+
+def committed_offset(client: Admin, group: str, topic: str, partition: int) -> int | None:
+    """Return the position that a group has committed for a partition. Raises the client's errors."""
+    offsets = _kafka(client).list_consumer_group_offsets(group)
+    found = {(each.topic, each.partition): int(at.offset) for each, at in offsets.items()}
+    return found.get((topic, partition))
+
+
+# The steps
+
+
+def _server(kafka: Kafka, server: str, limit: float, begin: Callable[[str], None]) -> list[Finding]:
+    """Connect without TLS first, so that its failure is told apart from that of the network; at least one finding."""
+    findings: list[Finding] = []
+    alone = replace(kafka, bootstrap_servers=(server,))
+    for name, asked in (("reach", replace(alone, use_ssl=False)), ("TLS", alone))[: 1 + kafka.use_ssl]:
+        step = f"{name} {server}"
+        begin(step)
+        if error := _failure(asked, limit):
+            findings.append(_bad(step, type(error)(str(error).removeprefix(f"{server}: "), hint=error.hint)))
+            break
+        findings.append(Finding(step, Mark.GOOD, _CONNECTED[name]))
+    return findings
+
+
+def _failure(kafka: Kafka, limit: float) -> WorkerError | None:
+    try:
+        return preflight.probe(kafka, limit)[0].error
+    except WorkerError as error:  # our own certificate or key
+        return error
+
+
+def _questions(client: Admin, config: Config, limit: float) -> Iterator[tuple[str, Callable[[str], Finding]]]:
+    yield "brokers", partial(_brokers, client, config.kafka, limit)
+    for spec in config.topics:
+        yield f"topic {spec.name}", partial(_topic, client, config, spec)
+    yield f"group {config.consumer.group}", partial(_group, client, config.consumer.group)
+
+
+_CONNECTED: Final = {"reach": "accepts connections", "TLS": "its certificate is trusted"}
+
+
+def _login(kafka: Kafka) -> str:
+    if kafka.sasl_mechanism:
+        return f"{kafka.sasl_mechanism} as {kafka.sasl_username} ({kafka.security_protocol})"
+    if kafka.use_ssl and kafka.ssl_certfile:
+        return "by client certificate (SSL)"
+    return f"none is configured ({kafka.security_protocol}), and the cluster asks for none"
+
+
+def _brokers(client: Admin, kafka: Kafka, limit: float, step: str) -> Finding:
+    """See whether the addresses that the cluster gives out work from here: clients use those, not the bootstrap's."""
+    addresses = [_address(each) for each in _kafka(client).describe_cluster()["brokers"]]
+    until = time.monotonic() + limit
+    for address in addresses:
+        left = until - time.monotonic()
+        if left > 0 and (error := _failure(replace(kafka, bootstrap_servers=(address,)), left)):
+            hint = f"Clients use the brokers' advertised.listeners: each must be reachable from here. {error.hint}"
+            return _bad(step, type(error)(f"the cluster names {error}", hint=hint))
+    return Finding(step, Mark.GOOD, f"{len(addresses)}, each reachable as advertised: {', '.join(addresses)}")
+
+
+def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding:
+    state = client.describe([spec.name]).get(spec.name)
+    if state is None:
+        return _missing(client, config, spec, step)
+    needed = _NEEDED[spec.role]
+    if state.operations and not {needed, "ALL"} & state.operations:
+        return _not_permitted(step, needed)
+    if not state.has_leaders:
+        mend = "Check that all brokers run."
+        return Finding(step, Mark.BAD, "a partition has no leader", mend, WorkerError.exit_code)
+    found = f"partitions {state.partitions}, replication {state.replication}, {needed} permitted"
+    if differences := _differences(spec, state):
+        mend = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
+        return Finding(step, Mark.WEAK, found, mend)
+    if spec.name not in client.max_message_bytes([spec.name]):
+        return Finding(step, Mark.WEAK, f"{found}, its settings cannot be read", "Grant the user DESCRIBE_CONFIGS.")
+    return Finding(step, Mark.GOOD, found)
+
+
+def _differences(spec: TopicSpec, state: TopicState) -> list[str]:
+    figures = (
+        ("partitions", spec.partitions, state.partitions),
+        ("replication", spec.replication, state.replication),
+    )
+    return [f"{what} {configured}" for what, configured, found in figures if configured != found]
+
+
+def _missing(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding:
+    if not config.topics.auto_create:
+        mend = "Create it; with KAFKA_TOPIC_AUTO_CREATE=false the worker waits for it."
+        return Finding(step, Mark.BAD, "missing", mend, WorkerError.exit_code)
+    try:
+        client.create(spec, spec.settings, validate_only=True)
+    except Exception as error:  # noqa: BLE001  # told apart in `errors`
+        return _bad(step, to_worker_error(error, "missing, and creating it would fail"))
+    found = f"missing; the cluster would create it (partitions {spec.partitions}, replication {spec.replication})"
+    mend = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."
+    return Finding(step, Mark.BAD, found, mend, WorkerError.exit_code)
+
+
+def _group(client: Admin, name: str, step: str) -> Finding:
+    group = describe_group(client, name, patience=STEP_LIMIT)
+    if group.operations and not {"READ", "ALL"} & group.operations:
+        return _not_permitted(step, "READ")
+    members = f"members {group.members}, {group.state.lower()}" if group.members else "no member at the moment"
+    return Finding(step, Mark.GOOD, f"{members}, READ permitted")
+
+
+# How findings are made
+
+
+def _bad(step: str, error: WorkerError) -> Finding:
+    return Finding(step, Mark.BAD, str(error), error.hint, error.exit_code)
+
+
+def _not_permitted(step: str, operation: str) -> Finding:
+    error = AccessError(
+        f"authorization failed: {operation} is not permitted", hint=f"Grant the user {operation} on the {step}."
+    )
+    return _bad(step, error)
+
+
+def _skipped(step: str) -> Finding:
+    return Finding(step, Mark.SKIPPED, "not tried", exit_code=UnreachableError.exit_code)
+
+
+def _address(broker: dict[str, Any]) -> str:
+    host = str(broker["host"])
+    return f"[{host}]:{broker['port']}" if ":" in host else f"{host}:{broker['port']}"
+
+
+def _kafka(client: Admin) -> Any:
+    return client._client  # noqa: SLF001  # these two questions nobody else has

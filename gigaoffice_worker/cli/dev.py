@@ -1,0 +1,250 @@
+"""`gigaoffice-worker dev`: a local Kafka and a worker on it, ended with the command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from gigaoffice_worker.cli import health, send, terminal
+from gigaoffice_worker.cli.samples import sample_requests
+from gigaoffice_worker.core.errors import WorkerError
+
+if TYPE_CHECKING:
+    from gigaoffice_worker.config import Config
+
+_KAFKA_PORT = 9092
+_SIDE_PORT = 9464
+_ANY_PORT = 0
+_LOOPBACK = "127.0.0.1"
+_BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
+_LOOK = 0.1
+_READY_LIMIT = 90.0
+_ANSWER_LIMIT = 60.0
+_EXIT_MARGIN = 5.0
+
+# What the local Kafka is: one broker, no TLS, no passwords. Settings made for another cluster would only fail.
+_LOCAL_CLUSTER = {
+    "KAFKA_USE_SSL": "",
+    "KAFKA_SASL_MECHANISM": "",
+    "KAFKA_SASL_USERNAME": "",
+    "KAFKA_SASL_PASSWORD": "",
+    "KAFKA_SASL_PASSWORD_FILE": "",
+    "KAFKA_TOPIC_REQUESTS_REPLICATION": "",
+    "KAFKA_TOPIC_RESPONSES_REPLICATION": "",
+    "KAFKA_TOPIC_DLQ_REPLICATION": "",
+}
+
+_DESCRIPTION = """\
+Start a real single-node Apache Kafka on this machine, and a worker on it, until Ctrl-C or SIGTERM: then the worker
+drains, Kafka ends, and nothing is left behind. The first time Kafka is fetched (45 MB); that needs the package extra
+gigaoffice-worker[dev]. The worker takes its settings from the environment, those of another cluster excepted.
+"""
+
+
+def add(commands: terminal.Commands) -> None:
+    """Declare the command."""
+    parser = commands.add("dev", act, "a local Kafka with a worker on it, for development", _DESCRIPTION)
+    parser.add_argument("--port", type=int, metavar="PORT", help=f"Kafka's port (default: {_KAFKA_PORT} if it is free)")
+    parser.add_argument("--handler", metavar="NAME", help="what answers requests, as WORKER_HANDLER says")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="keep Kafka's data there (default: nothing is kept)")
+    parser.add_argument("--send", type=_count, default=0, metavar="N", help="send N sample requests, show the answers")
+    parser.add_argument("--once", action="store_true", help="end when the sample requests are answered")
+
+
+def act(asked: argparse.Namespace) -> int:
+    """Run Kafka and the worker; 0 when asked to end, the worker's exit code when it ends by itself."""
+    if asked.once and not asked.send:
+        raise terminal.UsageError("--once: there is nothing to do once without --send N")
+    with _signals() as hurry:
+        try:
+            return _serve(asked, hurry)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _serve(asked: argparse.Namespace, hurry: Callable[[], bool]) -> int:
+    from gigaoffice_worker.config import load
+    from gigaoffice_worker.devkafka import KafkaCluster
+
+    environment = _environment(asked.handler)
+    load({**environment, _BOOTSTRAP: f"{_LOOPBACK}:{_KAFKA_PORT}"})  # what is wrong shall be said before Kafka starts
+    cluster = KafkaCluster(data_dir=asked.data, port=asked.port or _free(_KAFKA_PORT) or None)
+    try:
+        cluster.start(progress=_tell)
+        environment[_BOOTSTRAP] = cluster.bootstrap_servers
+        config = load(environment)
+        with _worker(config, environment, hurry) as worker:
+            _tell(_places(config, asked.env_file))
+            if asked.send:
+                code = _samples_answered(config, worker, asked.send)
+                if asked.once and worker.poll() is None:
+                    return code
+            code = worker.wait()
+            return code if code >= 0 else 128 - code  # as a shell tells of a process that a signal ended
+    finally:
+        cluster.stop()
+
+
+# The worker
+
+
+@contextlib.contextmanager
+def _worker(
+    config: Config, environment: Mapping[str, str], hurry: Callable[[], bool]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the worker as a process; at the end it drains, unless somebody is in a `hurry`."""
+    from gigaoffice_worker.devkafka.guard import Guard
+
+    guard = Guard(litter=[])
+    worker = None
+    try:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "gigaoffice_worker", "run"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            # Not in our group: Ctrl-C is for us, and a worker that gets it and SIGTERM too would not drain.
+            process_group=guard.group,
+        )
+        yield worker
+    finally:
+        if worker is not None:
+            _drain(worker, config.worker.drain_timeout + _EXIT_MARGIN, hurry)
+        guard.close()
+
+
+def _drain(worker: subprocess.Popen[bytes], limit: float, hurry: Callable[[], bool]) -> None:
+    """End the worker in order, and kill it if that takes too long."""
+    until = time.monotonic() + limit
+    worker.terminate()
+    while worker.poll() is None and time.monotonic() < until and not hurry():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(_LOOK)
+    worker.kill()
+    worker.wait()
+
+
+def _environment(handler: str | None) -> dict[str, str]:
+    """Return the worker's environment; what is empty counts as unset."""
+    environment = {**os.environ, **_LOCAL_CLUSTER}
+    environment.setdefault("LOG_FORMAT", "console")
+    if environment.get("METRICS_PORT", "") in {"", "0"}:
+        environment["METRICS_PORT"] = str(_free(_SIDE_PORT) or _picked_port())
+    if handler is not None:
+        environment["WORKER_HANDLER"] = handler
+    return environment
+
+
+def _free(port: int) -> int:
+    """Return `port` if nothing listens there on the loopback interface, else 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, port))
+        except OSError:
+            return _ANY_PORT
+        return port
+
+
+def _picked_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, _ANY_PORT))
+        return int(probe.getsockname()[1])
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Let the first SIGINT or SIGTERM raise KeyboardInterrupt; yield the question whether there were more."""
+    received = 0
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received > 1
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+# What is said
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _places(config: Config, env_file: str | None) -> str:
+    servers = ",".join(config.kafka.bootstrap_servers)
+    side_port = f"http://{health.reachable_host(config.side_port.host)}:{config.side_port.port}"
+    lines = [
+        f"Kafka:     {servers}",
+        f"Topics:    {', '.join(f'{spec.name} ({spec.role})' for spec in config.topics)}",
+        f"Worker:    handler {config.worker.handler}, group {config.consumer.group}",
+        f"Side port: {side_port} with /readyz, /livez, /health, /health/topics, /status and /metrics",
+        "Send a request from another terminal:",
+        f"  {_command_line(servers, env_file)} send 'Sum the sales of column B by month'",
+        "Ctrl-C ends it all.",
+    ]
+    return "\n".join(lines)
+
+
+def _command_line(servers: str, env_file: str | None) -> str:
+    """Return how this program is called from a shell that knows nothing of us."""
+    installed = Path(sys.argv[0]).name == "gigaoffice-worker"
+    words = ["gigaoffice-worker"] if installed else [sys.executable, "-m", "gigaoffice_worker"]
+    if env_file:
+        words += ["--env-file", env_file]
+    needed = "" if servers == f"{_LOOPBACK}:{_KAFKA_PORT}" else f"{_BOOTSTRAP}={servers} "
+    return needed + shlex.join(words)
+
+
+# Sample requests
+
+
+def _samples_answered(config: Config, worker: subprocess.Popen[bytes], count: int) -> int:
+    """Send sample requests once the worker is ready; 0 if all were completed. It reports what goes wrong."""
+    options = send.Options(key=None, headers={}, timeout=_ANSWER_LIMIT, wait=True)
+    try:
+        _wait_until_ready(config, worker)
+        with terminal.command_logs(config):
+            return send.send_many(config, sample_requests(count), options, until=lambda: worker.poll() is not None)
+    except WorkerError as error:
+        terminal.report(error)
+        return error.exit_code
+
+
+def _wait_until_ready(config: Config, worker: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + _READY_LIMIT
+    while worker.poll() is None:
+        with contextlib.suppress(terminal.FoundWantingError):
+            if health.ask(config.side_port, health.READY, 1.0).good:
+                return
+        if time.monotonic() > until:
+            raise terminal.FoundWantingError(
+                f"the worker was not ready within {_READY_LIMIT:g} s", hint="Its log says what it waits for."
+            )
+        time.sleep(_LOOK)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
+    return int(text)

@@ -1,0 +1,110 @@
+"""The command line: which command is asked for, with which environment, and how its failures end."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from gigaoffice_worker import __version__
+from gigaoffice_worker.cli import check, dev, health, run, send, terminal, topics
+from gigaoffice_worker.core.errors import WorkerError
+
+INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
+WRONG_USAGE = 2
+
+_EPILOG = """\
+Everything is configured by environment variables; `gigaoffice-worker check --offline` lists them with their values.
+
+exit codes: 0 done; 1 found wanting or unexpected error; 2 wrong usage; 69 cluster not reachable;
+  70 work abandoned; 77 authentication or authorization; 78 configuration
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (those of the process unless given) ask for, and return its exit code.
+
+    Wrong usage raises SystemExit(2) after a message, `--help` and `--version` SystemExit(0), as argparse does.
+    """
+    _never_fail_to_print()
+    try:
+        return _outcome(arguments)
+    except WorkerError as error:
+        terminal.report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone. What is still buffered must not complain when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _outcome(arguments: Sequence[str] | None) -> int:
+    parser = build_parser()
+    asked = parser.parse_args(arguments)
+    if "act" not in asked:
+        parser.print_help(sys.stderr)
+        return WRONG_USAGE
+    if asked.env_file:
+        _take_over(asked.env_file)
+    code = int(asked.act(asked))
+    sys.stdout.flush()
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="gigaoffice-worker",
+        description="A Kafka worker that answers GigaOffice requests.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gigaoffice-worker {__version__}")
+    _add_env_file(parser, default=None)
+    everywhere = argparse.ArgumentParser(add_help=False)
+    _add_env_file(everywhere, default=argparse.SUPPRESS)  # else it would undo what stands before the command
+    commands = terminal.Commands(parser.add_subparsers(title="commands", metavar="COMMAND"), everywhere)
+    for command in (run, check, topics, health, send, dev):
+        command.add(commands)
+    return parser
+
+
+def _add_env_file(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--env-file",
+        metavar="FILE",
+        default=default,
+        help="read NAME=value lines; variables that are set in the environment win over them",
+    )
+
+
+def _take_over(path: str) -> None:
+    """Put a file's variables into the process's environment, where neither they nor their `_FILE` twins are set.
+
+    Into the environment, not past it, because handlers and child processes read it too.
+    """
+    from gigaoffice_worker.config import read_env_file
+
+    os.environ.update(_added(read_env_file(path), os.environ))
+
+
+def _added(found: Mapping[str, str], real: Mapping[str, str]) -> dict[str, str]:
+    from gigaoffice_worker.config.variables import FILE_SUFFIX
+
+    def is_set(name: str) -> bool:
+        twin = name.removesuffix(FILE_SUFFIX) if name.endswith(FILE_SUFFIX) else name + FILE_SUFFIX
+        return bool(real.get(name) or real.get(twin))
+
+    return {name: value for name, value in found.items() if not is_set(name)}
+
+
+def _never_fail_to_print() -> None:
+    """Print what the terminal's encoding lacks as an escape: a name or a tick must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,116 @@
+"""`gigaoffice-worker run`: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import structlog
+
+from gigaoffice_worker.cli import terminal
+from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
+
+if TYPE_CHECKING:
+    from gigaoffice_worker.config import Config
+    from gigaoffice_worker.observe.logs import LogSink
+
+_NOTHING_DONE = 0
+_UNEXPECTED = 1
+
+_DESCRIPTION = """\
+Create and verify the topics, then read requests, have each one handled and publish its response, until SIGTERM
+or SIGINT: then what is in flight is finished and committed. A second signal ends the wait. SIGHUP is ignored.
+"""
+
+log = structlog.get_logger(__name__)
+
+
+def add(commands: terminal.Commands) -> None:
+    """Declare the command."""
+    commands.add("run", act, "the worker itself, until SIGTERM", _DESCRIPTION)
+
+
+def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arguments of its own
+    """Run the worker and end the process with its exit code."""
+    from gigaoffice_worker.config import load
+
+    _listen_to_signals_from_the_start()
+    try:
+        config = load()
+    except ConfigurationError as error:
+        _end(_refused(error), None)
+    sink = _open_logs(config)
+    _end(_outcome(config), sink)
+
+
+def _outcome(config: Config) -> int:
+    """Let the worker live; return the exit code, with the reason as the last line of the log."""
+    try:
+        from gigaoffice_worker.worker import Worker
+
+        for warning in config.warnings:
+            log.warning("Configuration warning", warning=warning)
+        return Worker(config).run()
+    except WorkerError as error:
+        log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
+        _tell_whoever_does_not_read_the_log(error)
+        return error.exit_code
+    except Exception as error:
+        log.critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
+        return _UNEXPECTED
+
+
+def _open_logs(config: Config) -> LogSink:
+    from gigaoffice_worker.observe.logs import configure
+
+    sink = configure(config.logs.level, config.logs.format)
+    terminal.hide_secrets(config, sink)
+    return sink
+
+
+def _refused(error: ConfigurationError) -> int:
+    """Report a configuration that cannot be read, in the log too where the log is what is collected."""
+    from gigaoffice_worker.observe.logs import configure
+
+    terminal.report(error)
+    if not sys.stdout.isatty():
+        sink = configure("INFO", "auto")
+        log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
+        sink.close()
+    return error.exit_code
+
+
+def _tell_whoever_does_not_read_the_log(error: WorkerError) -> None:
+    # At a terminal the log line has just been read by the same eyes.
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        terminal.report(error)
+
+
+def _listen_to_signals_from_the_start() -> None:
+    """End at once on a signal that comes before the worker listens itself: nothing has been begun.
+
+    The default action would do so too, with another exit code, and not at all for the first process of a container.
+    """
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        os._exit(_NOTHING_DONE)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _end(code: int, sink: LogSink | None) -> NoReturn:
+    """End the process now: no daemon thread and no exit hook of the client may delay it or print over its last line."""
+    if sink is not None:
+        sink.close()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # whoever read it is gone
+            continue
+    os._exit(code)

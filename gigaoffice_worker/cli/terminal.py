@@ -1,0 +1,142 @@
+"""What all commands share: how they are declared, how they speak to whoever runs them, where their logs go."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gigaoffice_worker.core.errors import WorkerError
+
+if TYPE_CHECKING:
+    from gigaoffice_worker.config import Config, Secret
+    from gigaoffice_worker.observe.logs import LogSink
+
+_PATIENCE = 1.0  # seconds after which somebody at a terminal wants to know what is going on
+_REWRITE = 0.25  # seconds between two states of the progress line
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class UsageError(WorkerError):
+    """What a command was given makes no sense, in a way that the parser cannot see."""
+
+    exit_code = 2
+
+
+class FoundWantingError(WorkerError):
+    """A command's question has an answer, and it is not the good one."""
+
+    exit_code = 1
+
+
+class Commands(NamedTuple):
+    """Where a command adds itself."""
+
+    subparsers: Any  # argparse has no public name for it
+    everywhere: argparse.ArgumentParser
+
+    def add(
+        self, name: str, act: Callable[[argparse.Namespace], int], summary: str, description: str
+    ) -> argparse.ArgumentParser:
+        """Add a command that `act` carries out and return its parser; `act` returns the exit code."""
+        parser: argparse.ArgumentParser = self.subparsers.add_parser(
+            name,
+            parents=[self.everywhere],
+            help=summary,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(act=act)
+        return parser
+
+
+def seconds(text: str) -> float:
+    """Read a time limit from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def report(error: WorkerError) -> None:
+    """Say on standard error what went wrong and what to do."""
+    print(f"error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Say on standard error what deserves a second look."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+class Progress:
+    """One line on standard error about what takes longer than `patience` seconds; silent where nobody looks at it."""
+
+    def __init__(self, patience: float = _PATIENCE) -> None:
+        self._patience = patience
+        self._wanted = sys.stderr.isatty()
+        self._due = time.monotonic() + patience
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Replace the line; too early or too often it does nothing."""
+        if self._wanted and time.monotonic() >= self._due:
+            self._due = time.monotonic() + _REWRITE
+            self._shown = True
+            print(f"{_CLEAR_LINE}{text}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Remove the line, before something else is printed; the next one has to wait again."""
+        if self._shown:
+            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self._shown = False
+        self._due = time.monotonic() + self._patience
+
+
+@contextlib.contextmanager
+def command_logs(config: Config, *, least: str | None = None) -> Iterator[LogSink]:
+    """Keep log lines off standard output, which is for a command's result.
+
+    Those of level `least` and above go to standard error, by default none: the command itself says what matters.
+    With LOG_LEVEL=DEBUG all do.
+    """
+    from gigaoffice_worker.observe.logs import configure
+
+    with contextlib.ExitStack() as stack:
+        if config.logs.level == "DEBUG":
+            least, stream = "DEBUG", sys.stderr
+        elif least is not None:
+            stream = sys.stderr
+        else:
+            # Not silenced but thrown away: the broker room listens to what the client logs of refused connections.
+            least, stream = "ERROR", stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+        sink = configure(least, config.logs.format, stream=stream)
+        stack.callback(sink.close)
+        hide_secrets(config, sink)
+        yield sink
+
+
+def hide_secrets(config: Config, sink: LogSink) -> None:
+    """See to it that no log line shows a secret of the configuration."""
+    for secret in _secrets(config):
+        sink.hide(secret.reveal())
+
+
+def _secrets(value: object) -> Iterator[Secret]:
+    from gigaoffice_worker.config import Secret
+
+    if isinstance(value, Secret):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _secrets(getattr(value, field.name))
