@@ -126,7 +126,19 @@ def test_an_awaited_offset_that_vanished_does_not_hold_the_commit_back() -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "gw1", "gw1:", "gw1:5:", "gw1:6:AA==", "gw0:5:AA==", "gw1:5:!!!!", "gw1:5:gA==", "gw1:5:AQAAAQ==", "é", "gw1:5:" + "_" * 24],
+    [
+        "",
+        "gw1",
+        "gw1:",
+        "gw1:5:",
+        "gw1:6:AA==",
+        "gw0:5:AA==",
+        "gw1:5:!!!!",
+        "gw1:5:gA==",
+        "gw1:5:AQAAAQ==",
+        "é",
+        "gw1:5:" + "_" * 24,
+    ],
 )
 def test_foreign_or_damaged_metadata_is_refused(text: str) -> None:
     with pytest.raises(CommitMapError):

@@ -1,0 +1,37 @@
+"""Requests in hand for the unit tests: records, assignments and work, with as little in them as a test can do with."""
+
+from __future__ import annotations
+
+import itertools
+
+from gigaoffice_worker.core.offsets import OffsetTracker
+from gigaoffice_worker.core.records import Headers, Record
+from gigaoffice_worker.core.scheduler import Assignment, Work
+
+TOPIC = "requests"
+
+
+def record(
+    offset: int = 0,
+    key: bytes | None = None,
+    value: bytes | None = b'{"id": "r"}',
+    headers: Headers = (),
+    partition: int = 0,
+) -> Record:
+    return Record(TOPIC, partition, offset, 1_700_000_000.0, key, value, headers)
+
+
+def assignment(partition: int = 0, position: int = 0, epoch: int = 1) -> Assignment:
+    return Assignment(TOPIC, partition, epoch, OffsetTracker(position), position)
+
+
+class Partition:
+    """One assigned partition that hands out work with rising offsets."""
+
+    def __init__(self, partition: int = 0, epoch: int = 1) -> None:
+        self.assignment = assignment(partition, epoch=epoch)
+        self._offsets = itertools.count()
+
+    def work(self, key: bytes | None = None, *, value: bytes | None = b"{}", request_id: str = "") -> Work:
+        found = record(next(self._offsets), key, value, partition=self.assignment.partition)
+        return Work(found, self.assignment, found.size, 0.0, id=request_id)
