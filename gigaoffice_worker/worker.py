@@ -74,6 +74,7 @@ class Worker:
         self._next_watchdog = 0.0
         self._told_ready = False
         self._stacks_dumped = False
+        self._told_storm: str | None = None
         self._metrics.observe(self._observer.snapshot)
         port = config.side_port
         self._side_port = SidePort(
@@ -227,7 +228,16 @@ class Worker:
         if self._observer.state == "joining" and engine.consumer.joined:
             self._observer.state = "running"
             log.info("Worker running", group=self._config.consumer.group)
+        self._tell_of_the_storm(engine.monitor.guard.reason)
         self._tell_the_service_manager(engine)
+
+    def _tell_of_the_storm(self, reason: str | None) -> None:
+        if reason and not self._told_storm:
+            hint = "one request at a time probes; see to what the handler calls"
+            log.error("Storm guard stops intake: nearly every request fails alike", error_type=reason, hint=hint)
+        elif self._told_storm and not reason:
+            log.info("Storm guard opens intake again", error_type=self._told_storm)
+        self._told_storm = reason
 
     def _tell_the_service_manager(self, engine: Engine) -> None:
         not_live = self._observer.not_live()

@@ -93,6 +93,10 @@ class Producer:
         client._sender.wakeup()  # noqa: SLF001
         return future
 
+    def linger(self, seconds: float) -> None:
+        """Let batches wait for `seconds` from now on; the client reads its own setting anew for every decision."""
+        self._client._accumulator.config["linger_ms"] = int(seconds * 1000)  # noqa: SLF001
+
     @property
     def broken(self) -> bool:
         """Say whether the producer can never send again: refused as an idempotent one, or its thread has died."""

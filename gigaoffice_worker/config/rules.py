@@ -84,9 +84,6 @@ def _intervals(values: Values) -> Iterator[str]:
             f"KAFKA_CONSUMER_SESSION_TIMEOUT_MS={session}: "
             f"must not be more than KAFKA_CONSUMER_MAX_POLL_INTERVAL_MS={poll}"
         )
-    first, longest = values.get("WORKER_RETRY_DELAY"), values.get("WORKER_RETRY_MAX_DELAY")
-    if first is not None and longest is not None and first > longest:
-        yield f"WORKER_RETRY_DELAY={first:g}: must not be more than WORKER_RETRY_MAX_DELAY={longest:g}"
 
 
 def warnings(values: Values, names: Mapping[str, str]) -> Iterator[str]:

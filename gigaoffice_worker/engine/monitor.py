@@ -18,9 +18,11 @@ from gigaoffice_worker.core.records import Attempt, Ended, Failure, Reason, Verd
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Assignment, Scheduler, Stage, Work
 
-# How long ready work waits before an idle thread takes it while another is taking work quickly: threads that fight for
-# the interpreter cost more than this wait, and a slow handler runs into it only once.
-PATIENCE = 0.001
+# A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it. While
+# one thread takes quick calls in a row, the others leave them to it; as soon as it is gone for longer, they take over.
+PATIENCE = 0.002
+# A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
+_LONGEST_NAP = 600.0
 
 
 class Late(Enum):
@@ -66,12 +68,16 @@ class Monitor:
         self._has_standby = False
         self._alert = False
         self._benched = 0
+        self._called = False
         self._holds: set[str] = set()
         self._running: dict[Work, int] = {}
         self._delivering: set[Work] = set()
         self._probe: Work | None = None
         self._probes = 0
         self._last_take = 0.0
+        self._last_taker = 0
+        # What a call takes, as a moving average in seconds: a single one may have waited for the interpreter.
+        self._call_seconds = PATIENCE
         self._stopped = False
 
     # Handler threads
@@ -82,16 +88,19 @@ class Monitor:
         `done` is the request that the calling thread has just published: its lane is opened first. `hot` says that
         the thread comes from a request, and goes on with what is ready at once.
         """
+        me = threading.get_ident()
         with self._lock:
             if done is not None:
                 self._scheduler.free(done, self._clock())
             while not self._stopped:
                 now = self._clock()
-                work = self._next(now) if hot or self._worth_a_thread(now) else None
+                work = self._next(now) if (hot and self._last_taker == me) or self._worth_a_thread(now) else None
                 if work is not None:
-                    self._last_take = now
-                    self._running[work] = work.attempt
-                    if self._scheduler.ready:
+                    self._last_take, self._last_taker = now, me
+                    self._running[work] = work.run
+                    # Whoever leaves with work sees to it that a thread stands by while any is idle, or nobody would
+                    # wake for what is due later.
+                    if self._scheduler.ready or not self._has_standby:
                         self._wake_one()
                     return work
                 hot = False
@@ -99,10 +108,8 @@ class Monitor:
             return None
 
     def _worth_a_thread(self, now: float) -> bool:
-        since = self._scheduler.ready_since
-        if since is None:
-            return True
-        return now - since >= PATIENCE or now - self._last_take >= PATIENCE or not self._running
+        """Say whether another thread should take work, beside the one that took some last."""
+        return self._call_seconds >= PATIENCE or now - self._last_take >= PATIENCE
 
     def _next(self, now: float) -> Work | None:
         if self._holds or self.gate.closed(now):
@@ -122,45 +129,44 @@ class Monitor:
             self._benched += 1
             self._bench.wait()
             self._benched -= 1
+            self._called = False
             return
         self._has_standby = True
         nap = self._nap(now)
         self._alert = nap is not None and nap <= PATIENCE
         self._standby.wait(nap)
         self._has_standby = self._alert = False
-        # Whoever leaves the standby's place calls the next one to it, so that there is always one while any is idle.
-        if self._benched:
-            self._bench.notify()
 
     def _nap(self, now: float) -> float | None:
         if self._holds:
             return None
         if self.gate.closed(now):
-            return self.gate.until - now
+            return min(self.gate.until - now, _LONGEST_NAP)
         if self._scheduler.ready and self._probe is None:
             return PATIENCE
         due = self._scheduler.next_due
-        return max(0.0, due - now) if due is not None else None
+        return min(max(0.0, due - now), _LONGEST_NAP) if due is not None else None
 
     def _wake_one(self) -> None:
         """See to it that an idle thread looks at what is ready; one that will by itself in a moment is left alone."""
         if self._has_standby:
             if not self._alert:
                 self._standby.notify()
-        elif self._benched:
+        elif self._benched and not self._called:
+            self._called = True
             self._bench.notify()
 
-    def conclude(self, work: Work, attempt: int, made: Attempt) -> Verdict | Late | None:
-        """Note what came of attempt number `attempt`: a verdict to deliver, None for a retry, or why it is too late."""
+    def conclude(self, work: Work, run: int, made: Attempt) -> Verdict | Late | None:
+        """Note what came of run number `run`: a verdict to deliver, None for a retry, or why it is too late."""
         with self._lock:
-            if self._running.get(work) != attempt:
+            if self._running.get(work) != run:
                 return Late.ABANDONED
             del self._running[work]
             self._changed.notify_all()
             if work.assignment.lost:
-                self._scheduler.free(work, self._clock())
-                self._probe = None if self._probe is work else self._probe
+                self._look_for_another_probe(work)
                 return Late.LOST
+            self._call_seconds += 0.2 * (made.seconds - self._call_seconds)
             work.seconds += made.seconds
             work.failure = made.failure
             verdict = self._judge(work, made)
@@ -180,7 +186,8 @@ class Monitor:
                 return Verdict(failure=made.failure, reason=Reason.REJECTED)
             case Ended.INVALID:
                 work.attempt -= 1  # No handler was called.
-                self._probe = None if self._probe is work else self._probe
+                self._look_for_another_probe(work)
+                self.guard.finished(now, None)
                 return Verdict(failure=made.failure, reason=Reason.INVALID_REQUEST)
             case Ended.SHARED:
                 work.attempt -= 1
@@ -220,6 +227,12 @@ class Monitor:
             self.guard.probe_passed()
             self._standby.notify()
         self.guard.finished(now, None)
+
+    def _look_for_another_probe(self, work: Work) -> None:
+        """Let another request probe, if `work` did: it will tell nothing."""
+        if self._probe is work:
+            self._probe = None
+            self._wake_one()
 
     # Delivery
 
@@ -273,8 +286,9 @@ class Monitor:
         with self._lock:
             assignment.lost = True
             self._scheduler.forget(assignment)
-            if self._probe is not None and self._probe.assignment is assignment and self._probe not in self._running:
-                self._probe = None
+            probe = self._probe
+            if probe is not None and probe.assignment is assignment and probe not in self._running:
+                self._look_for_another_probe(probe)
             self._changed.notify_all()
 
     def advance(self, assignment: Assignment, position: int) -> None:
@@ -292,10 +306,19 @@ class Monitor:
     # The supervisor and the observers
 
     def overdue(self, limit: float) -> list[tuple[Work, int]]:
-        """Return the attempts that have run for more than `limit` seconds, as (request, attempt)."""
+        """Return the attempts that have run for more than `limit` seconds, as (request, number of its run)."""
         with self._lock:
             now = self._clock()
             return [(work, number) for work, number in self._running.items() if now - work.started_at > limit]
+
+    def intake_stopped(self) -> str | None:
+        """Return the error type for which the storm guard stops intake; None while it does not.
+
+        With nothing in hand there is nothing to probe with: intake then goes on until there is.
+        """
+        with self._lock:
+            in_hand = self._scheduler.queued or self._scheduler.waiting_retry or self._running
+            return self.guard.reason if in_hand else None
 
     def starved_for(self, now: float) -> float:
         """Return for how long work has been ready although nothing holds it back and no thread is busy."""
@@ -327,5 +350,5 @@ class Monitor:
             return list(self._running)
 
     def locked(self) -> threading.Lock:
-        """The lock itself, for a snapshot of several trackers at one moment."""
+        """Return the lock itself, for a snapshot of several trackers at one moment."""
         return self._lock

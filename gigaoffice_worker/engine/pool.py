@@ -44,7 +44,7 @@ class Pool:
         self._died = died
         self._lock = threading.Lock()
         self._started = 0
-        self._busy: dict[threading.Thread, Work] = {}
+        self._busy: dict[threading.Thread, tuple[Work, int]] = {}
         self._threads: set[threading.Thread] = set()
         self._abandoned: set[threading.Thread] = set()
 
@@ -82,24 +82,27 @@ class Pool:
 
     def abandon_overdue(self, limit: float) -> None:
         """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
-        for work, number in self._monitor.overdue(limit):
+        for work, run in self._monitor.overdue(limit):
+            number = work.attempt
             failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds")
-            verdict = self._monitor.conclude(work, number, Attempt(Ended.TIMED_OUT, limit, failure=failure))
+            verdict = self._monitor.conclude(work, run, Attempt(Ended.TIMED_OUT, limit, failure=failure))
             if verdict is Late.ABANDONED:
                 continue  # It came back in this very moment.
-            self._replace(work)
+            self._replace(work, run)
             self._metrics.attempt_ended(Ended.TIMED_OUT, limit)
+            if verdict is Late.LOST:
+                continue  # Another member answers it.
             self._tell_failed(work, number, failure, retried=verdict is None)
             if isinstance(verdict, Verdict) and self._deliver(work, verdict):
                 self._monitor.free(work)
 
-    def _replace(self, work: Work) -> None:
+    def _replace(self, work: Work, run: int) -> None:
         with self._lock:
-            for thread, busy_with in self._busy.items():
-                if busy_with is work and thread not in self._abandoned:
+            # A copy, since the threads write to it without a lock. A thread that came back just now is not in it.
+            for thread, busy_with in list(self._busy.items()):
+                if busy_with == (work, run):
                     self._abandoned.add(thread)
                     self._threads.discard(thread)
-                    break
         self._start_thread()
 
     def _run(self) -> None:
@@ -113,16 +116,18 @@ class Pool:
         hot = False
         while (work := self._monitor.take(done, hot=hot)) is not None:
             done, hot = None, True
-            number = work.attempt
-            self._busy[me] = work
-            if number == 1:
+            number, run = work.attempt, work.run
+            self._busy[me] = (work, run)
+            if run == 1:
                 self._metrics.queue_wait.observe(work.started_at - work.received_at)
             made = self._processor.attempt(work)
-            verdict = self._monitor.conclude(work, number, made)
+            verdict = self._monitor.conclude(work, run, made)
             del self._busy[me]
             if isinstance(verdict, Late):
                 self._metrics.late_results_dropped.inc()
-                log.warning("Late result dropped", reason=verdict.value, request_id=work.id, attempt=number, **where(work))
+                log.warning(
+                    "Late result dropped", reason=verdict.value, request_id=work.id, attempt=number, **where(work)
+                )
                 if verdict is Late.ABANDONED:
                     return
                 continue
@@ -137,10 +142,13 @@ class Pool:
                 done = work
 
     def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:
-        event = "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
-        log.warning(
-            event, request_id=work.id, attempt=number, error_type=failure.type, error=failure.message, **where(work)
+        event = (
+            "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
         )
+        facts = {"request_id": work.id, "attempt": number, "error_type": failure.type, **where(work)}
+        log.warning(event, **facts)
+        # A handler's message may quote the request. It stands in the dead letter and in the response.
+        log.debug("Attempt failed with this message", error=failure.message, **facts)
 
 
 def where(work: Work) -> dict[str, object]:

@@ -199,8 +199,8 @@ def test_heartbeat_is_less_than_session_and_session_no_more_than_poll_interval()
     assert load({"KAFKA_CONSUMER_MAX_POLL_INTERVAL_MS": "10000"}).consumer.max_poll_interval == 10
 
 
-def test_the_first_retry_delay_is_no_longer_than_the_longest():
-    assert "WORKER_RETRY_DELAY=61: must not be more" in complaint(WORKER_RETRY_DELAY="61")
+def test_a_longest_retry_delay_below_the_first_one_is_taken_as_the_cap_it_is():
+    assert load({"WORKER_RETRY_MAX_DELAY": "0.5"}).worker.retry_max_delay == 0.5
 
 
 def test_sasl_needs_user_and_password_together():
