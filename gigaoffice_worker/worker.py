@@ -16,6 +16,7 @@ from gigaoffice_worker import __version__
 from gigaoffice_worker.broker import clients, topics
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import WorkerError
 from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
@@ -56,16 +57,22 @@ class HangingHandlersError(WorkerError):
 
 
 class Worker:
-    """One worker process. `handler` replaces the one that the configuration names."""
+    """One worker process.
 
-    def __init__(self, config: Config, handler: Callable[[Request], Any] | None = None) -> None:
+    `handler` replaces the one that the configuration names; `metrics` is given where something outside counts too.
+    """
+
+    def __init__(
+        self, config: Config, handler: Callable[[Request], Any] | None = None, *, metrics: Metrics | None = None
+    ) -> None:
         self._config = config
         self._given_handler = handler
         self._handler: Handler | None = None
         self._stop = threading.Event()
         self._signals = 0
         self._death: BaseException | None = None
-        self._metrics = Metrics(__version__)
+        self._metrics = metrics or Metrics(__version__)
+        self._verifier = TopicVerifier(config)
         self._topics = TopicWatch(self._verify_topics, self._topics_changed)
         self._observer = Observer(self._topics, config.topics.dlq.name, _longest_request(config))
         self._engine: Engine | None = None
@@ -123,6 +130,8 @@ class Worker:
         if self._handler is not None and (engine is None or engine.pool.join(0.5)):
             _close_handler(self._handler)
         self._side_port.close(time.monotonic() + 1.0)
+        if not self._topics.running:
+            self._verifier.close()
 
     # Starting
 
@@ -145,7 +154,7 @@ class Worker:
     def _see_to_topics(self) -> bool:
         """Create and verify the topics; wait for missing ones that must not be created. False when asked to stop."""
         self._observer.state = "verifying topics"
-        report = topics.ensure_topics(
+        report: topics.TopicReport | None = topics.ensure_topics(
             self._config,
             on_created=lambda _topic: self._metrics.topics_created.inc(),
             on_error=lambda kind: self._metrics.topic_creation_errors.labels(kind).inc(),
@@ -156,7 +165,9 @@ class Worker:
         self._topics.note(report)
         while report is None or report.missing:
             self._observer.state = "waiting for topics"
-            self._notifier.status(f"waiting for topics: {', '.join(report.missing) if report else 'unknown'}")
+            self._notifier.status(
+                f"waiting for topics: {', '.join(report.missing) if report is not None else 'unknown'}"
+            )
             if self._stop.wait(_MISSING_TOPICS_EVERY):
                 return False
             report = self._topics.verify_now()
@@ -261,7 +272,7 @@ class Worker:
             self.stop()
 
     def _verify_topics(self) -> topics.TopicReport:
-        return topics.verify_topics(self._config)
+        return self._verifier.verify(previous=self._topics.report)
 
     def _topics_changed(self, report: topics.TopicReport) -> None:
         self._metrics.last_topic_verification.set(report.verified_at.timestamp())

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
+from gigaoffice_worker import __version__
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import Config
     from gigaoffice_worker.observe.logs import LogSink
+    from gigaoffice_worker.observe.metrics import Metrics
 
 _NOTHING_DONE = 0
 _UNEXPECTED = 1
@@ -37,24 +39,26 @@ def add(commands: terminal.Commands) -> None:
 def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arguments of its own
     """Run the worker and end the process with its exit code."""
     from gigaoffice_worker.config import load
+    from gigaoffice_worker.observe.metrics import Metrics
 
     _listen_to_signals_from_the_start()
     try:
         config = load()
     except ConfigurationError as error:
         _end(_refused(error), None)
-    sink = _open_logs(config)
-    _end(_outcome(config), sink)
+    metrics = Metrics(__version__)
+    sink = _open_logs(config, metrics)
+    _end(_outcome(config, metrics), sink)
 
 
-def _outcome(config: Config) -> int:
+def _outcome(config: Config, metrics: Metrics) -> int:
     """Let the worker live; return the exit code, with the reason as the last line of the log."""
     try:
         from gigaoffice_worker.worker import Worker
 
         for warning in config.warnings:
             log.warning("Configuration warning", warning=warning)
-        return Worker(config).run()
+        return Worker(config, metrics=metrics).run()
     except WorkerError as error:
         log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
         _tell_whoever_does_not_read_the_log(error)
@@ -64,10 +68,10 @@ def _outcome(config: Config) -> int:
         return _UNEXPECTED
 
 
-def _open_logs(config: Config) -> LogSink:
+def _open_logs(config: Config, metrics: Metrics) -> LogSink:
     from gigaoffice_worker.observe.logs import configure
 
-    sink = configure(config.logs.level, config.logs.format)
+    sink = configure(config.logs.level, config.logs.format, on_dropped=metrics.log_dropped.inc)
     terminal.hide_secrets(config, sink)
     return sink
 

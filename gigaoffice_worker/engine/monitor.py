@@ -18,8 +18,8 @@ from gigaoffice_worker.core.records import Attempt, Ended, Failure, Reason, Verd
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Assignment, Scheduler, Stage, Work
 
-# A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it. While
-# one thread takes quick calls in a row, the others leave them to it; as soon as it is gone for longer, they take over.
+# A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it.
+# While one thread takes quick calls in a row, the others leave them to it; once it stays away longer, they take over.
 PATIENCE = 0.002
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0

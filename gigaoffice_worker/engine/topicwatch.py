@@ -40,6 +40,11 @@ class TopicWatch:
     def stop(self) -> None:
         self._stop.set()
 
+    @property
+    def running(self) -> bool:
+        """Whether a verification may be under way in the thread."""
+        return self.thread.is_alive()
+
     def note(self, report: TopicReport) -> None:
         """Take over the report of a verification that succeeded."""
         if self.error is not None:
