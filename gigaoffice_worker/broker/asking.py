@@ -18,7 +18,7 @@ from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.probe import committed_offset, describe_group
 from gigaoffice_worker.broker.producer import Producer, TopicUnavailableError
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.errors import UnreachableError, WorkerError
+from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 from gigaoffice_worker.core.records import Letter, Source
 
 _NAME: Final = "send"
@@ -95,7 +95,7 @@ class Exchange:
             self._outcomes.put(Sent(request_id, place, None))
 
         def failed(error: BaseException) -> None:
-            self._outcomes.put(Sent(request_id, None, to_worker_error(error, f"sending request {request_id}")))
+            self._outcomes.put(Sent(request_id, None, _told(error, f"sending request {request_id}")))
 
         self._asked[request_id] = time.monotonic()
         self._unacknowledged += 1
@@ -122,7 +122,7 @@ class Exchange:
         try:
             batches = self._consumer.poll(timeout_ms=round(timeout * 1000))
         except Exception as error:
-            raise to_worker_error(error, "reading responses") from error
+            raise _told(error, "reading responses") from error
         now = time.monotonic()
         for record in (each for batch in batches.values() for each in batch):
             document = _document(record.value)
@@ -203,7 +203,7 @@ def _go_to_the_end(consumer: KafkaConsumer, topic: str, partitions: int) -> None
         for partition, end in consumer.end_offsets(assigned).items():
             consumer.seek(partition, end)
     except Exception as error:
-        raise to_worker_error(error, f"finding the end of {topic}") from error
+        raise _told(error, f"finding the end of {topic}") from error
 
 
 def _writer(config: Config, timeout: float) -> Producer:
@@ -217,6 +217,15 @@ def _writer(config: Config, timeout: float) -> Producer:
     }
     with constructing("connecting to send requests", config):
         return Producer(KafkaProducer(**kwargs))
+
+
+def _told(error: BaseException, during: str) -> WorkerError:
+    """Return the error that ends the command: a requester needs other rights than the worker does."""
+    told = to_worker_error(error, during)
+    if isinstance(told, AccessError):
+        hint = "To send, the user needs WRITE on the request topic and READ on the response topic."
+        return AccessError(str(told), hint=hint)
+    return told
 
 
 def _request_limit(timeout: float) -> float:

@@ -27,6 +27,11 @@ STEP_LIMIT: Final = 10.0
 _NEEDED: Final = {"requests": "READ", "responses": "WRITE", "dlq": "WRITE"}
 _LATER_STEPS: Final = ("authentication", "brokers", "topics", "group")
 _LOOK_AGAIN: Final = 0.3
+_NO_COORDINATOR_YET: Final = (
+    kafka_errors.CoordinatorNotAvailableError,
+    kafka_errors.CoordinatorLoadInProgressError,
+    kafka_errors.NotCoordinatorError,
+)
 
 
 class Mark(StrEnum):
@@ -98,7 +103,7 @@ def describe_group(client: Admin, group: str, patience: float = 0.0) -> Group:
     while True:
         try:
             found = _kafka(client).describe_consumer_groups([group])[0]
-        except (kafka_errors.GroupCoordinatorNotAvailableError, kafka_errors.NotCoordinatorForConsumerError):
+        except _NO_COORDINATOR_YET:
             # The cluster makes the topic of committed offsets when it is first asked for a coordinator.
             if time.monotonic() + _LOOK_AGAIN > until:
                 raise

@@ -90,10 +90,11 @@ def _take_over(path: str) -> None:
     """
     from gigaoffice_worker.config import read_env_file
 
-    os.environ.update(_added(read_env_file(path), os.environ))
+    os.environ.update(environment_additions(read_env_file(path), os.environ))
 
 
-def _added(found: Mapping[str, str], real: Mapping[str, str]) -> dict[str, str]:
+def environment_additions(found: Mapping[str, str], real: Mapping[str, str]) -> dict[str, str]:
+    """Return what a file adds to the real environment."""
     from gigaoffice_worker.config.variables import FILE_SUFFIX
 
     def is_set(name: str) -> bool:

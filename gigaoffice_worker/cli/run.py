@@ -63,7 +63,7 @@ def _outcome(config: Config, metrics: Metrics) -> int:
         log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
         _tell_whoever_does_not_read_the_log(error)
         return error.exit_code
-    except Exception as error:
+    except BaseException as error:  # SystemExit too, out of somebody's handler: the log has to know it
         log.critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
         return _UNEXPECTED
 

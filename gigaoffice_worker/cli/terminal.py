@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -107,23 +108,30 @@ class Progress:
 def command_logs(config: Config, *, least: str | None = None) -> Iterator[LogSink]:
     """Keep log lines off standard output, which is for a command's result.
 
-    Those of level `least` and above go to standard error, by default none: the command itself says what matters.
-    With LOG_LEVEL=DEBUG all do.
+    Those of level `least` and above go to standard error, by default none: the command itself says what matters, and
+    what the Kafka client has to say is in its errors. With LOG_LEVEL=DEBUG all lines do.
     """
     from gigaoffice_worker.observe.logs import configure
 
     with contextlib.ExitStack() as stack:
+        stream = sys.stderr
         if config.logs.level == "DEBUG":
-            least, stream = "DEBUG", sys.stderr
-        elif least is not None:
-            stream = sys.stderr
+            least = "DEBUG"
         else:
-            # Not silenced but thrown away: the broker room listens to what the client logs of refused connections.
-            least, stream = "ERROR", stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            _keep_the_client_quiet(stack)
+            if least is None:
+                least, stream = "ERROR", stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
         sink = configure(least, config.logs.format, stream=stream)
         stack.callback(sink.close)
         hide_secrets(config, sink)
         yield sink
+
+
+def _keep_the_client_quiet(stack: contextlib.ExitStack) -> None:
+    # Its loggers go on, because the broker room listens to what they say of refused connections.
+    client = logging.getLogger("kafka")
+    stack.callback(setattr, client, "propagate", client.propagate)
+    client.propagate = False
 
 
 def hide_secrets(config: Config, sink: LogSink) -> None:
