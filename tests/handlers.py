@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from typing import Any
 
@@ -46,6 +47,9 @@ def _act(request: Request) -> Any:  # noqa: C901  # a list of deeds
             raise TransientError("rate limited", retry_after=payload.get("retry_after"), shared=True)
         case "exit":
             raise SystemExit(3)
+        case "die":
+            os.unlink(payload["file"])  # noqa: PTH108  # with `while_file`: only once
+            os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             _hang(payload.get("file"), float(payload.get("hang_seconds", 600.0)))
         case "unsuccessful":

@@ -1,0 +1,43 @@
+"""Fixtures for the scenarios: a stage on the shared Kafka, or clusters of the scenario's own to break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from gigaoffice_worker.devkafka import KafkaCluster
+from tests.chaos.stage import Stage
+
+
+@pytest.fixture
+def stage(kafka_bootstrap, topic_set, tmp_path) -> Iterator[Stage]:
+    """A stage on the Kafka that all tests share; its topics are not made yet."""
+    with Stage(kafka_bootstrap, topic_set, tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture
+def make_stage(topic_set, tmp_path) -> Iterator[Callable[..., Stage]]:
+    """Make a stage on a cluster of the test's own: make_stage(cluster, WORKER_CONCURRENCY="4")."""
+    with ExitStack() as stack:
+
+        def make(cluster: KafkaCluster, **arguments) -> Stage:
+            return stack.enter_context(Stage(cluster.bootstrap_servers, topic_set, tmp_path, **arguments))
+
+        yield make
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[KafkaCluster]:
+    """A Kafka of the test's own, of one node."""
+    with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def three_kafkas() -> Iterator[KafkaCluster]:
+    """A Kafka of the test's own, of three nodes."""
+    with KafkaCluster(3) as cluster:
+        yield cluster

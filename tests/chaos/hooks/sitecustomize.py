@@ -1,0 +1,149 @@
+"""Faults inside a worker process, for scenarios only: Python imports this at start where its directory is on the path.
+
+| variable | does |
+|---|---|
+| CHAOS_KILL | `PLACE:N` kills the process at the Nth time it comes to PLACE, see `_PLACES` |
+| CHAOS_DELIVERY_TIMEOUT | the producer's delivery time-out in seconds |
+| CHAOS_CLOCK | a file: the seconds in it are added to the clock that Python code reads, but not to the monotonic one |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CLOCK_EVERY = 0.1
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Fuse:
+    """Kills the process when it has been touched `count` times."""
+
+    def __init__(self, count: int) -> None:
+        self._left = itertools.count(count - 1, -1)
+
+    def touch(self, delay: float = 0.0) -> None:
+        if next(self._left) != 0:
+            return
+        if delay:
+            threading.Timer(delay, _die).start()
+        else:
+            _die()
+
+
+def _after_poll(fuse: _Fuse) -> None:
+    """Records are there and nobody has seen them."""
+    from gigaoffice_worker.broker.consumer import Consumer
+
+    poll = Consumer.poll
+
+    def and_die(self: Any, timeout: float, limit: int) -> Any:
+        found = poll(self, timeout, limit)
+        if found:
+            fuse.touch()
+        return found
+
+    Consumer.poll = and_die
+
+
+def _before_commit(fuse: _Fuse) -> None:
+    """Outcomes are acknowledged and the offsets settled."""
+    from gigaoffice_worker.broker.consumer import Consumer
+
+    commit = Consumer.commit
+
+    def die_first(self: Any, positions: Any, timeout: float) -> None:
+        fuse.touch()
+        commit(self, positions, timeout)
+
+    Consumer.commit = die_first
+
+
+def _in_commit(fuse: _Fuse) -> None:
+    """The request is on its way, the answer is not there: at some moment of the two milliseconds that it takes."""
+    from gigaoffice_worker.broker.consumer import Consumer
+
+    commit = Consumer.commit
+
+    def die_meanwhile(self: Any, positions: Any, timeout: float) -> None:
+        fuse.touch(random.uniform(0.0001, 0.004))
+        commit(self, positions, timeout)
+
+    Consumer.commit = die_meanwhile
+
+
+def _after_commit(fuse: _Fuse) -> None:
+    """The cluster knows, and the worker is about to."""
+    from gigaoffice_worker.broker.consumer import Consumer
+
+    commit = Consumer.commit
+
+    def and_die(self: Any, positions: Any, timeout: float) -> None:
+        commit(self, positions, timeout)
+        fuse.touch()
+
+    Consumer.commit = and_die
+
+
+def _after_send(fuse: _Fuse) -> None:
+    """An outcome is in the client's hands and not acknowledged."""
+    from gigaoffice_worker.broker.producer import Producer
+
+    send = Producer.send
+
+    def and_die(self: Any, *arguments: Any) -> None:
+        send(self, *arguments)
+        fuse.touch()
+
+    Producer.send = and_die
+
+
+_PLACES: dict[str, Callable[[_Fuse], None]] = {
+    "after-poll": _after_poll,
+    "after-send": _after_send,
+    "before-commit": _before_commit,
+    "in-commit": _in_commit,
+    "after-commit": _after_commit,
+}
+
+
+def _shorten_delivery(seconds: float) -> None:
+    from gigaoffice_worker.broker import clients
+
+    clients.DELIVERY_TIMEOUT = seconds
+    clients.REQUEST_TIMEOUT = min(clients.REQUEST_TIMEOUT, seconds / 2)
+
+
+def _bend_clock(file: str) -> None:
+    real = time.time
+    step = read_at = 0.0
+
+    def bent() -> float:
+        nonlocal step, read_at
+        if time.monotonic() - read_at > CLOCK_EVERY:
+            read_at = time.monotonic()
+            with contextlib.suppress(OSError, ValueError):
+                step = float(Path(file).read_text(encoding="ascii"))
+        return real() + step
+
+    time.time = bent
+
+
+if kill := os.environ.get("CHAOS_KILL"):
+    place, _, times = kill.partition(":")
+    _PLACES[place](_Fuse(int(times)))
+if delivery_timeout := os.environ.get("CHAOS_DELIVERY_TIMEOUT"):
+    _shorten_delivery(float(delivery_timeout))
+if clock := os.environ.get("CHAOS_CLOCK"):
+    _bend_clock(clock)

@@ -1,0 +1,244 @@
+"""The checker sees what it is there to see: workers with one mistake each, on a real Kafka and on made-up evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gigaoffice_worker.core.offsets import CommitMap
+from tests import wire
+from tests.chaos.checker import Findings, examine
+from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
+from tests.chaos.load import request
+from tests.waiting import eventually
+from tests.wire import Rec
+from tests.workers import ROOT, Call
+
+pytestmark = pytest.mark.quick
+
+
+# Mini-workers
+
+
+@contextlib.contextmanager
+def broken_worker(stage, mistake):
+    """Run a mini-worker with one mistake; killed at the end."""
+    log = stage.directory / "broken.log"
+    environment = {
+        **os.environ,
+        **stage.environment,
+        "PYTHONPATH": str(ROOT),
+        "TEST_JOURNAL": str(stage.directory / "journal.jsonl"),
+    }
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", "tests.chaos.broken", mistake]
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+        assert process.poll() is None, log.read_text()[-3000:]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+
+REQUESTS = [
+    request(n, f"k{n % 3}", seconds=0.02)
+    if n % 8
+    else request(n, f"k{n % 3}", do="reject", expect="rejected", headers=[("a", None), ("a", b"2")])
+    for n in range(36)
+] + [request("last", "k0", do="fail", expect="attempts-exhausted")]
+
+
+def run(stage, mistake, requests=REQUESTS, *, kill_after=None) -> Findings:
+    """Let a mini-worker settle the requests, killed once where wanted, and examine what came of it."""
+    stage.send(requests)
+    if kill_after is not None:
+        with broken_worker(stage, mistake):
+            stage.wait_calls(kill_after)
+    with broken_worker(stage, mistake) as worker:
+        done_or_dead = lambda: stage.lag() == 0 or worker.poll() is not None  # noqa: E731
+        eventually(done_or_dead, "the mini-worker to commit everything", timeout=60, interval=0.1)
+        eventually(lambda: stage.watch.samples, "the watch to see a commit")
+    return examine(stage.evidence())
+
+
+def test_nothing_is_wrong_with_a_sound_worker_that_is_killed(stage):
+    stage.make(2)
+    findings = run(stage, "sound", kill_after=15)
+    findings.require()
+    assert findings.requests == len(REQUESTS)
+    assert findings.samples >= 3
+    # What was in its hands.
+    assert findings.repeated_calls <= 1
+    assert findings.duplicate_outcomes <= 1
+
+
+def test_commit_before_the_work_is_seen_even_where_nothing_is_lost(stage):
+    stage.make(2)
+    findings = run(stage, "commits-first")
+    assert not findings.lost
+    assert any("was committed before" in fault for fault in findings.faults)
+
+
+def test_commit_before_the_work_loses_what_a_kill_interrupts(stage):
+    stage.make(1)
+    findings = run(stage, "commits-first", [request("slow", seconds=1.5), *REQUESTS], kill_after=1)
+    assert findings.lost == [Place(0, 0)]
+
+
+def test_commit_of_the_highest_offset_seen_is_seen(stage):
+    stage.make(1)
+    slow = [request(f"s{n}", f"s{n}", seconds=0.4 if n % 4 == 0 else 0.0) for n in range(16)]
+    findings = run(stage, "commits-highest", slow, kill_after=9)
+    assert any("was committed before" in fault for fault in findings.faults)
+    assert findings.lost
+
+
+def test_response_that_is_only_handed_to_the_client_is_missed(stage):
+    stage.make(1)
+    findings = run(stage, "fires-and-forgets", kill_after=20)
+    assert findings.lost
+    assert any("was committed before" in fault for fault in findings.faults)
+
+
+def test_dead_letter_that_could_not_be_written_is_missed(stage):
+    names = stage.topics
+    wire.create_topics(stage.bootstrap, {names.requests: 1, names.responses: 1}, config=TIMED_BY_BROKER)
+    wire.create_topics(stage.bootstrap, {names.dlq: 1}, config={**TIMED_BY_BROKER, "max.message.bytes": "2000"})
+    large = request("large", "k0", do="reject", expect="rejected", text=os.urandom(2000).hex())
+    findings = run(stage, "swallows-dead-letters", [*REQUESTS[:10], large, *REQUESTS[10:20]])
+    assert findings.lost == [Place(0, 10)]
+
+
+@pytest.mark.parametrize(
+    "mistake, fault",
+    [
+        ("rewrites-dead-letters", "key or value differ"),
+        ("mixes-keys", "was called while"),
+        ("publishes-twice", "has 2 outcomes out of 1 deliveries"),
+        ("tries-too-often", "attempt 6 of 5"),
+    ],
+)
+def test_mistake_is_seen(stage, mistake, fault):
+    stage.make(1)
+    findings = run(stage, mistake)
+    assert not findings.lost
+    assert any(fault in found for found in findings.faults), findings.faults
+
+
+# Made-up evidence
+
+
+def record(offset, value, *, key=b"k", timestamp=0, headers=(), partition=0):
+    return Rec(partition, offset, key, value, list(headers), timestamp)
+
+
+def source(offset):
+    return [("source-topic", b"t"), ("source-partition", b"0"), ("source-offset", str(offset).encode())]
+
+
+def response(at, offset, *, status="completed", request_id=None, timestamp=100):
+    body = {"request_id": request_id or f"r{offset}", "status": status, "result": None, "error": None}
+    value = json.dumps({**body, "processing_time": 0, "timestamp": ""}).encode()
+    return record(at, value, timestamp=timestamp, headers=source(offset))
+
+
+def calls(*offsets, pid=1, key="k"):
+    """Return whole handler calls, one after the other."""
+    return [
+        Call(moment=moment, id=f"r{offset}", key=key, partition=0, offset=offset, attempt=1, pid=pid, at=0.0)
+        for offset in offsets
+        for moment in ("start", "end")
+    ]
+
+
+def evidence(**changes) -> Evidence:
+    """Return three requests that were answered in order."""
+    good = Evidence(
+        "t",
+        [record(n, json.dumps({"id": f"r{n}"}).encode()) for n in range(3)],
+        [response(n, n, timestamp=100 + n) for n in range(3)],
+        [],
+        calls(0, 1, 2),
+        [Sample(101, {0: (2, "")}), Sample(102, {0: (3, "")})],
+        frozenset({Place(0, 0), Place(0, 1), Place(0, 2)}),
+    )
+    return good.but(**changes)
+
+
+def test_evidence_without_fault_passes():
+    findings = examine(evidence())
+    findings.require()
+    assert (findings.requests, findings.repeated_calls, findings.duplicate_outcomes, findings.samples) == (3, 0, 0, 2)
+
+
+def test_map_that_claims_what_is_not_done_is_seen():
+    honest = CommitMap(0, 3, (0, 2)).encode(4096)[0]
+    claiming = CommitMap(0, 3, (0,)).encode(4096)[0]
+    examine(evidence(samples=[Sample(101, {0: (0, honest)})])).require()
+    faults = examine(evidence(samples=[Sample(101, {0: (0, claiming)})])).faults
+    assert faults == ["the commit map of partition 0 at 0 claims 2, which were not done"]
+
+
+def test_damaged_map_is_seen():
+    assert "cannot be read" in examine(evidence(samples=[Sample(200, {0: (1, "gw1:1:?")})])).faults[0]
+
+
+def test_commit_before_the_outcome_was_in_the_cluster_is_seen():
+    faults = examine(evidence(samples=[Sample(101, {0: (3, "")})])).faults
+    assert faults == ["position 3 of partition 0 was committed before 2 were done"]
+
+
+def test_commit_that_goes_back_is_seen():
+    samples = [Sample(200, {0: (3, "")}), Sample(201, {0: (1, "")})]
+    assert examine(evidence(samples=samples)).faults == ["the committed position of partition 0 went back to 1"]
+
+
+def test_responses_of_a_key_out_of_order_are_seen():
+    swapped = [response(0, 1), response(1, 0), response(2, 2)]
+    assert "stands behind that to offset 1" in examine(evidence(responses=swapped, samples=[])).faults[0]
+
+
+def test_second_response_behind_a_later_one_is_a_duplicate_and_no_disorder():
+    again = [response(0, 0), response(1, 1), response(2, 0), response(3, 2)]
+    twice = [*calls(0, 1), *calls(0, pid=2), *calls(2)]
+    findings = examine(evidence(responses=again, calls=twice, samples=[]))
+    findings.require()
+    assert findings.duplicates == {Place(0, 0): 1}
+    assert findings.repeated == {Place(0, 0): 1}
+
+
+def test_calls_of_a_key_out_of_order_are_seen():
+    assert "was first called after offset 1" in examine(evidence(calls=calls(1, 0, 2))).faults[0]
+
+
+def test_response_without_a_request_is_seen():
+    assert "names no request" in examine(evidence(responses=[response(n, n) for n in range(4)], samples=[])).faults[0]
+
+
+def test_wrong_status_and_wrong_request_are_seen():
+    wrong = [response(0, 0, status="failed"), response(1, 1, request_id="other"), response(2, 2)]
+    assert len(examine(evidence(responses=wrong, samples=[])).faults) == 2
+
+
+def test_missing_response_is_a_loss():
+    findings = examine(evidence(responses=[response(0, 0), response(1, 1)], samples=[]))
+    assert findings.lost == [Place(0, 2)]
+    with pytest.raises(AssertionError, match="lost: 0-2"):
+        findings.require()
+
+
+def test_request_that_the_cluster_lost_is_told_apart():
+    faults = examine(evidence(sent=frozenset({Place(0, 0), Place(0, 7)}))).faults
+    assert faults == ["the cluster itself lost requests: 0-7"]
+
+
+def test_attempt_that_is_left_out_is_seen():
+    third = [call._replace(attempt=3) for call in calls(2)]
+    assert examine(evidence(calls=[*calls(0, 1), *third])).faults[0] == "0-2: attempt 3 after 0"
