@@ -128,13 +128,16 @@ def end_offsets(bootstrap: str, topic: str) -> dict[int, int]:
 
 
 def committed(bootstrap: str, group: str, topic: str) -> dict[int, tuple[int, str]]:
-    """Return what a group has committed, by partition: (offset, metadata). Partitions without a commit are left out."""
+    """Return what a group has committed, by partition: (offset, metadata). Partitions without a commit are left out.
+
+    The metadata is good for its beginning only: confluent-kafka reads on behind its end up to the next zero byte.
+    """
     with _consumer(bootstrap, group) as consumer:
         places = consumer.committed([TopicPartition(topic, p) for p in _partitions(consumer, topic)], LIMIT)
     for place in places:
         if place.error is not None:
             raise KafkaException(place.error)
-    return {place.partition: (place.offset, place.metadata or "") for place in places if place.offset >= 0}
+    return {place.partition: (place.offset, _metadata(place)) for place in places if place.offset >= 0}
 
 
 def lag(bootstrap: str, group: str, topic: str) -> int:
@@ -151,6 +154,13 @@ def _consumer(bootstrap: str, group: str = "wire-that-never-joins") -> Iterator[
         yield consumer
     finally:
         consumer.close()
+
+
+def _metadata(place: TopicPartition) -> str:
+    try:
+        return place.metadata or ""
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace")
 
 
 def _partitions(consumer: Consumer, topic: str) -> list[int]:

@@ -37,6 +37,7 @@ class WorkerProcess:
 
     def __init__(self, directory: Path, environment: Mapping[str, str], *, name: str = "worker") -> None:
         self.log_file = directory / f"{name}.log"
+        self.error_file = directory / f"{name}.err"
         self.journal = directory / "journal.jsonl"
         self._runtime = directory / f"{name}-run"
         self._runtime.mkdir(exist_ok=True)
@@ -55,14 +56,14 @@ class WorkerProcess:
     def start(self) -> Self:
         """Start it, or start it again: the log is appended to."""
         (self._runtime / "port").unlink(missing_ok=True)
-        with self.log_file.open("ab") as output:
+        with self.log_file.open("ab") as output, self.error_file.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gigaoffice_worker", "run"],
                 env=self._environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=errors,
             )
         return self
 
@@ -100,11 +101,14 @@ class WorkerProcess:
 
     # What it says
 
+    def port(self) -> int:
+        """Return the side port that it has picked; OSError before that."""
+        return int((self._runtime / "port").read_text())
+
     def ask(self, path: str) -> tuple[int, str]:
         """Return (status, body) of a page of the side port; status 0 while nobody answers."""
         try:
-            port = (self._runtime / "port").read_text().strip()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -130,6 +134,10 @@ class WorkerProcess:
         lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
         return [_parsed(line) for line in lines if line.strip()]
 
+    def errors(self) -> str:
+        """Return what it has written to standard error."""
+        return self.error_file.read_text(errors="replace") if self.error_file.exists() else ""
+
     def calls(self, moment: str = "start") -> list[Call]:
         """Return the handler calls of every worker that shares the directory."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
@@ -147,9 +155,10 @@ class WorkerProcess:
         while not condition():
             ended = self.process.poll()
             if ended is not None or time.monotonic() > deadline:
-                tail = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-25:])
+                own = [line for line in self.logs() if line.get("event") != "Kafka client message"]
+                tail = "\n".join(json.dumps(line)[:1000] for line in own[-25:])
                 state = f"ended with {ended}" if ended is not None else self.ask("/readyz")[1]
-                message = f"waited {timeout:g} s for {what}; worker: {state}\n{tail}"
+                message = f"waited {timeout:g} s for {what}; worker: {state}\n{tail}\n{self.errors()[-2000:]}"
                 raise AssertionError(message)
             time.sleep(0.05)
 

@@ -1,0 +1,94 @@
+"""What a crash costs: no request ever, and of the calls only those that no commit could know of."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+
+from tests.scene import ask, check_once, ids
+from tests.waiting import eventually
+
+# A static member takes its place again at once; others wait until the session of the dead one has run out.
+STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}
+DYNAMIC = {"KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "6000", "KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS": "2000"}
+
+
+def kill(worker):
+    """Kill the worker and return the time of it."""
+    worker.signal(signal.SIGKILL)
+    at = time.time()
+    worker.wait(10)
+    return at
+
+
+def test_kill_in_the_middle_of_work_loses_no_request(scene):
+    scene.make(requests=3, responses=3)
+    worker = scene.ready(WORKER_CONCURRENCY="4", **STATIC)
+    sent = [ask(f"r{n}", f"k{n % 20}", seconds=0.01 if n % 3 else 0.03) for n in range(400)]
+    places = scene.send(*sent)
+    killed = []
+    for share in (0.25, 0.6):
+        eventually(lambda share=share: len(scene.starts()) >= share * len(sent), "some work to be done", interval=0.01)
+        killed.append(kill(worker))
+        worker.start()
+    eventually(lambda: len(set(ids(scene.responses()))) == len(sent), "every request to be answered", interval=0.2)
+    scene.wait_committed()
+    assert worker.stop(10) == 0
+
+    # An answer that came twice carries the same identity, and only what no commit covered was called again.
+    for answer in scene.responses():
+        assert answer.source == places[int(answer.id[1:])]
+    ended = defaultdict(list)
+    for call in scene.journal():
+        if call.moment == "end":
+            ended[call.id].append(call.at)
+    repeated = {name: times for name, times in ended.items() if len(times) > 1}
+    for name, times in repeated.items():
+        assert any(at - 1.2 < times[0] < at + 0.1 for at in killed), f"{name} had been done for long"
+    assert scene.count(scene.topics.dlq) == 0
+
+
+def test_crash_repeats_nothing_that_is_done_behind_a_slow_request(scene):
+    scene.make()
+    worker = scene.ready(WORKER_CONCURRENCY="4", **DYNAMIC)
+    gate = scene.file("gate")
+    done = [f"done-{n}" for n in range(500)]
+    scene.send(
+        ask("slow", "slow", do="hang", file=str(gate)), *[ask(name, f"k{n % 40}") for n, name in enumerate(done)]
+    )
+    check_once(scene.wait_responses(500), done)
+    time.sleep(1.0)  # the contract's second between the end of a request and its commit
+    assert scene.committed() == {0: 0}
+    kill(worker)
+    worker.start().wait_ready()
+    eventually(lambda: scene.starts()["slow"] == 2, "the slow one to be called again", timeout=30)
+    scene.send(ask("new", "k0"))
+    scene.wait_responses(501)
+    assert {name for name, count in scene.starts().items() if count > 1} == {"slow"}
+    gate.unlink()
+    check_once(scene.wait_responses(502), [*done, "slow", "new"])
+    scene.wait_committed()
+    assert worker.stop(10) == 0
+
+
+def test_crash_repeats_nothing_that_is_done_between_many_slow_requests(scene):
+    scene.make()
+    worker = scene.ready(WORKER_CONCURRENCY="60", KAFKA_CONSUMER_MAX_POLL_RECORDS="100", **STATIC)
+    gate = scene.file("gate")
+    sent, done, slow = [], [], []
+    for n in range(600):
+        name = f"slow-{n}" if n % 12 == 5 else f"done-{n}"
+        (slow if n % 12 == 5 else done).append(name)
+        sent.append(ask(name, None, **({"do": "hang", "file": str(gate)} if n % 12 == 5 else {})))
+    scene.send(*sent)
+    check_once(scene.wait_responses(len(done)), done)
+    time.sleep(1.0)
+    assert scene.committed() == {0: 5}
+    kill(worker)
+    worker.start().wait_ready()
+    eventually(lambda: all(scene.starts()[name] == 2 for name in slow), "the slow ones to be called again", timeout=30)
+    gate.unlink()
+    check_once(scene.wait_responses(600), [*done, *slow])
+    scene.wait_committed()
+    assert all(scene.starts()[name] == 1 for name in done)

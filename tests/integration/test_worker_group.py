@@ -1,0 +1,172 @@
+"""Several workers in one group: what a rebalance may not do to what is in hand."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from tests.scene import ask, check_once, ids
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def scene(scene):
+    """Workers hear of a rebalance by their heartbeat."""
+    scene.environment["KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS"] = "300"
+    return scene
+
+
+def partitions(worker):
+    return {row["partition"] for row in worker.status().get("partitions", [])}
+
+
+def share(count, *workers):
+    """Wait until the workers have `count` partitions among them, and each its part."""
+    least = count // len(workers)
+
+    def shared():
+        held = [partitions(worker) for worker in workers]
+        return len(set().union(*held)) == sum(map(len, held)) == count and min(map(len, held)) >= least
+
+    eventually(shared, f"{count} partitions to be shared by {len(workers)}", timeout=30)
+
+
+def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that_comes_and_goes(scene):
+    scene.make(requests=4)
+    gates = [scene.file(f"gate-{n}") for n in range(4)]
+    stays = scene.ready("stays", WORKER_REBALANCE_WAIT="0.3")
+    for n, gate in enumerate(gates):
+        retrying = ask(f"retry-{n}", "t", do="while_file", then="transient", retry_after=0.4, file=str(gate))
+        running = [ask(f"running-{n}-{k}", f"k{k}", do="hang", file=str(gate)) for k in (0, 1)]
+        scene.send(*running, retrying, ask(f"queued-{n}", "k0"), partition=n)
+    scene.wait_started(*[f"running-{n}-{k}" for n in range(4) for k in (0, 1)])
+
+    comes = scene.ready("comes")
+    share(4, stays, comes)
+    kept, moved = partitions(stays), partitions(comes)
+    for n in moved:
+        gates[n].unlink()
+    scene.wait_responses(4 * len(moved))
+    assert comes.stop(20) == 0
+    share(4, stays)
+    for n in kept:
+        gates[n].unlink()
+    everything = [f"{what}-{n}" for what in ("running", "retry", "queued") for n in range(4)]
+    expected = [
+        *[f"running-{n}-{k}" for n in range(4) for k in (0, 1)],
+        *[name for name in everything if "running" not in name],
+    ]
+    check_once(scene.wait_responses(len(expected)), expected)
+    scene.wait_committed()
+    starts = scene.starts()
+    assert {name: starts[name] for n in kept for name in (f"running-{n}-0", f"running-{n}-1", f"queued-{n}")} == {
+        name: 1 for n in kept for name in (f"running-{n}-0", f"running-{n}-1", f"queued-{n}")
+    }
+    # What moved was running at its old owner, whose results count for nothing any more.
+    eventually(lambda: stays.metric("late_results_dropped_total") == 2 * len(moved), "the late results to be dropped")
+    assert stays.stop(20) == 0
+
+
+def test_rolling_restart_of_three_workers_under_load_repeats_no_call_and_no_response(scene):
+    scene.make(requests=6, responses=6)
+    workers = [scene.ready(name, WORKER_CONCURRENCY="4") for name in ("one", "two", "three")]
+    share(6, *workers)
+    enough = threading.Event()
+    sent: list[str] = []
+
+    def load():
+        for n in itertools.count():
+            if enough.is_set():
+                return
+            batch = [f"r{n}-{k}" for k in range(5)]
+            scene.send(*[ask(name, f"k{(n + k) % 40}", seconds=0.01) for k, name in enumerate(batch)])
+            sent.extend(batch)
+            enough.wait(0.03)
+
+    producing = threading.Thread(target=load)
+    producing.start()
+    try:
+        for worker in workers:
+            assert worker.stop(20) == 0
+            others = [other for other in workers if other is not worker]
+            share(6, *others)
+            worker.start().wait_ready()
+            share(6, *workers)
+    finally:
+        enough.set()
+        producing.join(20)
+    responses = scene.wait_responses(len(sent))
+    scene.wait_committed()
+    check_once(responses, sent)
+    assert max(scene.starts().values()) == 1
+    assert all(worker.stop(20) == 0 for worker in workers)
+    assert scene.count(scene.topics.responses) == len(sent)
+
+
+def test_worker_without_a_partition_is_ready_as_standby_and_takes_over(scene):
+    scene.make()
+    first = scene.ready("first")
+    second = scene.ready("second")
+    share(1, first, second)
+    [standby] = [worker for worker in (first, second) if not partitions(worker)]
+    owner = first if standby is second else second
+    code, text = standby.ask("/readyz")
+    assert (code, "standby" in text) == (200, True)
+    assert standby.status()["standby"] is True
+    assert owner.status()["standby"] is False
+    assert standby.metric("assigned_partitions") == 0
+    scene.send(ask("a", "k"))
+    scene.wait_responses(1)
+    assert owner.stop(20) == 0
+    share(1, standby)
+    scene.send(ask("b", "k"))
+    assert ids(scene.wait_responses(2)) == ["a", "b"]
+    assert max(scene.starts().values()) == 1
+
+
+def test_static_member_comes_back_to_its_partitions_without_a_rebalance(scene):
+    scene.make(requests=2)
+    a = scene.ready("a", KAFKA_CONSUMER_GROUP_INSTANCE_ID="a")
+    b = scene.ready("b", KAFKA_CONSUMER_GROUP_INSTANCE_ID="b")
+    share(2, a, b)
+    mine, rebalances = partitions(b), a.metric("rebalances_total")
+    assert b.stop(20) == 0
+    b.start().wait_ready()
+    share(2, a, b)
+    assert partitions(b) == mine
+    assert a.metric("rebalances_total") == rebalances
+    scene.send(ask("r0", "k"), partition=0)
+    scene.send(ask("r1", "k"), partition=1)
+    check_once(scene.wait_responses(2), ["r0", "r1"])
+
+
+def test_second_holder_of_a_group_instance_id_ends_the_first_with_78(scene):
+    scene.make()
+    first = scene.ready("first", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same")
+    second = scene.worker("second", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same").start()
+    eventually(lambda: first.process.poll() is not None, "the fenced one to end")
+    assert first.wait(1) == 78
+    assert any("KAFKA_CONSUMER_GROUP_INSTANCE_ID" in str(line) for line in first.logs() if line["level"] == "error")
+    second.wait_ready()
+    scene.send(ask("r", "k"))
+    scene.wait_responses(1)
+
+
+def test_requests_are_answered_while_a_member_that_was_killed_is_waited_for(scene):
+    scene.make(requests=2)
+    scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "6000"
+    stays, dies = scene.ready("stays"), scene.ready("dies")
+    share(2, stays, dies)
+    [own], [other] = partitions(stays), partitions(dies)
+    dies.process.kill()
+    dies.wait(10)
+    began = time.monotonic()
+    scene.send(ask("own", "k"), partition=own)
+    scene.send(ask("other", "k"), partition=other)
+    assert ids(scene.wait_responses(1)) == ["own"]
+    assert time.monotonic() - began < 5
+    check_once(scene.wait_responses(2), ["own", "other"])
+    assert partitions(stays) == {own, other}

@@ -1,0 +1,176 @@
+"""What may stop new handler calls or intake: the shared gate, the storm guard and the limits of memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+
+import psutil
+
+from tests.scene import ask, check_once, overlapping
+from tests.waiting import eventually
+
+QUICK = {"WORKER_RETRY_DELAY": "0.05", "WORKER_RETRY_MAX_DELAY": "0.1", "WORKER_CONCURRENCY": "4"}
+
+
+def test_shared_gate_holds_all_calls_and_counts_no_attempt(scene):
+    scene.make()
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="1", **QUICK)
+    limited = scene.file("limited")
+    slow = scene.file("slow")
+    scene.send(ask("running", "s", do="hang", file=str(slow)))
+    scene.wait_started("running")
+    scene.send(ask("limited", "a", do="while_file", then="shared", retry_after=1, file=str(limited)))
+    scene.wait_started("limited")
+    eventually(lambda: worker.metric("gate_closed") == 1, "the gate to close", interval=0.01)
+    began = len(scene.journal())
+    scene.send(*[ask(f"held-{n}", f"k{n}") for n in range(20)])
+    slow.unlink()  # What runs already is not held.
+    scene.wait_responses(1)
+    eventually(lambda: worker.status()["gate"]["closed"], "the gate to be shown")
+    assert worker.ask("/readyz")[0] == 200
+    # Let the limit hold for several openings of the gate: each lets calls through, and the first failure closes it.
+    eventually(lambda: scene.starts()["limited"] >= 3, "the limited one to be tried again")
+    limited.unlink()
+    responses = scene.wait_responses(22)
+    check_once(responses, ["running", "limited", *[f"held-{n}" for n in range(20)]])
+    assert {answer.result["attempt"] for answer in responses} == {1}
+    assert scene.count(scene.topics.dlq) == 0
+    assert worker.metric("handler_attempts_total", result="shared") == scene.starts()["limited"] - 1
+
+    # Nothing was called between one closing of the gate and its opening a second later.
+    starts = [call for call in scene.journal()[began:] if call.moment == "start"]
+    closed_at = next(call.at for call in scene.journal() if call.id == "limited" and call.moment == "end")
+    assert min(call.at for call in starts) >= closed_at + 0.95
+    assert worker.metric("gate_closed") == 0
+
+
+def test_gate_without_a_time_opens_by_itself(scene):
+    scene.make()
+    scene.ready(WORKER_MAX_ATTEMPTS="1", **QUICK)
+    limited = scene.file("limited")
+    scene.send(ask("limited", "a", do="while_file", then="shared", file=str(limited)), ask("other", "b"))
+    eventually(lambda: scene.starts()["limited"] >= 4, "several tries")
+    limited.unlink()
+    check_once(scene.wait_responses(2), ["limited", "other"])
+
+
+def test_storm_guard_stops_intake_probes_one_request_and_heals(scene):
+    scene.make()
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="2", WORKER_STORM_GUARD_MIN_REQUESTS="5", **QUICK)
+    broken = scene.file("broken")
+    # Rejections are the requests' own fault, however many.
+    scene.send(*[ask(f"rejected-{n}", None, do="reject") for n in range(4)])
+    scene.wait_committed()
+    assert worker.metric("storm_guard_open") == 0
+    failing = [ask(f"r{n}", f"k{n % 10}", do="while_file", then="fail", file=str(broken)) for n in range(60)]
+    scene.send(*failing)
+    eventually(lambda: worker.metric("storm_guard_open") == 1, "the storm guard to trip")
+    tripped = len(scene.journal())
+    eventually(lambda: worker.metric("requests_in_flight") <= 1, "what was running to end", interval=0.01)
+    dead = scene.count(scene.topics.dlq)
+    assert 4 + 5 <= dead < 40
+
+    code, reason = worker.ask("/readyz")
+    assert code == 503
+    assert "storm" in reason
+    assert "ValueError" in reason
+    assert worker.metric("not_ready", reason="storm-guard") == 1
+    assert worker.status()["storm_guard"] == {"open": True, "error_type": "ValueError"}
+    assert worker.ask("/livez")[0] == 200
+    assert json.loads(worker.ask("/health")[1])["status"] == "degraded"
+    assert worker.metric("assigned_partitions") == worker.metric("paused_partitions") == 1
+    assert "storm" in worker.status()["partitions"][0]["paused"]
+    scene.send(ask("came-later", "later"))
+
+    # One request at a time probes, again and again, and nothing more is given up.
+    eventually(lambda: len(scene.journal()) > tripped + 20, "several probes")
+    probes = scene.journal()[tripped + 8 :]
+    assert overlapping(probes[probes[0].moment == "end" :], lambda call: "any") == []
+    assert len({call.id for call in probes}) == 1
+    assert scene.count(scene.topics.dlq) == dead
+    assert scene.starts()["came-later"] == 0
+
+    broken.unlink()
+    eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to heal")
+    everything = [*[f"rejected-{n}" for n in range(4)], *[f"r{n}" for n in range(60)], "came-later"]
+    responses = scene.wait_responses(len(everything))
+    check_once(responses, everything)
+    assert sum(answer.status == "completed" for answer in responses) == len(everything) - dead
+    assert scene.count(scene.topics.dlq) == dead
+    scene.wait_committed()
+    events = [line["event"] for line in worker.logs() if "torm" in line["event"]]
+    assert len(events) == len(set(events)) == 2, events
+    assert worker.metric("storm_guard_open") == 0
+
+
+def test_rejections_alone_trip_no_storm_guard(scene):
+    scene.make()
+    worker = scene.ready(WORKER_STORM_GUARD_MIN_REQUESTS="5", **QUICK)
+    scene.send(*[ask(f"r{n}", None, do="reject") for n in range(30)], *[(None, b"no request", [])] * 30)
+    scene.wait_committed()
+    assert worker.metric("storm_guard_open") == 0
+    assert worker.ask("/readyz")[0] == 200
+    assert scene.count(scene.topics.dlq) == 60
+
+
+def test_storm_guard_can_be_switched_off(scene):
+    scene.make()
+    worker = scene.ready(
+        WORKER_STORM_GUARD="off", WORKER_STORM_GUARD_MIN_REQUESTS="5", WORKER_MAX_ATTEMPTS="1", **QUICK
+    )
+    scene.send(*[ask(f"r{n}", None, do="fail") for n in range(30)])
+    scene.wait_committed()
+    assert worker.metric("storm_guard_open") == 0
+    assert scene.count(scene.topics.dlq) == 30
+
+
+def test_backlog_beyond_the_limit_of_records_is_paused_with_a_reason_and_finished_later(scene):
+    scene.make(requests=3)  # of which each may hold a third of the limit
+    gate = scene.file("gate")
+    scene.send(*[ask(f"r{n}", None, do="hang", file=str(gate)) for n in range(3500)], partition=1)
+    worker = scene.ready()
+    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
+    assert [row["paused"] for row in worker.status()["partitions"]] == [None, "records", None]
+    assert worker.ask("/readyz")[0] == 200
+    assert worker.metric("messages_received_total") < 3500
+    assert worker.metric("requests_in_flight") == 16
+
+    # What comes while it is paused shows in the lag all the same.
+    scene.send(*[ask(f"more-{n}", None) for n in range(100)], partition=1)
+    eventually(lambda: worker.metric("consumer_lag_records", partition="1") == 3600, "the lag to be refreshed")
+    assert worker.metric("consumer_lag_seconds", partition="1") > 0
+    assert worker.metric("paused_partitions") == 1
+
+    gate.unlink()
+    scene.wait_committed(60)
+    assert scene.count(scene.topics.responses) == 3600
+    assert max(scene.starts().values()) == 1
+    eventually(lambda: worker.metric("consumer_lag_records") == worker.metric("paused_partitions") == 0, "no lag")
+    assert worker.metric("consumer_lag_seconds") == 0
+
+
+def test_backlog_of_large_requests_is_paused_and_memory_stays_bounded(scene):
+    scene.make()
+    gate = scene.file("gate")
+    ballast = base64.b64encode(os.urandom(600_000)).decode()
+    for _ in range(6):
+        scene.send(
+            *[ask(None, None, do="hang", file=str(gate), ballast=ballast) for n in range(25)], batch_size=900_000
+        )
+    worker = scene.ready(WORKER_CONCURRENCY="2")
+    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
+    assert worker.status()["partitions"][0]["paused"] == "bytes"
+    gate.unlink()
+    process = psutil.Process(worker.pid)
+    highest = 0
+
+    def done():
+        nonlocal highest
+        highest = max(highest, process.memory_info().rss)
+        return worker.metric("requests_total") == 150
+
+    eventually(done, "the backlog to be finished", timeout=60)
+    scene.wait_committed()
+    assert highest < 250 * 1024 * 1024, f"{highest >> 20} MiB for a backlog of 115 MiB"

@@ -1,0 +1,139 @@
+"""How the worker ends: what it finishes, what it leaves, and that it ends on time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+
+from tests import wire
+from tests.scene import ask, check_once, ids
+from tests.waiting import eventually
+
+
+def draining(worker):
+    return "drain" in worker.ask("/readyz")[1]
+
+
+def test_sigterm_finishes_what_runs_and_leaves_what_waits(scene):
+    scene.make()
+    worker = scene.ready(WORKER_CONCURRENCY="3")
+    gate, failing = scene.file("gate"), scene.file("failing")
+    sent = [
+        ask("waits-for-its-retry", "c", do="while_file", then="transient", retry_after=60, file=str(failing)),
+        ask("runs-1", "a", do="hang", file=str(gate)),
+        ask("runs-2", "b", do="hang", file=str(gate)),
+        ask("runs-3", None, do="hang", file=str(gate)),
+        ask("behind-1", "a"),
+        ask("behind-2", "b"),
+        ask("no-thread", None),
+    ]
+    scene.send(*sent)
+    scene.wait_started("waits-for-its-retry", "runs-1", "runs-2", "runs-3")
+    eventually(lambda: worker.metric("requests_waiting_retry") == 1, "the retry to wait")
+    worker.signal(signal.SIGTERM)
+    eventually(lambda: draining(worker), "the worker to drain")
+
+    # While it drains it is alive, says so, and has paused what it holds.
+    assert worker.ask("/livez")[0] == 200
+    code, health = worker.ask("/health")
+    assert (code, json.loads(health)["status"], json.loads(health)["consumer_running"]) == (200, "degraded", True)
+    assert worker.ask("/readyz")[0] == 503
+    assert worker.metric("not_ready", reason="draining") == 1
+    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
+    assert "drain" in worker.status()["partitions"][0]["paused"]
+    scene.send(ask("came-later", "z"))
+    assert worker.process.poll() is None
+
+    gate.unlink()
+    assert worker.wait(10) == 0
+    check_once(scene.responses(), ["runs-1", "runs-2", "runs-3"])
+    assert scene.starts() == Counter(["waits-for-its-retry", "runs-1", "runs-2", "runs-3"])
+
+    failing.unlink()
+    worker.start().wait_ready()
+    everything = [json.loads(value)["id"] for _, value, _ in sent] + ["came-later"]
+    check_once(scene.wait_responses(len(everything)), everything)
+    assert scene.starts() == Counter([*everything, "waits-for-its-retry"])
+    scene.wait_committed()
+    assert worker.stop(10) == 0
+
+
+def test_sigterm_of_an_idle_worker_ends_it_at_once_and_leaves_the_group(scene):
+    scene.make(requests=2)
+    scene.environment["KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS"] = "300"
+    first, second = scene.ready("first"), scene.ready("second")
+    eventually(lambda: first.metric("assigned_partitions") == 1, "the partitions to be shared")
+    began = time.monotonic()
+    assert second.stop(10) == 0
+    # Without leaving it would take the session time-out of ten seconds.
+    eventually(lambda: first.metric("assigned_partitions") == 2, "the partitions to come back", timeout=8)
+    assert time.monotonic() - began < 9
+
+
+def test_sighup_is_ignored_and_sigint_acts_as_sigterm(scene):
+    scene.make()
+    worker = scene.ready()
+    gate = scene.file("gate")
+    worker.signal(signal.SIGHUP)
+    scene.send(ask("after-sighup", "a"), ask("running", "b", do="hang", file=str(gate)))
+    scene.wait_responses(1)
+    scene.wait_started("running")
+    worker.signal(signal.SIGINT)
+    eventually(lambda: draining(worker), "the worker to drain")
+    worker.signal(signal.SIGHUP)
+    gate.unlink()
+    assert worker.wait(10) == 0
+    check_once(scene.responses(), ["after-sighup", "running"])
+    assert scene.committed() == {0: 2}
+
+
+def test_drain_ends_in_time_with_70_although_a_handler_hangs(scene):
+    scene.make()
+    worker = scene.ready(WORKER_DRAIN_TIMEOUT="1", WORKER_CONCURRENCY="2")
+    gate = scene.file("gate")
+    scene.send(ask("hangs", "a", do="hang", file=str(gate)), *[ask(f"done-{n}", "b") for n in range(20)])
+    scene.wait_responses(20)
+    began = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == 70
+    assert 0.9 < time.monotonic() - began < 6
+    assert scene.committed() == {0: 0}
+
+    gate.unlink()
+    worker.start().wait_ready()
+    answers = scene.wait_responses(21)
+    check_once(answers, ["hangs", *[f"done-{n}" for n in range(20)]])
+    assert scene.starts()["hangs"] == 2
+    scene.wait_committed()
+
+
+def test_second_signal_ends_the_wait_at_once(scene):
+    scene.make()
+    worker = scene.ready(WORKER_DRAIN_TIMEOUT="120")
+    scene.send(ask("done", "a"), ask("hangs", "b", do="hang"))
+    scene.wait_started("hangs")
+    scene.wait_responses(1)
+    worker.signal(signal.SIGTERM)
+    eventually(lambda: draining(worker), "the worker to drain")
+    began = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == 70
+    assert time.monotonic() - began < 5
+    assert ids(scene.responses()) == ["done"]
+
+
+def test_worker_that_waits_for_the_cluster_ends_on_sigterm(scene):
+    worker = scene.worker(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", KAFKA_TOPIC_CREATION_RETRIES="1000").start()
+    worker.wait_until(lambda: worker.ask("/livez")[0] == 200, 20, "the side port to open")
+    began = time.monotonic()
+    assert worker.stop(20) == 0
+    assert time.monotonic() - began < 10
+
+
+def test_worker_that_waits_for_its_topics_ends_on_sigterm(scene):
+    worker = scene.worker(KAFKA_TOPIC_AUTO_CREATE="false").start()
+    worker.wait_until(lambda: scene.topics.dlq in worker.ask("/readyz")[1], 20, "the missing topics to be told")
+    assert worker.stop(10) == 0
+    assert not {scene.topics.requests, scene.topics.responses, scene.topics.dlq} & wire.topics(scene.bootstrap).keys()
