@@ -233,17 +233,18 @@ class _Workflow:
         timed_out, fatal = is_timeout(error), classify(error) is Kind.FATAL
         if step is _CREATION:
             self._on_error("fatal" if fatal else "timeout" if timed_out else "retriable")
+        during = f"creating topic {facts['topic']}" if step is _CREATION else step.during
         told = {**facts, "attempt": attempt, "error": describe(error), "hint": rule(error).hint}
         if fatal:
             log.error(step.fatal, **told)
-            raise to_worker_error(error, step.during) from error
+            raise to_worker_error(error, during) from error
         last = attempt > topics.creation_retries
         if timed_out or not last:
             again = {} if last else {"retry_in": topics.creation_retry_delay}
             log.warning(step.timeout if timed_out else step.again, **told, **again)
         if last:
             log.error(step.failed, **told)
-            raise UnreachableError(str(to_worker_error(error, step.during)), hint=rule(error).hint) from error
+            raise UnreachableError(str(to_worker_error(error, during)), hint=rule(error).hint) from error
         self._stop.wait(topics.creation_retry_delay)
 
 
