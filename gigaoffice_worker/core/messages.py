@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -118,12 +119,13 @@ class Wire:
         return Letter(self.dlq, record.key, record.value, headers + _origin(record, traced=False))
 
 
+@lru_cache(maxsize=4096)
+def _partition_headers(topic: str, partition: int) -> tuple[tuple[str, bytes], ...]:
+    return (("source-topic", topic.encode()), ("source-partition", b"%d" % partition))
+
+
 def _origin(record: Record, *, traced: bool) -> list[tuple[str, bytes]]:
-    headers = [
-        ("source-topic", record.topic.encode()),
-        ("source-partition", b"%d" % record.partition),
-        ("source-offset", b"%d" % record.offset),
-    ]
+    headers = [*_partition_headers(record.topic, record.partition), ("source-offset", b"%d" % record.offset)]
     if traced and record.headers:
         headers += [(name, value) for name, value in record.headers if name in _TRACE_HEADERS and value is not None]
     return headers

@@ -124,8 +124,10 @@ class Letter(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of content, as `Record.size` counts them."""
-        headers = sum(len(name) + len(value) for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers
+        size = len(self.key or b"") + len(self.value or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value)
+        return size
 
 
 class Ended(StrEnum):
