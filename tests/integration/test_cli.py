@@ -1,8 +1,10 @@
-from __future__ import re
+from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -356,6 +358,13 @@ def test_send_without_waiting_tells_where_the_request_stands(cli, kafka_bootstra
     assert sent.key == b"customer"
 
 
+def test_send_of_a_request_that_is_too_large_says_so(cli, made_topics):
+    done = cli("send", "--no-wait", stdin=secrets.token_hex(1_500_000))
+    assert done.returncode == 1
+    assert "it is larger than the request topic takes" in done.stderr
+    assert "max.message.bytes" in done.stderr
+
+
 def test_send_creates_no_topics(cli, kafka_bootstrap, names):
     for done in (cli("send", "hello"), cli("send", "--no-wait", "hello")):
         assert done.returncode == 1
@@ -491,6 +500,19 @@ def test_dev_in_a_terminal_drains_although_ctrl_c_reaches_all_of_its_group(dev, 
         assert all(os.getpgid(each.pid) != group for each in family(process))
         process.send_signal(signal.SIGINT)
         assert "exit_code=0" in process.stdout.read()
+
+
+def test_a_second_interrupt_ends_the_wait_for_the_worker(dev):
+    with serving(dev, "--handler", "tests.handlers:handle") as (process, said):
+        (bootstrap,) = [line.split()[-1] for line in said.splitlines() if line.startswith("Kafka: ")]
+        dev("send", "--no-wait", '{"seconds": 60}', KAFKA_BOOTSTRAP_SERVERS=bootstrap)
+        processes = family(process)
+        process.send_signal(signal.SIGINT)
+        assert any("Worker draining" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(10) == 0  # and not after the drain's 25 seconds
+    assert gone(processes)
 
 
 def test_dev_ends_with_the_code_of_its_worker(dev):
