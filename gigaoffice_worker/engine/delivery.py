@@ -50,16 +50,19 @@ class Shipment:
 
 
 class Parcel:
-    """One letter in the hands of the client. A letter that is sent again is a new parcel under the old number."""
+    """One letter in the hands of the client. A letter that is sent again is a new parcel under the old number.
 
-    __slots__ = ("alone", "first_sent_at", "letter", "number", "outlet", "shipment")
+    `first_sent_at` tells how long the outcome has been on its way, `sent_at` how long the client owes an answer.
+    """
+
+    __slots__ = ("alone", "first_sent_at", "letter", "number", "outlet", "sent_at", "shipment")
 
     def __init__(self, outlet: Outlet, shipment: Shipment, letter: Letter, number: int, now: float) -> None:
         self.outlet = outlet
         self.shipment = shipment
         self.letter = letter
         self.number = number
-        self.first_sent_at = now
+        self.first_sent_at = self.sent_at = now
         self.alone = not outlet.fits(letter)
 
     def again(self) -> Parcel:
@@ -70,14 +73,13 @@ class Parcel:
 
     def acknowledged(self, _metadata: object) -> None:
         """Note the acknowledgement; called on the client's thread."""
-        if self.outlet.unacknowledged.get(self.number) is self:
-            del self.outlet.unacknowledged[self.number]
+        if self.outlet.answered(self):
             self.outlet.delivery.acknowledged(self)
 
     def failed(self, error: BaseException) -> None:
         """Note the failure; called on the client's thread, or by whoever tried to send."""
-        if self.outlet.unacknowledged.get(self.number) is self:
-            self.outlet.failed(self, error)
+        if self.outlet.failed(self, error):
+            self.outlet.delivery.wake()
 
 
 @dataclass(eq=False, slots=True)
@@ -103,18 +105,29 @@ class Outlet:
         size = letter.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(letter.headers)
         return size <= self.max_message_bytes
 
-    def failed(self, parcel: Parcel, error: BaseException) -> None:
+    def answered(self, parcel: Parcel) -> bool:
+        """Take a parcel off what is on its way; False when its answer is late and counts for nothing."""
         with self.lock:
-            if self.unacknowledged.pop(parcel.number, None) is not parcel:
-                return
+            if self.unacknowledged.get(parcel.number) is not parcel:
+                return False
+            del self.unacknowledged[parcel.number]
+            return True
+
+    def failed(self, parcel: Parcel, error: BaseException) -> bool:
+        """Note a failure, and let nothing newer pass before it is mended; False when the answer is late."""
+        with self.lock:
+            if self.unacknowledged.get(parcel.number) is not parcel:
+                return False
+            del self.unacknowledged[parcel.number]
             self.repairing = True
             self.failures.append((parcel, error))
-        self.delivery.wake()
+            return True
 
     def reclaim(self) -> None:
         """Take everything back from a client that was stopped, to be sent again."""
         with self.lock:
             self.repairing = True
+            self.trying = False
             self.waiting += [parcel.again() for parcel in self.unacknowledged.values()]
             self.waiting += [parcel.again() for parcel, _ in self.failures]
             self.unacknowledged.clear()
@@ -123,10 +136,11 @@ class Outlet:
     def oldest(self) -> float | None:
         """Return when the oldest undelivered letter was first handed over."""
         with self.lock:
-            first = next(iter(list(self.unacknowledged.values())), None)
-            ages = [parcel.first_sent_at for parcel in self.waiting]
+            # What is on its way is in its first order, so the first is the oldest.
+            ages = [parcel.first_sent_at for parcel in itertools.islice(self.unacknowledged.values(), 1)]
+            ages += [parcel.first_sent_at for parcel in self.waiting]
             ages += [parcel.first_sent_at for parcel, _ in self.failures]
-            return min([*ages, first.first_sent_at] if first else ages, default=None)
+            return min(ages, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +151,13 @@ class Delivered:
     verdict: Verdict
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Whom delivery tells: the monitor (an opened lane, a hold) and the metrics."""
+    """Whom delivery tells: the monitor (an opened lane, a hold), the metrics, and who minds its thread."""
 
     free: Callable[[Work], None]
     hold: Callable[[], None]
@@ -147,6 +165,7 @@ class Hooks:
     sent: Callable[[str], None]
     rebuilt: Callable[[], None]
     send_failed: Callable[[int], None]
+    died: Callable[[BaseException], None] = _raise
 
 
 class Delivery:
@@ -317,11 +336,14 @@ class Delivery:
     # The thread of repairs
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._wake.wait(_TICK)
-            self._wake.clear()
-            self.last_turn = self._clock()
-            self._turn(self.last_turn)
+        try:
+            while not self._stopping:
+                self._wake.wait(_TICK)
+                self._wake.clear()
+                self.last_turn = self._clock()
+                self._turn(self.last_turn)
+        except BaseException as error:  # noqa: BLE001  # a thread of ours that dies takes the process down
+            self._hooks.died(error)
 
     def _turn(self, now: float) -> None:
         while self._next_letters:
@@ -355,24 +377,30 @@ class Delivery:
         if not failures:
             return
         self._hooks.send_failed(len(failures))
-        outlet.trying = False
-        outlet.series += 1
-        outlet.retry_at = now + min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(outlet.series - 1, 10))
         again: list[Parcel] = []
+        at_once = True
         for parcel, error in failures:
             match classify(error):
                 case SendFailure.TOO_LARGE:
                     if parcel.alone and self._give_up(parcel):
                         continue
-                    if not parcel.alone:
-                        outlet.retry_at = now
+                    at_once = at_once and not parcel.alone
                     parcel.alone = True
-                    outlet.trouble = f"the topic refuses a record of {parcel.letter.size} bytes: raise its max.message.bytes"
+                    size = parcel.letter.size
+                    outlet.trouble = f"the topic refuses a record of {size} bytes: raise its max.message.bytes"
                 case SendFailure.REFUSED:
+                    at_once = False
                     outlet.trouble = f"{type(error).__name__}: {error}"
                 case SendFailure.STUCK:
+                    at_once = False
                     self._doubt = f"{type(error).__name__}: {error}"
             again.append(parcel.again())
+        if not again:
+            return  # The topic has given its answer to a size: it is in no trouble.
+        outlet.trying = False
+        outlet.series += 1
+        backoff = min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(outlet.series - 1, 10))
+        outlet.retry_at = now if at_once else now + backoff
         with outlet.lock:
             outlet.waiting += again
         log.warning(
@@ -431,6 +459,9 @@ class Delivery:
             del outlet.waiting[: len(group)]
             outlet.unacknowledged.update((parcel.number, parcel) for parcel in group)
             outlet.trying = True
+            at = self._clock()
+            for parcel in group:
+                parcel.sent_at = at
         for parcel in group:
             self._send(parcel)
 
@@ -448,8 +479,8 @@ class Delivery:
         limit = self._delivery_timeout + ABANDON_AFTER
         for outlet in self._outlets.values():
             first = next(iter(list(outlet.unacknowledged.values())), None)
-            if first is not None and now - first.first_sent_at > limit:
-                self._doubt = f"no answer for {now - first.first_sent_at:.0f} seconds"
+            if first is not None and now - first.sent_at > limit:
+                self._doubt = f"no answer for {now - first.sent_at:.0f} seconds"
 
     def _rebuild(self, now: float) -> None:
         """Replace the client: stop the old one for good, then take back everything it held."""
