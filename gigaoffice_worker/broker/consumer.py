@@ -175,7 +175,11 @@ class Consumer:
             self._client.commit(offsets, timeout_ms=int(timeout * 1000))
         except kafka_errors.FencedInstanceIdError as error:
             raise FencedError from error
-        except (kafka_errors.CommitFailedError, kafka_errors.IllegalGenerationError, kafka_errors.UnknownMemberIdError) as error:
+        except (
+            kafka_errors.CommitFailedError,
+            kafka_errors.IllegalGenerationError,
+            kafka_errors.UnknownMemberIdError,
+        ) as error:
             raise CommitLostError(str(error)) from error
         except (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError) as error:
             raise CommitMapTooLargeError from error

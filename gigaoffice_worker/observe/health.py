@@ -152,10 +152,9 @@ def topic_health(
 ) -> dict[str, Any]:
     """Return the guide's topic health document. `verified_at` is UTC."""
     missing = [topic for topic in required if topic not in existing]
+    status = "degraded" if missing else "healthy"
     if verified_at is None or not reachable:
         status = "unhealthy"
-    else:
-        status = "degraded" if missing else "healthy"
     return {
         "status": status,
         "required_topics": list(required),

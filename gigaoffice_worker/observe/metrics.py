@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -83,7 +91,9 @@ class Metrics:
         for outcome in ("completed", "failed", "dead_lettered"):
             self.requests.labels(outcome)
 
-        self._attempts: dict[Ended, Counter] = {ended: self.handler_attempts.labels(ended.value) for ended in Ended if ended is not Ended.INVALID}
+        self._attempts: dict[Ended, Counter] = {
+            ended: self.handler_attempts.labels(ended.value) for ended in Ended if ended is not Ended.INVALID
+        }
         self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
         self.publish_failures = self.messages_failed.labels("publish")
 
