@@ -10,28 +10,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.core.records import Request
 
 BUILT_IN = {
     "echo": "gigaoffice_worker.handlers.echo:handle",
+    "http": "gigaoffice_worker.handlers.http:HttpHandler",
+    "gigachat": "gigaoffice_worker.handlers.gigachat:GigaChatHandler",
 }
+
+
+def _nothing(*_: Any) -> None:
+    """Do nothing: a plain function has nothing to free or to count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler ready to be called, and what frees what it holds."""
+    """A handler ready to be called, what frees what it holds, and what adds its metrics to the worker's."""
 
     name: str
     call: Callable[[Request], Any]
     close: Callable[[], None]
+    register_metrics: Callable[[CollectorRegistry], None] = _nothing
 
 
 def load(name: str) -> Handler:
     """Return the handler called `name`: a built-in one, or `package.module:callable`.
 
     A class, or a function that needs no argument, is called once and what it returns is the handler; if that has a
-    `close()` method it is called at the end. Raises ConfigurationError with what was tried and what went wrong.
+    `close()` method it is called at the end, and its `register_metrics(registry)` method may add Prometheus metrics to
+    the worker's. Raises ConfigurationError with what was tried and what went wrong.
     """
     target = BUILT_IN.get(name, name)
     module_name, _, path = target.partition(":")
@@ -44,7 +54,7 @@ def load(name: str) -> Handler:
     if not callable(handler):
         message = f"WORKER_HANDLER {name}: {path} gave a {type(handler).__name__}, which cannot be called"
         raise ConfigurationError(message, hint="name a function, or a class with a __call__ method")
-    return Handler(name, handler, getattr(handler, "close", _nothing))
+    return Handler(name, handler, getattr(handler, "close", _nothing), getattr(handler, "register_metrics", _nothing))
 
 
 def _module(name: str, module_name: str) -> Any:
@@ -54,6 +64,7 @@ def _module(name: str, module_name: str) -> Any:
     try:
         return importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
+        _complain_about_extra(name, error)
         missing = isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name)
         message = f"WORKER_HANDLER {name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
         hint = "put its directory on PYTHONPATH, or start the worker in it" if missing else "mend the module"
@@ -79,7 +90,11 @@ def _is_factory(found: Any) -> bool:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return False
-    takes = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    takes = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
     return not any(parameter.kind in takes for parameter in parameters)
 
 
@@ -89,9 +104,13 @@ def _constructed(factory: Any, name: str) -> Any:
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:
+        _complain_about_extra(name, error)
         message = f"WORKER_HANDLER {name}: it could not be constructed: {type(error).__name__}: {error}"
         raise ConfigurationError(message, hint="its class or factory is called without arguments") from error
 
 
-def _nothing() -> None:
-    """Free nothing: a plain function holds nothing."""
+def _complain_about_extra(name: str, error: BaseException) -> None:
+    """Raise ConfigurationError if a handler of ours lacks a package: the extra of its name brings it."""
+    if name in BUILT_IN and isinstance(error, ModuleNotFoundError):
+        message = f"WORKER_HANDLER {name}: the package {error.name} is not installed"
+        raise ConfigurationError(message, hint=f"pip install 'gigaoffice-worker[{name}]'") from error

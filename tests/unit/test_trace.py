@@ -38,7 +38,7 @@ def test_a_state_without_a_parent_is_dropped():
         PARENT.replace(b"-", b"_"),
         PARENT[:-1] + b"g",
         PARENT[:-1],
-        PARENT[:-1] + "١".encode(),
+        PARENT[:-1] + b"\xd9\xa1",
     ],
 )
 def test_anything_but_version_00_in_55_characters_is_dropped_with_its_state(parent):
