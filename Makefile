@@ -7,10 +7,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint bench chaos clean
+.PHONY: help dev test lint bench chaos test-systemd install clean
 
 help: ## what can be made (this list)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
@@ -29,6 +29,12 @@ bench: $(STAMP) ## throughput and latency on this machine
 
 chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
+	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)
+
+install: ## the worker and its systemd units on this machine (root)
+	systemd/install.sh
 
 clean: ## removes the virtual environment, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov

@@ -36,7 +36,7 @@ from gigaoffice_worker.observe import health
 from gigaoffice_worker.observe.logs import dump_stacks
 from gigaoffice_worker.observe.metrics import Metrics, total
 from gigaoffice_worker.observe.server import Answer, SidePort
-from gigaoffice_worker.observe.systemd import Notifier, watchdog_interval
+from gigaoffice_worker.observe.systemd import Notifier, status_line, watchdog_interval
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,7 @@ EXIT_DRAINED = 0
 EXIT_ABANDONED = 70
 _TICK = 0.25
 _MISSING_TOPICS_EVERY = 2.0
+_STATUS_EVERY = 2.0
 _HOLD_DRAIN = "draining"
 _HOLD_DELIVERY = "delivery"
 # What is left of the drain time for leaving the group and closing clients once handlers have been given up.
@@ -78,7 +79,7 @@ class Worker:
         self._engine: Engine | None = None
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
         self._watchdog_every = watchdog_interval(os.environ.get("WATCHDOG_USEC"), os.environ.get("WATCHDOG_PID"))
-        self._next_watchdog = 0.0
+        self._next_watchdog = self._next_status = 0.0
         self._told_ready = False
         self._stacks_dumped = False
         self._told_storm: str | None = None
@@ -259,6 +260,9 @@ class Worker:
         if not self._told_ready and engine.consumer.joined:
             self._told_ready = self._notifier.ready("running")
         now = time.monotonic()
+        if now >= self._next_status:
+            self._next_status = now + _STATUS_EVERY
+            self._notifier.status(status_line(self._observer.snapshot()))
         if self._watchdog_every is not None and not not_live and now >= self._next_watchdog:
             self._next_watchdog = now + self._watchdog_every
             self._notifier.watchdog()
@@ -304,6 +308,7 @@ class Worker:
         while not engine.consumer.join(_TICK) and time.monotonic() < deadline + _CLOSE_WITHIN:
             engine.pool.abandon_overdue(self._config.worker.attempt_timeout)
             self._notifier.extend_timeout(10.0)
+            self._notifier.status(status_line(self._observer.snapshot()))
             if self._watchdog_every is not None:
                 self._notifier.watchdog()
         if isinstance(self._death, WorkerError):

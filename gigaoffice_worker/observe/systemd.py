@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
+from gigaoffice_worker.observe.health import Snapshot
+
+_SAID_BY_THE_STATE = ("draining", "joining")
 _SEND_TIMEOUT = 1.0  # seconds; systemd reads at once unless it is in trouble itself
 
 
@@ -52,6 +55,14 @@ class Notifier:
         except OSError:
             return False
         return True
+
+
+def status_line(now: Snapshot) -> str:
+    """Return what `systemctl status` shows of a worker: its state, what is in hand, and why it is not ready."""
+    hand = f"{now.running + now.delivering} requests in flight, {now.queued + now.waiting_retry} waiting"
+    line = f"{now.state}: {len(now.partitions)} partitions, {hand}"
+    troubles = "; ".join(trouble.text for trouble in now.not_ready if trouble.code not in _SAID_BY_THE_STATE)
+    return f"{line}; not ready: {troubles}" if troubles else line
 
 
 def watchdog_interval(usec: str | None, pid: str | None = None) -> float | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gigaoffice_worker.observe.systemd import Notifier, watchdog_interval
+from gigaoffice_worker.observe.health import Snapshot, Trouble
+from gigaoffice_worker.observe.systemd import Notifier, status_line, watchdog_interval
 
 
 @pytest.fixture
@@ -97,3 +98,28 @@ def test_a_manager_that_reads_nothing_does_not_hold_the_worker(manager):
 )
 def test_watchdog_interval_is_half_of_what_is_allowed(usec, pid, expected):
     assert watchdog_interval(usec, pid) == expected
+
+
+def snapshot(**facts):
+    idle = dict.fromkeys(
+        ("queued", "running", "waiting_retry", "delivering", "abandoned_threads", "unsettled_bytes"), 0
+    )
+    seconds = dict.fromkeys(("uptime", "oldest_in_flight", "gate_opens_in"), 0.0)
+    no = dict.fromkeys(("dlq_blocked", "gate_closed", "standby"), False)
+    nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "last_error": None}
+    return Snapshot(**{"state": "running", **idle, **seconds, **no, **nothing, **facts})
+
+
+def test_status_line_tells_what_is_in_hand():
+    now = snapshot(running=2, delivering=1, queued=4, waiting_retry=5)
+    assert status_line(now) == "running: 0 partitions, 3 requests in flight, 9 waiting"
+
+
+def test_status_line_tells_why_the_worker_is_not_ready():
+    now = snapshot(not_ready=[Trouble("commit", "the group is gone"), Trouble("consumer", "no broker")])
+    assert status_line(now).endswith("; not ready: the group is gone; no broker")
+
+
+def test_status_line_does_not_repeat_what_its_state_says():
+    now = snapshot(state="draining", not_ready=[Trouble("draining", "the worker drains")])
+    assert status_line(now) == "draining: 0 partitions, 0 requests in flight, 0 waiting"
