@@ -16,7 +16,7 @@ from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
 from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.probe import committed_offset, describe_group
-from gigaoffice_worker.broker.producer import Producer, TopicUnavailableError
+from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 from gigaoffice_worker.core.records import Letter, Source
@@ -221,6 +221,9 @@ def _writer(config: Config, timeout: float) -> Producer:
 
 def _told(error: BaseException, during: str) -> WorkerError:
     """Return the error that ends the command: a requester needs other rights than the worker does."""
+    if classify(error) is SendFailure.TOO_LARGE:
+        hint = "Raise the topic's max.message.bytes, or send less."
+        return WorkerError(f"{during}: it is larger than the request topic takes", hint=hint)
     told = to_worker_error(error, during)
     if isinstance(told, AccessError):
         hint = "To send, the user needs WRITE on the request topic and READ on the response topic."

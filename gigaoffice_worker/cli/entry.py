@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.report(error)
         return error.exit_code
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # behind the ^C and whatever line it stands in
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. What is still buffered must not complain when the interpreter ends.
@@ -105,7 +107,13 @@ def environment_additions(found: Mapping[str, str], real: Mapping[str, str]) -> 
 
 
 def _never_fail_to_print() -> None:
-    """Print what the terminal's encoding lacks as an escape: a name or a tick must not end a command."""
+    """Print what the terminal's encoding lacks as an escape, and nothing where an output was closed before us.
+
+    Neither a name, nor a tick, nor `>&-` may end a command.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  # for as long as we live
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -138,6 +138,14 @@ def test_an_output_that_nobody_reads_ends_the_command_quietly():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_a_command_needs_no_standard_output():
+    program = f"{sys.executable} -m gigaoffice_worker check --offline >&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", program], env=clean({}), cwd=ROOT, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_what_the_terminal_cannot_show_is_printed_as_an_escape():
     done = command("check", "--offline", PYTHONIOENCODING="ascii", KAFKA_CLIENT_ID="клиент")
     assert done.returncode == 0
