@@ -17,7 +17,7 @@ from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker import preflight
 from gigaoffice_worker.broker.admin import Admin, TopicState, admin
-from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 
@@ -80,7 +80,7 @@ def steps(config: Config, begin: Callable[[str], None] = lambda step: None) -> I
     try:
         client = admin(config, limit)
     except WorkerError as error:
-        yield _bad("authentication" if isinstance(error, AccessError) else "connection", error)
+        yield _bad("authentication" if error.hint == BAD_CREDENTIALS.hint else "connection", error)
         yield from map(_skipped, _LATER_STEPS[1:])
         return
     with client:

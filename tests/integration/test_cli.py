@@ -27,6 +27,7 @@ from confluent_kafka.admin import (
 
 from gigaoffice_worker.devkafka import KafkaCluster
 from tests import wire
+from tests.certificates import Authority
 from tests.conftest import settings
 from tests.waiting import eventually
 
@@ -169,11 +170,20 @@ def test_check_of_a_cluster_with_one_dead_bootstrap_server_is_found_wanting(cli,
 
 
 @pytest.fixture(scope="module")
-def guarded():
-    """A cluster that wants a password, and permits what `allow` allows."""
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def guarded(authority):
+    """A cluster that wants a password, and permits what `allow` allows; its listener TLS is for everybody."""
+    certificate, key = (Path(each).read_text() for each in authority.issue("localhost"))
     with KafkaCluster(
-        listeners={"CLIENT": "SASL_PLAINTEXT"},
+        listeners={"CLIENT": "SASL_PLAINTEXT", "TLS": "SSL"},
         properties={
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.certificate.chain": certificate,
+            "ssl.keystore.key": key,
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-256",
             "listener.name.client.scram-sha-256.sasl.jaas.config": (
@@ -206,6 +216,34 @@ def test_check_tells_a_refused_password(guarded_cli):
     assert "✗ authentication: " in done.stdout
     assert "Check KAFKA_SASL_MECHANISM" in done.stdout
     assert "another-secret" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def tls_cli(guarded, authority, topic_set):
+    tls = {"KAFKA_USE_SSL": "true", "KAFKA_SSL_CAFILE": authority.file}
+    return Cli({**settings(guarded.bootstrap("TLS"), topic_set), **tls})
+
+
+def test_check_tries_tls_as_a_step_of_its_own(tls_cli, topic_set):
+    server = tls_cli.environment["KAFKA_BOOTSTRAP_SERVERS"]
+    assert tls_cli("topics", KAFKA_SSL_CHECK_HOSTNAME="false").returncode == 0
+    good = tls_cli("check", KAFKA_SSL_CHECK_HOSTNAME="false")
+    assert good.returncode == 0, good.stdout
+    assert f"✓ reach {server}: accepts connections\n✓ TLS {server}: its certificate is trusted" in good.stdout
+    assert f"✓ topic {topic_set.requests}: partitions 3" in good.stdout
+    assert "! configuration: KAFKA_SSL_CHECK_HOSTNAME=false" in good.stdout
+    wrong = tls_cli("check")
+    assert wrong.returncode == 77
+    assert f"✓ reach {server}: accepts connections\n✗ TLS {server}: certificate not trusted" in wrong.stdout
+
+
+def test_check_tells_a_certificate_that_lacks_the_advertised_address_from_a_refused_password(tls_cli):
+    by_name = tls_cli.environment["KAFKA_BOOTSTRAP_SERVERS"].replace("127.0.0.1", "localhost")
+    done = tls_cli("check", KAFKA_BOOTSTRAP_SERVERS=by_name)
+    assert done.returncode == 77
+    assert f"✓ TLS {by_name}" in done.stdout
+    assert "✗ connection: " in done.stdout
+    assert "✗ authentication" not in done.stdout
 
 
 def test_check_names_the_permission_that_is_missing(guarded, guarded_cli, topic_set):
