@@ -15,6 +15,11 @@ from gigaoffice_worker.core.scheduler import Work
 
 Handler = Callable[[Request], Any]
 
+# What a handler's error may say and ask for. A response must not outgrow its topic by an error's text, and nothing may
+# wait for ever.
+LONGEST_MESSAGE = 10_000
+LONGEST_RETRY_AFTER = 24 * 3600.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -64,18 +69,25 @@ def _failed(error: BaseException, seconds: float) -> Attempt:
     match error:
         case RejectedError():
             return Attempt(Ended.REJECTED, seconds, failure=failure)
-        case TransientError(shared=True):
-            return Attempt(Ended.SHARED, seconds, failure=failure, retry_after=error.retry_after)
         case TransientError():
-            return Attempt(Ended.FAILED, seconds, failure=failure, retry_after=error.retry_after)
+            # A class of the handler's own may have skipped the constructor.
+            ended = Ended.SHARED if getattr(error, "shared", False) else Ended.FAILED
+            return Attempt(ended, seconds, failure=failure, retry_after=_delay(getattr(error, "retry_after", None)))
     return Attempt(Ended.FAILED, seconds, failure=failure)
 
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        return str(error)[:LONGEST_MESSAGE]
     except Exception:  # noqa: BLE001  # an exception that cannot say what it is must not end the thread
         return "(the error has no readable message)"
+
+
+def _delay(asked_for: object) -> float | None:
+    """Return the seconds that a handler asked for, if they are some: its mistake must not stop the worker."""
+    if not isinstance(asked_for, int | float) or not asked_for >= 0:  # NaN is not
+        return None
+    return float(min(asked_for, LONGEST_RETRY_AFTER))
 
 
 def _reason_given(result: dict[str, Any]) -> str:

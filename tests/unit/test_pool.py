@@ -1,0 +1,311 @@
+"""The handler threads, with a monitor, a processor and a handler that the test holds back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.records import Reason, Request, Verdict
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.scheduler import Scheduler, Work
+from gigaoffice_worker.engine.monitor import Counts, Monitor
+from gigaoffice_worker.engine.pool import Pool
+from gigaoffice_worker.engine.processor import Processor
+from gigaoffice_worker.observe.metrics import Metrics, total
+from tests.unit.making import Partition
+from tests.waiting import eventually
+
+
+class Call:
+    """One handler call that goes on until the test ends it, once."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._end = threading.Event()
+        self._made: Callable[[], Any] = lambda: None
+
+    def wait(self) -> Any:
+        assert self._end.wait(20)
+        return self._made()
+
+    def answer(self, result: object) -> None:
+        self._made = lambda: result
+        self._end.set()
+
+    def fail(self, error: BaseException) -> None:
+        def fails() -> None:
+            raise error
+
+        self._made = fails
+        self._end.set()
+
+
+class Scene:
+    """A pool whose clock the test puts forward: no call needs to take as long as it seems to have taken."""
+
+    def __init__(self, size: int, *, attempts: int = 3, deliver: Callable[[Work, Verdict], bool] | None = None) -> None:
+        self.passed = 0.0
+        policy = RetryPolicy(attempts, delay=0.0, max_delay=0.0)
+        guard = StormGuard(StormLimits(enabled=False))
+        self.monitor = Monitor(
+            Scheduler("key"), policy, Gate(policy), guard, clock=lambda: time.monotonic() + self.passed
+        )
+        self.metrics = Metrics("0")
+        self.calls: queue.Queue[Call] = queue.Queue()
+        self.made: list[Call] = []
+        self.delivered: queue.Queue[tuple[Work, Verdict]] = queue.Queue()
+        self.died: list[BaseException] = []
+        self.partition = Partition()
+        self.pool = Pool(
+            size,
+            self.monitor,
+            Processor(self._handler, 30.0),
+            deliver or self._deliver,
+            self.metrics,
+            self.died.append,
+        )
+
+    def _handler(self, request: Request) -> Any:
+        call = Call(request)
+        self.made.append(call)
+        self.calls.put(call)
+        return call.wait()
+
+    def _deliver(self, work: Work, verdict: Verdict) -> bool:
+        self.monitor.settle([work])
+        self.delivered.put((work, verdict))
+        return True
+
+    def offer(self, *keys: bytes | None) -> None:
+        self.monitor.offer([self.partition.work(key) for key in keys])
+
+    def call(self) -> Call:
+        """Return the next handler call that has begun."""
+        return self.calls.get(timeout=5)
+
+    def outcome(self) -> tuple[int, Verdict]:
+        work, verdict = self.delivered.get(timeout=5)
+        return work.record.offset, verdict
+
+    def overdue(self) -> None:
+        """Let ten seconds pass and look after what runs for too long."""
+        self.passed += 10
+        self.pool.abandon_overdue(9.0)
+
+    @property
+    def alive(self) -> int:
+        return sum(thread.name.startswith("handler-") for thread in threading.enumerate())
+
+    def dropped(self) -> int:
+        return total(self.metrics.late_results_dropped)
+
+
+@contextmanager
+def running(size: int = 2, **more: Any) -> Iterator[Scene]:
+    scene = Scene(size, **more)
+    scene.pool.start()
+    try:
+        yield scene
+    finally:
+        scene.monitor.stop()
+        for call in scene.made:
+            call.answer(None)
+        assert scene.pool.join(5)
+        eventually(lambda: scene.pool.abandoned == 0, "abandoned threads end with their calls", interval=0.001)
+
+
+def test_as_many_calls_run_as_the_pool_has_threads() -> None:
+    with running(3) as scene:
+        scene.offer(*[None] * 5)
+        calls = [scene.call() for _ in range(3)]
+        assert scene.monitor.counts() == Counts(2, 3, 0, 0)
+        calls[1].answer({"a": 1})
+        assert scene.outcome() == (calls[1].request.offset, Verdict({"a": 1}))
+        assert scene.call().request.offset == 3
+
+
+def test_a_key_goes_on_as_soon_as_its_outcome_is_handed_over() -> None:
+    with running(2) as scene:
+        scene.offer(b"k", b"k")
+        first = scene.call()
+        assert scene.monitor.counts() == Counts(1, 1, 0, 0)
+        first.answer(None)
+        assert scene.call().request.offset == 1
+
+
+def test_a_key_stays_closed_while_delivery_keeps_it() -> None:
+    delivered: list[Work] = []
+
+    def keep(work: Work, _verdict: Verdict) -> bool:
+        delivered.append(work)
+        return False
+
+    with running(2, deliver=keep) as scene:
+        scene.offer(b"k", b"k", b"other")
+        calls = {call.request.offset: call for call in (scene.call(), scene.call())}
+        calls[0].answer(None)
+        calls[2].answer(None)
+        eventually(lambda: len(delivered) == 2, "both are handed over", interval=0.001)
+        assert scene.monitor.counts() == Counts(1, 0, 0, 2)
+        scene.monitor.free(next(work for work in delivered if work.record.key == b"k"))
+        assert scene.call().request.offset == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_a_handler_raises_its_thread_lives_on(error: BaseException) -> None:
+    with running(1, attempts=2) as scene:
+        scene.offer(None)
+        scene.call().fail(error)
+        second = scene.call()
+        assert second.request.attempt == 2
+        second.fail(error)
+        offset, verdict = scene.outcome()
+        assert (offset, verdict.reason) == (0, Reason.ATTEMPTS_EXHAUSTED)
+        assert verdict.failure is not None
+        assert verdict.failure.type == type(error).__name__
+        scene.offer(None)
+        scene.call().answer(1)
+        assert scene.outcome() == (1, Verdict(1))
+        assert scene.died == []
+
+
+def test_an_overdue_call_is_abandoned_its_thread_replaced_and_its_late_result_dropped() -> None:
+    with running(1) as scene:
+        scene.offer(None)
+        hanging = scene.call()
+        scene.pool.abandon_overdue(9.0)
+        assert scene.pool.abandoned == 0
+        scene.overdue()
+        assert scene.pool.abandoned == 1
+        again = scene.call()
+        assert (again.request.offset, again.request.attempt) == (0, 2)
+        hanging.answer("too late")
+        eventually(lambda: scene.pool.abandoned == 0, "the abandoned thread ends", interval=0.001)
+        assert scene.dropped() == 1
+        assert scene.alive == 1
+        again.answer("in time")
+        assert scene.outcome() == (0, Verdict("in time"))
+        assert scene.delivered.empty()
+
+
+def test_a_request_whose_last_attempt_hangs_is_dead_lettered_as_timed_out() -> None:
+    with running(1, attempts=2) as scene:
+        scene.offer(b"k", b"k")
+        for _ in range(2):
+            scene.call()
+            scene.overdue()
+        offset, verdict = scene.outcome()
+        assert (offset, verdict.reason) == (0, Reason.TIMED_OUT)
+        assert verdict.failure is not None
+        assert verdict.failure.type == "AttemptTimeout"
+        assert "9 seconds" in verdict.failure.message
+        # Its key goes on.
+        assert scene.call().request.offset == 1
+
+
+def test_hanging_calls_are_counted_until_there_are_more_than_threads() -> None:
+    with running(2, attempts=10) as scene:
+        scene.offer(None)
+        for hanging in range(1, 4):
+            assert not scene.pool.all_hanging
+            scene.call()
+            scene.overdue()
+            assert scene.pool.abandoned == hanging
+        assert scene.pool.all_hanging
+        scene.made[0].answer(None)
+        eventually(lambda: not scene.pool.all_hanging, "one of them has come back", interval=0.001)
+
+
+def test_an_abandoned_call_of_a_lost_partition_is_neither_delivered_nor_tried_again() -> None:
+    with running(1) as scene, capture_logs() as logs:
+        scene.offer(None)
+        hanging = scene.call()
+        scene.monitor.forget(scene.partition.assignment)
+        scene.overdue()
+        assert scene.pool.abandoned == 1
+        assert [line["event"] for line in logs] == []
+        hanging.answer(None)
+        eventually(lambda: scene.dropped() == 1, "the late result is dropped", interval=0.001)
+        assert scene.delivered.empty()
+        scene.partition = Partition(0, epoch=2)
+        scene.offer(None)
+        scene.call().answer(1)
+        assert scene.outcome() == (0, Verdict(1))
+
+
+def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> None:
+    with running(1) as scene, capture_logs() as logs:
+        scene.offer(None)
+        call = scene.call()
+        scene.monitor.forget(scene.partition.assignment)
+        scene.partition = Partition(0, epoch=2)
+        scene.offer(None)
+        call.answer("for nobody")
+        scene.call().answer(1)
+        assert scene.outcome() == (0, Verdict(1))
+        assert scene.dropped() == 1
+        assert {"event": "Late result dropped", "reason": "partition-lost"}.items() <= logs[0].items()
+
+
+def test_a_bug_of_ours_in_a_handler_thread_is_reported() -> None:
+    def breaks(_work: Work, _verdict: Verdict) -> bool:
+        raise LookupError("a bug of ours")
+
+    with running(1, deliver=breaks) as scene:
+        scene.offer(None)
+        scene.call().answer(None)
+        eventually(lambda: scene.died != [], "the death is reported", interval=0.001)
+        assert [type(error) for error in scene.died] == [LookupError]
+
+
+def test_attempts_are_counted_by_how_they_ended() -> None:
+    with running(1, attempts=2) as scene:
+        scene.offer(None)
+        scene.call().fail(ValueError())
+        scene.call()
+        scene.overdue()
+        scene.outcome()
+        found = {
+            result: scene.metrics.registry.get_sample_value(
+                "gigaoffice_worker_handler_attempts_total", {"result": result}
+            )
+            for result in ("answered", "failed", "timed-out")
+        }
+        assert found == {"answered": 0, "failed": 1, "timed-out": 1}
+        waits = scene.metrics.registry.get_sample_value("gigaoffice_worker_queue_wait_seconds_count")
+        assert waits == 1
+
+
+def test_a_value_that_is_no_request_counts_no_attempt() -> None:
+    with running(1) as scene:
+        scene.monitor.offer([scene.partition.work(b"k", value=b"[]")])
+        offset, verdict = scene.outcome()
+        assert (offset, verdict.reason) == (0, Reason.INVALID_REQUEST)
+        assert total(scene.metrics.handler_attempts) == 0
+
+
+def test_a_pool_that_is_still_busy_says_so() -> None:
+    with running(1) as scene:
+        scene.offer(None)
+        call = scene.call()
+        scene.monitor.stop()
+        assert not scene.pool.join(0.01)
+        call.answer(None)
+        assert scene.pool.join(5)
+
+
+def test_no_message_of_a_handler_is_logged_above_debug() -> None:
+    with capture_logs() as logs, running(1, attempts=1) as scene:
+        scene.offer(None)
+        scene.call().fail(ValueError("the customer's secret"))
+        scene.outcome()
+    assert "Request goes to the dead letter queue" in [line["event"] for line in logs]
+    assert not [line for line in logs if "secret" in repr(line) and line["log_level"] != "debug"]

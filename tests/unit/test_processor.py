@@ -1,0 +1,173 @@
+"""One attempt: what the handler is given, and what its answer or error means."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import structlog
+
+from gigaoffice_worker.core.errors import RejectedError, TransientError
+from gigaoffice_worker.core.records import Attempt, Ended, Failure, Headers, Request
+from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.engine.processor import LONGEST_MESSAGE, LONGEST_RETRY_AFTER, Processor
+from tests.unit.making import assignment, record
+
+
+def work_with(
+    value: bytes | None = b'{"id": "r-1", "query": "sum"}', key: bytes | None = b"k", headers: Headers = ()
+) -> Work:
+    found = record(7, key, value, headers, partition=2)
+    return Work(found, assignment(2), found.size, 0.0, attempt=3)
+
+
+def attempt(handler: Any, work: Work | None = None) -> Attempt:
+    return Processor(handler, 30.0).attempt(work or work_with())
+
+
+def raising(error: BaseException) -> Attempt:
+    def handler(_request: Request) -> None:
+        raise error
+
+    return attempt(handler)
+
+
+def test_a_handler_is_given_the_request_whole() -> None:
+    seen: list[Request] = []
+    work = work_with(headers=[("h", b"1"), ("h", b"2"), ("none", None)])
+    assert attempt(seen.append, work).ended is Ended.ANSWERED
+    (request,) = seen
+    assert request.id == work.id == "r-1"
+    assert request.payload == {"id": "r-1", "query": "sum"}
+    assert request.key == b"k"
+    assert request.headers == {"h": b"2", "none": b""}
+    assert request.attempt == 3
+    assert (request.topic, request.partition, request.offset) == ("requests", 2, 7)
+    assert request.timestamp == work.record.timestamp
+    assert 0 < request.deadline.remaining() <= 30
+
+
+def test_a_deadline_never_runs_below_zero() -> None:
+    seen: list[Request] = []
+    Processor(seen.append, -1.0).attempt(work_with())
+    assert seen[0].deadline.remaining() == 0
+
+
+def test_what_one_handler_call_does_to_its_payload_stays_with_it() -> None:
+    work = work_with()
+
+    def handler(request: Request) -> int:
+        request.payload["query"] = None
+        request.payload["more"] = 1
+        return len(request.payload)
+
+    assert attempt(handler, work).result == attempt(handler, work).result == 3
+
+
+@pytest.mark.parametrize("result", [None, {}, {"success": True}, {"success": 0}, {"success": None}, [], "text", 1])
+def test_what_a_handler_returns_is_the_answer(result: object) -> None:
+    made = attempt(lambda _: result)
+    assert (made.ended, made.result, made.failure) == (Ended.ANSWERED, result, None)
+    assert made.seconds >= 0
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"error": "no rows"}, "no rows"),
+        ({"message": "no rows"}, "no rows"),
+        ({"error": "", "message": "no rows"}, "no rows"),
+        ({"error": {"code": 1}}, 'the handler answered "success": false'),
+        ({}, 'the handler answered "success": false'),
+    ],
+)
+def test_an_answer_that_says_it_failed_is_an_answer(more: dict[str, Any], message: str) -> None:
+    result = {"success": False, **more}
+    made = attempt(lambda _: result)
+    assert (made.ended, made.result) == (Ended.ANSWERED, result)
+    assert made.failure == Failure("HandlerFailure", message)
+
+
+def test_a_value_that_is_no_request_never_reaches_the_handler() -> None:
+    calls: list[Request] = []
+    work = work_with(b"[]", b"r-9")
+    made = attempt(calls.append, work)
+    assert (made.ended, made.seconds, calls) == (Ended.INVALID, 0.0, [])
+    assert made.failure == Failure("InvalidRequest", "the value is a JSON array, not an object")
+    assert work.id == "r-9"
+    nameless = work_with(b"[]", None)
+    attempt(calls.append, nameless)
+    assert nameless.id == ""
+
+
+class SpecialError(TransientError):
+    """An error of a handler's own."""
+
+
+@pytest.mark.parametrize(
+    "error, ended, retry_after",
+    [
+        (RejectedError("no"), Ended.REJECTED, None),
+        (TransientError("later"), Ended.FAILED, None),
+        (TransientError("later", retry_after=2.5), Ended.FAILED, 2.5),
+        (TransientError("later", retry_after=2, shared=True), Ended.SHARED, 2),
+        (TransientError("later", shared=True), Ended.SHARED, None),
+        (SpecialError("later", retry_after=0.0), Ended.FAILED, 0.0),
+        (ValueError("bad"), Ended.FAILED, None),
+        (SystemExit("enough"), Ended.FAILED, None),
+        (KeyboardInterrupt("enough"), Ended.FAILED, None),
+        (GeneratorExit("enough"), Ended.FAILED, None),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value}" if isinstance(value, BaseException) else None,
+)
+def test_an_error_is_told_by_its_kind(error: BaseException, ended: Ended, retry_after: float | None) -> None:
+    made = raising(error)
+    assert (made.ended, made.retry_after, made.result) == (ended, retry_after, None)
+    assert made.failure == Failure(type(error).__name__, str(error))
+
+
+@pytest.mark.parametrize("asked_for", ["5", math.nan, -1, -math.inf, [], object()])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_wish_that_is_no_number_of_seconds_is_no_wish(asked_for: Any, shared: bool) -> None:  # noqa: FBT001
+    assert raising(TransientError(retry_after=asked_for, shared=shared)).retry_after is None
+
+
+@pytest.mark.parametrize("asked_for", [math.inf, 1e12, 10**400])
+def test_no_request_waits_for_ever(asked_for: float) -> None:
+    assert raising(TransientError(retry_after=asked_for)).retry_after == LONGEST_RETRY_AFTER
+
+
+class BareError(TransientError):
+    def __init__(self) -> None:
+        """Leave out what the class above has set."""
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def test_errors_that_are_badly_made_are_failures_like_any_other() -> None:
+    assert raising(BareError()) == Attempt(Ended.FAILED, pytest.approx(0, abs=1), failure=Failure("BareError", ""))
+    made = raising(MuteError())
+    assert made.ended is Ended.FAILED
+    assert made.failure == Failure("MuteError", "(the error has no readable message)")
+
+
+def test_a_message_without_end_is_cut() -> None:
+    failure = raising(ValueError("x" * 1_000_000)).failure
+    assert failure is not None
+    assert failure.message == "x" * LONGEST_MESSAGE
+
+
+def test_lines_logged_by_a_handler_name_its_request_and_no_later_line_does() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def handler(_request: Request) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+        raise SystemExit
+
+    attempt(handler)
+    assert seen == [{"request_id": "r-1"}]
+    assert structlog.contextvars.get_contextvars() == {}
