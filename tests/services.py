@@ -99,7 +99,7 @@ class _Server(ThreadingHTTPServer):
 class Service(contextlib.AbstractContextManager["Service"]):
     """The service; `answer` is what it does next, and may be changed at any time."""
 
-    def __init__(self, *, certificate: tuple[str, str] | None = None) -> None:
+    def __init__(self, *, certificate: tuple[str, str] | None = None, client_authority: str | None = None) -> None:
         self.answer: Answer = answers(200, {"answer": "yes"})
         self.reads_bodies = True
         self.asked: list[Asked] = []
@@ -110,6 +110,9 @@ class Service(contextlib.AbstractContextManager["Service"]):
         if certificate:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(*certificate)
+            if client_authority:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(client_authority)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="service")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from typing import cast
+from urllib.request import getproxies, proxy_bypass
 
 from environs import Env, EnvValidationError
 
@@ -53,6 +54,17 @@ class Environment(Env):
             self.wrong(f"{name}={path!r}: {trouble}")
             return None
         return path
+
+    def proxy(self, switch: str, scheme: str, host: str) -> str | None:
+        """Return the proxy that the environment's usual variables name for this host, if `switch` is true."""
+        if not self.bool(switch, default=False) or proxy_bypass(host):
+            return None
+        proxies = getproxies()
+        proxy = proxies.get(scheme) or proxies.get("all")
+        if proxy and not proxy.startswith("http://"):
+            self.wrong(f"{scheme}_proxy: must begin with http://, other proxies are not supported")
+            return None
+        return proxy
 
     def need(self, names: Iterable[str], why: str) -> None:
         """Note each of these variables that is unset; `why` follows "must be set"."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ssl
 import threading
 from typing import Any
-from urllib.parse import quote
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import msgspec
@@ -19,15 +17,12 @@ from gigaoffice_worker.core.records import Request
 from gigaoffice_worker.core.trace import trace_context
 from gigaoffice_worker.handlers.environment import Environment
 from gigaoffice_worker.handlers.failures import UnusableAnswerError, from_status
-from gigaoffice_worker.handlers.outbound import Transport
+from gigaoffice_worker.handlers.outbound import Transport, header_text
 
 log = structlog.get_logger(__name__)
 
 _ACCESS_HINT = "see to HTTP_HANDLER_TOKEN and to what the service allows it"
 _NO_CONTENT = frozenset({204, 205})
-_LONGEST_ID = 256
-# All that is visible in ASCII but the percent sign, which marks what is encoded.
-_PLAIN = "".join(chr(code) for code in range(0x21, 0x7F)).replace("%", "")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _decode = msgspec.json.Decoder().decode
@@ -45,7 +40,7 @@ class HttpHandler:
         context = _tls(env)
         connect_timeout = env.float("HTTP_HANDLER_CONNECT_TIMEOUT", 10.0, validate=validate.Range(min=0.001))
         max_bytes = env.int("HTTP_HANDLER_MAX_RESPONSE_BYTES", 1024 * 1024, validate=validate.Range(min=1))
-        proxy = _proxy(env, self._url)
+        proxy = env.proxy("HTTP_HANDLER_USE_ENV_PROXY", self._url.scheme, self._url.host)
         connections = env.int("WORKER_CONCURRENCY", 16, validate=validate.Range(min=1))
         env.check()
         self._transport = Transport(
@@ -116,7 +111,7 @@ def _headers(request: Request) -> dict[str, str]:
     trace = trace_context(request.headers)
     return {
         "Content-Type": "application/json",
-        "X-Request-Id": quote(request.id[:_LONGEST_ID], safe=_PLAIN),
+        "X-Request-Id": header_text(request.id),
         "Idempotency-Key": f"{request.topic}-{request.partition}-{request.offset}",
         "X-Attempt": str(request.attempt),
         **{name: value.decode("ascii") for name, value in trace.items()},
@@ -170,15 +165,3 @@ def _tls(env: Environment) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one
         env.wrong(f"HTTP_HANDLER_CA_FILE={path!r}: holds no certificate that can be read: {error.strerror}")
         return ssl.create_default_context()
-
-
-def _proxy(env: Environment, url: httpx.URL) -> str | None:
-    """Return the proxy that the environment's usual variables name for this address, if they are to be used."""
-    if not env.bool("HTTP_HANDLER_USE_ENV_PROXY", default=False) or proxy_bypass(url.host):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if proxy and httpx.URL(proxy).scheme != "http":
-        env.wrong(f"{url.scheme}_proxy: must begin with http://, other proxies are not supported")
-        return None
-    return proxy

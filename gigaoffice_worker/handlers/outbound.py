@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpcore
 import httpx
@@ -30,6 +31,9 @@ from gigaoffice_worker.handlers.failures import (
 # A server that reads slowly can't stretch the time of a write by more than one piece.
 _PIECE = 16 * 1024
 _KEEP_IDLE = 5.0
+_LONGEST_HEADER = 256
+# All that is visible in ASCII but the percent sign, which marks what is encoded.
+_PLAIN = "".join(chr(code) for code in range(0x21, 0x7F)).replace("%", "")
 
 
 class Transport(httpx.BaseTransport):
@@ -203,6 +207,11 @@ class _Stream(httpcore.NetworkStream):
 
     def close(self) -> None:
         self._inner.close()
+
+
+def header_text(text: str) -> str:
+    """Return a text as a header can carry it: percent-encoded but for visible ASCII, of 256 characters at most."""
+    return quote(text[:_LONGEST_HEADER], safe=_PLAIN)
 
 
 def _addresses(host: str, port: int) -> list[str]:

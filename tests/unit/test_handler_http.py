@@ -508,6 +508,8 @@ def test_a_missing_extra_is_named(name, package):
         "GIGACHAT_MODEL": "m",
         "GIGACHAT_CREDENTIALS": "YTpi",
     }
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30)
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30, check=True
+    )
     assert f"the package {package} is not installed" in said.stdout, said.stderr
     assert f"pip install 'gigaoffice-worker[{name}]'" in said.stdout

@@ -1,0 +1,192 @@
+"""GigaChat through the vendor's SDK, made to keep the worker's rules.
+
+The SDK's own retries are off, its connections are ours (one deadline for token and chat together, bounded answers),
+and its errors, which quote addresses, answers and headers, become the worker's.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pydantic
+import structlog
+from environs import validate
+from gigachat import GigaChatSyncClient
+from gigachat.context import custom_headers_cvar, request_id_cvar
+from gigachat.exceptions import ResponseError
+from gigachat.models import ChatCompletion
+from gigachat.settings import Settings
+from pydantic_settings import SettingsError
+
+from gigaoffice_worker.core.errors import HandlerError, RejectedError
+from gigaoffice_worker.core.records import Deadline, Request
+from gigaoffice_worker.core.trace import trace_context
+from gigaoffice_worker.handlers.environment import Environment
+from gigaoffice_worker.handlers.failures import AccessRefusedError, UnusableAnswerError, from_status
+from gigaoffice_worker.handlers.outbound import Transport, header_text
+from gigaoffice_worker.handlers.prompts import Completion, Message
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "GIGACHAT_"
+_SECRETS = ("credentials", "password", "access_token", "key_file_password")
+_MAX_BYTES = 4 * 1024 * 1024
+_CONNECT_TIMEOUT = 10.0
+_ACCESS_HINT = "see to the GIGACHAT_ credentials and to what they are allowed and have left"
+
+
+class Model:
+    """A model of GigaChat, asked by several threads at once."""
+
+    def __init__(self, env: Environment, *, mutual_tls: bool) -> None:
+        """Read the SDK's variables through `env`, and check it. Raises ConfigurationError."""
+        _forget_empty_variables()
+        settings = _settings(env, mutual_tls=mutual_tls)
+        context = _tls(env, settings)
+        url = httpx.URL(settings.base_url)
+        proxy = env.proxy(f"{PREFIX}USE_ENV_PROXY", url.scheme, url.host)
+        concurrency = env.int("WORKER_CONCURRENCY", 16, validate=validate.Range(min=1))
+        env.check()
+        self.name = settings.model or ""
+        # A time that somebody has set bounds a call too; the SDK's default would cut off slow answers.
+        self._longest = settings.timeout if "timeout" in settings.model_fields_set else None
+        self._transport = Transport(
+            context,
+            connections=min(concurrency, settings.max_connections or concurrency),
+            connect_timeout=_CONNECT_TIMEOUT,
+            max_bytes=_MAX_BYTES,
+            proxy=proxy,
+        )
+        self._client = _Client(settings, self._transport)
+        # Its warnings tell each failure a second time, and with the address.
+        logging.getLogger("gigachat").setLevel(logging.ERROR)
+
+    def complete(self, messages: list[Message], request: Request) -> Completion:
+        """Ask the model. Raises RejectedError or TransientError."""
+        with self._transport.within(self._deadline(request.deadline)):
+            found = contextvars.copy_context().run(self._ask, messages, request)
+        if not found.choices or not found.choices[0].message.content:
+            raise UnusableAnswerError("the model answered nothing")
+        choice = found.choices[0]
+        usage = found.usage.model_dump(exclude_none=True)
+        return Completion(choice.message.content, found.model, choice.finish_reason or "", usage)
+
+    def _ask(self, messages: list[Message], request: Request) -> ChatCompletion:
+        request_id_cvar.set(header_text(request.id))
+        custom_headers_cvar.set({name: value.decode("ascii") for name, value in trace_context(request.headers).items()})
+        with _in_the_workers_terms():
+            return self._client.chat({"messages": messages})
+
+    def _deadline(self, attempt: Deadline) -> Deadline:
+        return Deadline(time.monotonic() + min(attempt.remaining(), self._longest or attempt.remaining()))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+class _Client(GigaChatSyncClient):
+    def __init__(self, settings: Settings, transport: Transport) -> None:
+        # What is left out here the SDK reads from the environment by itself.
+        given = settings.model_dump(exclude_none=True, exclude={"ssl_context", "max_retries", "token_expiry_buffer_ms"})
+        super().__init__(**given, max_retries=0)
+        self._http = httpx.Client(
+            base_url=settings.base_url,
+            transport=transport,
+            trust_env=False,
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    @property
+    def _client(self) -> httpx.Client:
+        return self._http
+
+    @property
+    def _auth_client(self) -> httpx.Client:
+        return self._http
+
+    def _update_token(self) -> None:
+        with _in_the_workers_terms(for_token=True):
+            super()._update_token()
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@contextmanager
+def _in_the_workers_terms(*, for_token: bool = False) -> Iterator[None]:
+    """Raise the SDK's errors as the worker's; without their causes, whose texts quote what no log may hold."""
+    try:
+        yield
+    except ResponseError as error:
+        found = from_status(error.status_code, error.headers or {}, access_hint=_ACCESS_HINT)
+        # Whatever is wrong with asking for a token, this request is not to blame.
+        raise _access_refused(found) if for_token else found from None
+    except (ValueError, KeyError, TypeError):
+        what = "the authorization service sent no token" if for_token else "the service sent no chat completion"
+        raise UnusableAnswerError(f"{what} that can be read") from None
+
+
+def _access_refused(found: HandlerError) -> HandlerError:
+    return AccessRefusedError(f"{found}: {_ACCESS_HINT}") if isinstance(found, RejectedError) else found
+
+
+def _forget_empty_variables() -> None:
+    """Unset what is empty: the SDK would take it for a value."""
+    for name in [name for name, text in os.environ.items() if name.upper().startswith(PREFIX) and not text]:
+        del os.environ[name]
+
+
+def _settings(env: Environment, *, mutual_tls: bool) -> Settings:
+    """Return the SDK's settings, and note what is wrong with them."""
+    secrets = {name: found.reveal() for name in _SECRETS if (found := env.secret(PREFIX + name.upper()))}
+    try:
+        settings = Settings(**secrets)  # type: ignore[arg-type]  # all of them are texts
+    except pydantic.ValidationError as error:
+        for each in error.errors(include_input=False, include_url=False):
+            env.wrong(f"{PREFIX}{str(each['loc'][0]).upper()}: {each['msg']}")
+        return Settings.model_construct()
+    except SettingsError as error:
+        env.wrong(f"{PREFIX}*: {error}")
+        return Settings.model_construct()
+    for name, address in (("BASE_URL", settings.base_url), ("AUTH_URL", settings.auth_url)):
+        if not address.startswith(("https://", "http://")):
+            env.wrong(f"{PREFIX}{name}: must begin with https:// or http://")
+    if not (settings.model or "").strip():
+        env.wrong(f"{PREFIX}MODEL: must be set to the name of a model")
+    if mutual_tls:
+        env.need([f"{PREFIX}CERT_FILE", f"{PREFIX}KEY_FILE"], f"with {PREFIX}MODE=mtls")
+    elif not (settings.credentials or settings.access_token or (settings.user and settings.password)):
+        env.wrong(
+            f"{PREFIX}CREDENTIALS: must be set with {PREFIX}MODE=cloud (or {PREFIX}USER and {PREFIX}PASSWORD,"
+            f" or {PREFIX}ACCESS_TOKEN)"
+        )
+    return settings
+
+
+def _tls(env: Environment, settings: Settings) -> ssl.SSLContext:
+    authorities = env.file(f"{PREFIX}CA_BUNDLE_FILE")
+    certificate, key = env.file(f"{PREFIX}CERT_FILE"), env.file(f"{PREFIX}KEY_FILE")
+    context = ssl.create_default_context()
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError:
+        env.wrong(f"{PREFIX}CA_BUNDLE_FILE={authorities!r}: holds no certificate that can be read")
+    if certificate:
+        try:
+            # Never None: OpenSSL would ask for the password on the terminal.
+            context.load_cert_chain(certificate, key, settings.key_file_password or "")
+        except OSError:
+            env.wrong(f"{PREFIX}CERT_FILE={certificate!r}: cannot be used with {PREFIX}KEY_FILE and its password")
+    if not settings.verify_ssl_certs:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        log.warning("GigaChat certificates are not verified", hint=f"use {PREFIX}CA_BUNDLE_FILE instead")
+    return context

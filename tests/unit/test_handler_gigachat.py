@@ -1,0 +1,425 @@
+"""The gigachat handler: the vendor's SDK against a service on loopback that misbehaves."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+import time
+from http.server import ThreadingHTTPServer
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from gigaoffice_worker.core.errors import ConfigurationError, RejectedError, TransientError
+from gigaoffice_worker.core.records import Deadline, Request
+from gigaoffice_worker.handlers.failures import (
+    AccessRefusedError,
+    ConnectionFailedError,
+    NoAnswerError,
+    RateLimitedError,
+    ServiceError,
+    UnusableAnswerError,
+)
+from gigaoffice_worker.handlers.gigachat import GigaChatHandler
+from gigaoffice_worker.handlers.loading import load
+from gigaoffice_worker.handlers.prompts import SYSTEM_PROMPTS, chat
+from tests.certificates import Authority
+from tests.services import Service, answers, in_turn
+
+SECRET_TEXT = "what the user asked"
+CREDENTIALS = base64.b64encode(b"client:secret").decode()
+PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def completion(answer="42", **changes):
+    body = {
+        "choices": [{"message": {"role": "assistant", "content": answer}, "index": 0, "finish_reason": "stop"}],
+        "created": 1,
+        "model": "GigaChat-2:2.0",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "precached_prompt_tokens": 2},
+        "object": "chat.completion",
+    }
+    return answers(200, {**body, **changes})
+
+
+def token(lifetime=1800):
+    return answers(200, {"access_token": "tell-nobody-token", "expires_at": int((time.time() + lifetime) * 1000)})
+
+
+def request(seconds=5.0, *, payload=None, headers=None):
+    payload = payload if payload is not None else {"query": SECRET_TEXT}
+    deadline = Deadline(time.monotonic() + seconds)
+    return Request("r-1", payload, b"key", headers or {}, 1, deadline, "requests", 2, 17, 0.0)
+
+
+class GigaChat(Service):
+    """Both halves of the service: the one that gives tokens and the one that chats."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.chat, self.auth = completion(), token()
+        self.answer = lambda exchange: (self.auth if exchange.path == "/oauth" else self.chat)(exchange)
+
+    def count(self, path):
+        return sum(asked.path == path for asked in self.asked)
+
+    @property
+    def chats(self):
+        return [asked for asked in self.asked if asked.path == "/api/v1/chat/completions"]
+
+
+@pytest.fixture
+def service():
+    with GigaChat() as service:
+        yield service
+
+
+@pytest.fixture
+def make(service, monkeypatch):
+    """Construct a handler on the service: make(GIGACHAT_TIMEOUT="1"); closed at the end."""
+    made = []
+    level = logging.getLogger("gigachat").level
+
+    def make(**environment):
+        defaults = {
+            "GIGACHAT_BASE_URL": f"{service.url}/api/v1",
+            "GIGACHAT_AUTH_URL": f"{service.url}/oauth",
+            "GIGACHAT_CREDENTIALS": CREDENTIALS,
+            "GIGACHAT_MODEL": "GigaChat-2",
+        }
+        for name, value in {**defaults, **environment}.items():
+            monkeypatch.setenv(name, value)
+        handler = GigaChatHandler()
+        made.append(handler)
+        return handler
+
+    yield make
+    for handler in made:
+        handler.close()
+    logging.getLogger("gigachat").setLevel(level)
+
+
+def failure(handler, asked=None):
+    """Return what the handler raises, which must not give away anything of the request, the answer or the secrets."""
+    with pytest.raises((RejectedError, TransientError)) as caught:
+        handler(asked or request())
+    text = f"{caught.value} {caught.value.__cause__}"
+    for private in (SECRET_TEXT, "127.0.0.1", "tell-nobody", CREDENTIALS):
+        assert private not in text
+    assert str(caught.value)
+    return caught.value
+
+
+def test_request_becomes_a_chat_and_the_answer_a_result(service, make):
+    payload = {"query": "Сколько?", "category": "analysis", "input_range": "A1:B2", "input_data": [[1, "я"], [2, None]]}
+    result = make()(request(payload=payload))
+    assert result == {
+        "answer": "42",
+        "model": "GigaChat-2:2.0",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "precached_prompt_tokens": 2},
+    }
+    (asked,) = service.chats
+    system, user = asked.json["messages"]
+    assert asked.json["model"] == "GigaChat-2"
+    assert system["role"] == "system"
+    assert SYSTEM_PROMPTS["analysis"] in system["content"]
+    assert user == {"role": "user", "content": 'Сколько?\n\nRange: A1:B2\n\nData:\n[[1,"я"],[2,null]]'}
+
+
+def test_request_id_and_trace_go_with_the_call(service, make):
+    handler = make()
+    handler(request(headers={"traceparent": PARENT, "tracestate": b"a=1"}))
+    handler(request(headers={"traceparent": b"bad"}))
+    first, second = (asked.headers for asked in service.chats)
+    assert (first["x-request-id"], first["traceparent"], first["tracestate"]) == ("r-1", PARENT.decode(), "a=1")
+    assert not {"traceparent", "tracestate"} & second.keys()
+
+
+def test_chat_of_a_query_alone_has_no_more_than_that():
+    assert chat({"query": "Q", "category": None, "input_data": None})[1]["content"] == "Q"
+    assert chat({"query": "Q", "category": "unheard-of"})[0] == chat({"query": "Q"})[0]
+    assert chat({"query": "Q", "input_data": "a;b"})[1]["content"] == "Q\n\nData:\na;b"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"query": ""}, {"query": " "}, {"query": 5}, {"query": "Q", "category": 1}, {"query": "Q", "input_range": []}],
+)
+def test_request_that_is_no_question_is_rejected_without_a_call(service, make, payload):
+    with pytest.raises(RejectedError):
+        make()(request(payload=payload))
+    assert service.asked == []
+
+
+def test_token_is_fetched_once_and_kept(service, make):
+    handler = make()
+    for _ in range(3):
+        handler(request())
+    assert (service.count("/oauth"), len(service.chats)) == (1, 3)
+    assert service.asked[0].headers["authorization"] == f"Basic {CREDENTIALS}"
+    assert service.chats[0].headers["authorization"] == "Bearer tell-nobody-token"
+
+
+def test_many_threads_fetch_one_token(service, make):
+    handler = make()
+    threads = [threading.Thread(target=lambda: handler(request())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (service.count("/oauth"), len(service.chats)) == (1, 8)
+
+
+def test_token_that_is_refused_is_replaced_within_the_attempt(service, make):
+    service.chat = in_turn(completion(), answers(401), completion("43"))
+    handler = make()
+    assert [handler(request())["answer"] for _ in range(2)] == ["42", "43"]
+    assert (service.count("/oauth"), len(service.chats)) == (2, 3)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_wrong_credentials_hold_all_calls_and_cost_no_request(service, make, status):
+    service.auth = answers(status, b'{"message": "tell-nobody"}')
+    error = failure(make())
+    assert type(error) is AccessRefusedError
+    assert error.shared
+    assert str(status) in str(error)
+    assert "GIGACHAT_ credentials" in str(error)
+    assert service.chats == []
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_refusal_of_the_worker_itself_holds_all_calls(service, make, status):
+    service.chat = answers(status, b"tell-nobody")
+    error = failure(make())
+    assert type(error) is AccessRefusedError
+    assert error.shared
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+def test_bad_request_is_rejected(service, make, status):
+    service.chat = answers(status, b'{"message": "tell-nobody"}')
+    assert type(failure(make())) is RejectedError
+    assert len(service.chats) == 1
+
+
+@pytest.mark.parametrize("half", ["auth", "chat"])
+@pytest.mark.parametrize(
+    "status, headers, expected, shared, wait",
+    [
+        (429, {"Retry-After": "9"}, RateLimitedError, True, 9.0),
+        (429, {}, RateLimitedError, True, None),
+        (503, {"Retry-After": "9"}, RateLimitedError, True, 9.0),
+        (503, {}, ServiceError, False, None),
+        (500, {}, ServiceError, False, None),
+        (502, {}, ServiceError, False, None),
+        (504, {}, ServiceError, False, None),
+    ],
+)
+def test_limits_close_the_gate_and_failures_are_tried_again(
+    service, make, half, status, headers, expected, shared, wait
+):
+    setattr(service, half, answers(status, b"tell-nobody", headers))
+    error = failure(make(GIGACHAT_MAX_RETRIES="5"))
+    assert type(error) is expected
+    assert (error.shared, error.retry_after) == (shared, wait)
+    # The SDK's own retries are off, whatever the environment says.
+    assert len(service.asked) == (1 if half == "auth" else 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answers(200, b""),
+        answers(200, b"<html>tell-nobody"),
+        answers(200, {}),
+        answers(200, [1]),
+        completion(usage={"prompt_tokens": "tell-nobody"}),
+        completion(choices=[]),
+        completion(""),
+        answers(200, b"\x1f\x8b", {"Content-Encoding": "gzip"}),
+    ],
+)
+def test_success_that_is_no_completion_is_tried_again(service, make, answer):
+    service.chat = answer
+    assert type(failure(make())) is UnusableAnswerError
+
+
+@pytest.mark.parametrize(
+    "answer", [answers(200, b"tell-nobody"), answers(200, {}), answers(200, [1]), answers(200, {"tok": "t"})]
+)
+def test_token_that_cannot_be_read_is_asked_for_again(service, make, answer):
+    service.auth = in_turn(answer, token())
+    handler = make()
+    assert type(failure(handler)) is UnusableAnswerError
+    assert handler(request())["answer"] == "42"
+
+
+def test_too_large_an_answer_is_rejected(service, make):
+    service.chat = completion("x" * 5_000_000)
+    assert type(failure(make())) is RejectedError
+
+
+def _silent(exchange):
+    exchange.pause(30)
+
+
+def _dripping(exchange):
+    exchange.start(200, {"Content-Length": "1000"})
+    exchange.drip(b" " * 1000, 0.05)
+
+
+@pytest.mark.parametrize("half", ["auth", "chat"])
+@pytest.mark.parametrize("answer", [_silent, _dripping])
+def test_the_deadline_bounds_token_and_chat_together(service, make, half, answer):
+    setattr(service, half, answer)
+    asked = request(0.4)
+    assert type(failure(make(), asked)) is NoAnswerError
+    assert asked.deadline.remaining() == 0
+    assert asked.deadline._at > time.monotonic() - 0.5
+
+
+def test_time_out_of_the_sdk_bounds_a_call_where_it_is_set(service, make):
+    service.chat = _silent
+    asked = request(30)
+    assert type(failure(make(GIGACHAT_TIMEOUT="0.3"), asked)) is NoAnswerError
+    assert asked.deadline.remaining() > 28
+
+
+def test_a_service_that_is_not_there_is_tried_again(make):
+    with ThreadingHTTPServer(("127.0.0.1", 0), None) as nobody:
+        port = nobody.server_address[1]
+    handler = make(GIGACHAT_AUTH_URL=f"http://127.0.0.1:{port}/oauth")
+    assert type(failure(handler)) is ConnectionFailedError
+
+
+def test_redirects_are_not_followed(service, make):
+    service.chat = answers(302, b"", {"Location": f"{service.url}/elsewhere"})
+    assert type(failure(make())) is RejectedError
+    assert len(service.chats) == 1
+
+
+def test_user_and_password_get_a_token_too(service, make):
+    service.answer = lambda exchange: (
+        answers(200, {"tok": "t", "exp": 2**50}) if exchange.path == "/api/v1/token" else completion()
+    )(exchange)
+    handler = make(GIGACHAT_CREDENTIALS="", GIGACHAT_USER="user", GIGACHAT_PASSWORD="tell-nobody")
+    assert handler(request())["answer"] == "42"
+    assert [asked.path for asked in service.asked] == ["/api/v1/token", "/api/v1/chat/completions"]
+
+
+def test_secrets_come_out_of_files(service, make, tmp_path):
+    (tmp_path / "credentials").write_text(f"{CREDENTIALS}\n")
+    make(GIGACHAT_CREDENTIALS="", GIGACHAT_CREDENTIALS_FILE=str(tmp_path / "credentials"))(request())
+    assert service.asked[0].headers["authorization"] == f"Basic {CREDENTIALS}"
+
+
+def test_mutual_tls_needs_no_token(make, tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("client", password=b"pass word")
+    with GigaChat(certificate=authority.issue("localhost"), client_authority=authority.file) as secure:
+        handler = make(
+            GIGACHAT_MODE="mtls",
+            GIGACHAT_CREDENTIALS="",
+            GIGACHAT_BASE_URL=f"https://localhost:{secure.port}/api/v1",
+            GIGACHAT_CA_BUNDLE_FILE=authority.file,
+            GIGACHAT_CERT_FILE=certificate,
+            GIGACHAT_KEY_FILE=key,
+            GIGACHAT_KEY_FILE_PASSWORD="pass word",
+        )
+        assert handler(request())["answer"] == "42"
+        assert [asked.path for asked in secure.asked] == ["/api/v1/chat/completions"]
+        assert "authorization" not in secure.asked[0].headers
+
+
+def test_certificates_are_verified_unless_that_is_switched_off(make, tmp_path):
+    with GigaChat(certificate=Authority(tmp_path).issue("localhost")) as secure:
+        url = {"GIGACHAT_BASE_URL": f"https://localhost:{secure.port}/api/v1", "GIGACHAT_ACCESS_TOKEN": "t"}
+        error = failure(make(**url, GIGACHAT_CREDENTIALS=""))
+        assert type(error) is AccessRefusedError
+        assert "not trusted" in str(error)
+        assert make(**url, GIGACHAT_VERIFY_SSL_CERTS="false")(request())["answer"] == "42"
+
+
+def test_tokens_are_counted_in_the_workers_registry(make):
+    handler, registry = make(), CollectorRegistry()
+    handler.register_metrics(registry)
+
+    def count(kind):
+        labels = {"model": "GigaChat-2", "kind": kind}
+        return registry.get_sample_value("gigaoffice_worker_gigachat_tokens_total", labels)
+
+    assert [count(kind) for kind in ("prompt", "completion", "precached")] == [0, 0, 0]
+    handler(request())
+    handler(request())
+    assert [count(kind) for kind in ("prompt", "completion", "precached")] == [14, 6, 4]
+    assert b"gigaoffice_worker_gigachat_tokens_total" in generate_latest(registry)
+
+
+def test_dry_run_asks_nobody(service, make):
+    handler = make(GIGACHAT_MODE="dryrun", GIGACHAT_CREDENTIALS="", GIGACHAT_MODEL="")
+    result = handler(request())
+    assert result["model"] == "dryrun"
+    assert result["answer"].startswith("Dry run: 2 messages")
+    assert result["usage"]["total_tokens"] == 0
+    assert service.asked == []
+    with pytest.raises(RejectedError):
+        handler(request(payload={}))
+
+
+def test_no_secret_shows_in_a_repr(make):
+    handler = make(GIGACHAT_PASSWORD="tell-nobody", GIGACHAT_USER="u")
+    assert CREDENTIALS not in f"{handler!r} {vars(handler)!r} {vars(handler._model)!r}"
+
+
+def test_all_wrong_variables_are_told_at_once_and_no_secret_with_them(make, tmp_path):
+    (tmp_path / "password").write_text("tell-nobody")
+    with pytest.raises(ConfigurationError) as caught:
+        make(
+            GIGACHAT_MODE="mtls",
+            GIGACHAT_PASSWORD="tell-nobody",
+            GIGACHAT_PASSWORD_FILE=str(tmp_path / "password"),
+            GIGACHAT_CERT_FILE=str(tmp_path / "missing"),
+            GIGACHAT_CA_BUNDLE_FILE=__file__,
+            GIGACHAT_BASE_URL="localhost",
+            GIGACHAT_MODEL=" ",
+            GIGACHAT_USE_ENV_PROXY="perhaps",
+        )
+    for name in ("PASSWORD", "CERT_FILE", "KEY_FILE", "CA_BUNDLE_FILE", "BASE_URL", "MODEL", "USE_ENV_PROXY"):
+        assert f"GIGACHAT_{name}" in str(caught.value)
+    assert "tell-nobody" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("GIGACHAT_MODE", "clouds"),
+        ("GIGACHAT_TIMEOUT", "soon"),
+        ("GIGACHAT_VERIFY_SSL_CERTS", "perhaps"),
+        ("GIGACHAT_MAX_CONNECTIONS", "many"),
+        ("GIGACHAT_FLAGS", "no json"),
+        ("GIGACHAT_CREDENTIALS", ""),
+        ("GIGACHAT_MODEL", ""),
+        ("GIGACHAT_CERT_FILE", __file__),
+    ],
+)
+def test_a_wrong_variable_is_named(make, name, value):
+    with pytest.raises(ConfigurationError, match=r"flags|" + name):
+        make(**{name: value})
+
+
+def test_an_empty_variable_counts_as_unset(make):
+    names = ("PROFANITY_CHECK", "FLAGS", "TIMEOUT", "CA_BUNDLE_FILE", "MAX_CONNECTIONS", "MODE", "VERIFY_SSL_CERTS")
+    assert make(**{f"GIGACHAT_{name}": "" for name in names})(request())["answer"] == "42"
+
+
+def test_the_worker_loads_it_by_its_short_name(monkeypatch):
+    monkeypatch.setenv("GIGACHAT_MODE", "dryrun")
+    handler = load("gigachat")
+    assert handler.call(request())["model"] == "dryrun"
+    registry = CollectorRegistry()
+    handler.register_metrics(registry)
+    assert b"gigachat_tokens" in generate_latest(registry)
+    handler.close()
