@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gigaoffice_worker.core.errors import TransientError
 from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.records import Reason, Request, Verdict
 from gigaoffice_worker.core.retry import RetryPolicy
@@ -300,6 +301,29 @@ def test_a_pool_that_is_still_busy_says_so() -> None:
         assert not scene.pool.join(0.01)
         call.answer(None)
         assert scene.pool.join(5)
+
+
+def test_nobody_waits_for_an_abandoned_call() -> None:
+    with running(1, attempts=1) as scene:
+        scene.offer(None)
+        scene.call()
+        scene.overdue()
+        scene.outcome()
+        scene.monitor.stop()
+        assert scene.pool.join(5)
+        assert scene.pool.abandoned == 1
+
+
+def test_the_wait_for_a_thread_is_measured_once_also_when_an_attempt_does_not_count() -> None:
+    with running(1) as scene:
+        scene.offer(None)
+        scene.call().fail(TransientError(retry_after=0.0, shared=True))
+        again = scene.call()
+        assert again.request.attempt == 1
+        again.answer(None)
+        scene.outcome()
+        waits = scene.metrics.registry.get_sample_value("gigaoffice_worker_queue_wait_seconds_count")
+        assert waits == 1
 
 
 def test_no_message_of_a_handler_is_logged_above_debug() -> None:
