@@ -33,16 +33,17 @@ def plain(count: int, *, keys: int = 20, prefix: str = "", **payload) -> list[Se
     return [request(f"{prefix}{n}", f"k{n % keys}", **payload) for n in range(count)]
 
 
-def mixture(seed: int = 1, *, keys: int = 24, seconds: float = 0.02, first: int = 0) -> Iterator[Sent]:
-    """Give requests without end: mostly answered, some refused, failing, retried, or no request at all.
+def mixture(seed: int = 1, *, keys: int = 24, seconds: float = 0.02, retried: bool = True) -> Iterator[Sent]:
+    """Give requests without end: mostly answered, some refused, some retried, some no request at all.
 
-    `seconds` is how long a handler call takes on average.
+    `seconds` is how long a handler call takes on average. What waits for a retry is given up by a worker that stops,
+    and called again from its first attempt on: where no call may be repeated, nothing may be `retried`.
     """
     dice = random.Random(seed)
-    for number in itertools.count(first):
+    for number in itertools.count():
         key = f"k{dice.randrange(keys)}" if dice.random() < 0.9 else None
         takes = round(dice.uniform(0, 2 * seconds), 4)
-        match dice.randrange(40):
+        match dice.randrange(40) if retried else dice.choice([0, 1, *range(5, 40)]):
             case 0:
                 yield request(
                     number, key, do="reject", expect="rejected", headers=[("a", b"1"), ("a", None), ("b", b"")]
@@ -53,7 +54,7 @@ def mixture(seed: int = 1, *, keys: int = 24, seconds: float = 0.02, first: int 
                 yield request(number, key, do="fail", until_attempt=2, seconds=takes)
             case 3:
                 yield request(number, key, do="transient", until_attempt=3)
-            case 4 if dice.random() < 0.5:
+            case 4 if number % 2:
                 yield request(
                     number, key, do="fail", expect="attempts-exhausted", headers=[("traceparent", b"00-1-2-03")]
                 )
