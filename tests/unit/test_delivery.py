@@ -106,7 +106,7 @@ class Scene:
                 free=lambda work: self.freed.append(work.record.offset),
                 hold=lambda: self._hold(held=True),
                 release=lambda: self._hold(held=False),
-                sent=lambda topic: self.sent.update([topic]),
+                sent=lambda topic, count=1: self.sent.update({topic: count}),
                 rebuilt=self._count_rebuild,
                 send_failed=self._count_failed,
             ),
