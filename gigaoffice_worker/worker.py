@@ -108,6 +108,7 @@ class Worker:
         log.info("Worker starting", version=__version__, handler=config.worker.handler, pid=os.getpid())
         self._side_port.start()
         self._handler = handler = self._handler_to_use()
+        handler.register_metrics(self._metrics.registry)
         if self._see_to_topics():
             self._start_engine(handler)
 
@@ -155,6 +156,7 @@ class Worker:
     def _see_to_topics(self) -> bool:
         """Create and verify the topics; wait for missing ones that must not be created. False when asked to stop."""
         self._observer.state = "verifying topics"
+        self._notifier.status("verifying topics")
         report: topics.TopicReport | None = topics.ensure_topics(
             self._config,
             on_created=lambda _topic: self._metrics.topics_created.inc(),
@@ -185,7 +187,7 @@ class Worker:
             free=monitor.free,
             hold=lambda: monitor.hold(_HOLD_DELIVERY),
             release=lambda: monitor.release(_HOLD_DELIVERY),
-            sent=lambda topic: self._metrics.messages_sent.labels(topic).inc(),
+            sent=lambda topic, letters: self._metrics.messages_sent.labels(topic).inc(letters),
             rebuilt=self._metrics.producer_rebuilds.inc,
             send_failed=self._metrics.publish_failures.inc,
         )

@@ -13,8 +13,8 @@ from typing import Literal
 
 import structlog
 
-from gigaoffice_worker.broker import errors as broker_errors
 from gigaoffice_worker.broker.consumer import Consumer, FencedError, OutOfRangeError, UndecodableError
+from gigaoffice_worker.broker.errors import is_fatal, to_worker_error
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from gigaoffice_worker.core.pacing import Share
 from gigaoffice_worker.core.records import Record
@@ -224,8 +224,8 @@ class ConsumerThread:
         )
 
     def _poll_failed(self, error: Exception) -> None:
-        told = broker_errors.to_worker_error(error, during="reading the request topic")
-        if not self.joined and broker_errors.is_fatal(error):
+        told = to_worker_error(error, during="reading the request topic")
+        if not self.joined and is_fatal(error):
             raise told from error
         self._failures += 1
         self.trouble = str(told)

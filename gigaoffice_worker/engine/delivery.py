@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -22,6 +22,7 @@ from gigaoffice_worker.broker.producer import Producer, SendFailure, classify
 from gigaoffice_worker.core.messages import UnserialisableError, Wire, encode_response
 from gigaoffice_worker.core.records import Failure, Letter, Reason, Verdict
 from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.engine.outlets import Outlet, Parcel, Shipment
 
 log = structlog.get_logger(__name__)
 
@@ -29,118 +30,9 @@ log = structlog.get_logger(__name__)
 ABANDON_AFTER = 10.0
 # From this age of the oldest undelivered outcome on, no new handler call starts.
 BLOCKED_AFTER = 5.0
-# What a record adds to its content on the wire, at most, apart from its headers.
-_RECORD_OVERHEAD = 128
-_HEADER_OVERHEAD = 10
 _TICK = 0.25
 _BACKOFF, _MAX_BACKOFF = 0.2, 10.0
 _STOP_SENDER_WITHIN = 5.0
-
-
-@dataclass(eq=False, slots=True)
-class Shipment:
-    """One outcome on its way: `letters` are still to be sent, in this order."""
-
-    work: Work
-    verdict: Verdict
-    letters: deque[Letter]
-    # Whether the lane of the request was opened. A letter known to fit opens it when it is handed over; any other only
-    # when it is acknowledged, since a refusal still changes the outcome.
-    freed: bool = False
-
-
-class Parcel:
-    """One letter in the hands of the client. A letter that is sent again is a new parcel under the old number.
-
-    `first_sent_at` tells how long the outcome has been on its way, `sent_at` how long the client owes an answer.
-    """
-
-    __slots__ = ("alone", "first_sent_at", "letter", "number", "outlet", "sent_at", "shipment")
-
-    def __init__(self, outlet: Outlet, shipment: Shipment, letter: Letter, number: int, now: float) -> None:
-        self.outlet = outlet
-        self.shipment = shipment
-        self.letter = letter
-        self.number = number
-        self.first_sent_at = self.sent_at = now
-        self.alone = not outlet.fits(letter)
-
-    def again(self) -> Parcel:
-        """Return the same letter for another try, so that a late answer to the first one is told apart."""
-        parcel = Parcel(self.outlet, self.shipment, self.letter, self.number, self.first_sent_at)
-        parcel.alone = self.alone
-        return parcel
-
-    def acknowledged(self, _metadata: object) -> None:
-        """Note the acknowledgement; called on the client's thread."""
-        if self.outlet.answered(self):
-            self.outlet.delivery.acknowledged(self)
-
-    def failed(self, error: BaseException) -> None:
-        """Note the failure; called on the client's thread, or by whoever tried to send."""
-        if self.outlet.failed(self, error):
-            self.outlet.delivery.wake()
-
-
-@dataclass(eq=False, slots=True)
-class Outlet:
-    """One topic that is written to, and what is on its way there."""
-
-    delivery: Delivery
-    topic: str
-    max_message_bytes: int
-    partitions: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    unacknowledged: dict[int, Parcel] = field(default_factory=dict)
-    repairing: bool = False
-    waiting: list[Parcel] = field(default_factory=list)
-    failures: list[tuple[Parcel, BaseException]] = field(default_factory=list)
-    trouble: str | None = None
-    series: int = 0
-    trying: bool = False
-    retry_at: float = 0.0
-
-    def fits(self, letter: Letter) -> bool:
-        """Say whether the topic is known to take the letter, whatever shares a batch with it."""
-        size = letter.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(letter.headers)
-        return size <= self.max_message_bytes
-
-    def answered(self, parcel: Parcel) -> bool:
-        """Take a parcel off what is on its way; False when its answer is late and counts for nothing."""
-        with self.lock:
-            if self.unacknowledged.get(parcel.number) is not parcel:
-                return False
-            del self.unacknowledged[parcel.number]
-            return True
-
-    def failed(self, parcel: Parcel, error: BaseException) -> bool:
-        """Note a failure, and let nothing newer pass before it is mended; False when the answer is late."""
-        with self.lock:
-            if self.unacknowledged.get(parcel.number) is not parcel:
-                return False
-            del self.unacknowledged[parcel.number]
-            self.repairing = True
-            self.failures.append((parcel, error))
-            return True
-
-    def reclaim(self) -> None:
-        """Take everything back from a client that was stopped, to be sent again."""
-        with self.lock:
-            self.repairing = True
-            self.trying = False
-            self.waiting += [parcel.again() for parcel in self.unacknowledged.values()]
-            self.waiting += [parcel.again() for parcel, _ in self.failures]
-            self.unacknowledged.clear()
-            self.failures.clear()
-
-    def oldest(self) -> float | None:
-        """Return when the oldest undelivered letter was first handed over."""
-        with self.lock:
-            # What is on its way is in its first order, so the first is the oldest.
-            ages = [parcel.first_sent_at for parcel in itertools.islice(self.unacknowledged.values(), 1)]
-            ages += [parcel.first_sent_at for parcel in self.waiting]
-            ages += [parcel.first_sent_at for parcel, _ in self.failures]
-            return min(ages, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +54,7 @@ class Hooks:
     free: Callable[[Work], None]
     hold: Callable[[], None]
     release: Callable[[], None]
-    sent: Callable[[str], None]
+    sent: Callable[[str, int], None]
     rebuilt: Callable[[], None]
     send_failed: Callable[[int], None]
     died: Callable[[BaseException], None] = _raise
@@ -188,16 +80,14 @@ class Delivery:
         self._producer: Producer | None = None
         # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
         self._retired: list[Producer] = []
-        self._outlets = {
-            topic: Outlet(self, topic, max_message_bytes=1 << 62, partitions=0) for topic in (wire.responses, wire.dlq)
-        }
-        self._numbers = itertools.count()
+        self._wake = threading.Event()
+        numbers = itertools.count()
+        self._responses = Outlet(wire.responses, numbers, self._on_acknowledged, self._wake.set)
+        self._dlq = Outlet(wire.dlq, numbers, self._on_acknowledged, self._wake.set)
+        self._outlets = {outlet.topic: outlet for outlet in (self._responses, self._dlq)}
         self._acknowledged: deque[Parcel] = deque()
         self._next_letters: deque[Shipment] = deque()
-        self._posted_bytes = 0
         self._collected_bytes = 0
-        self._bytes_lock = threading.Lock()
-        self._wake = threading.Event()
         self._stopping = False
         self._doubt: str | None = None
         self._rebuild_at = 0.0
@@ -238,15 +128,11 @@ class Delivery:
     def deliver(self, work: Work, verdict: Verdict, request_partitions: int) -> bool:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
         shipment = self._ship(work, verdict, request_partitions)
-        letter = shipment.letters.popleft()
-        outlet = self._outlets[letter.topic]
-        shipment.freed = not shipment.letters and outlet.fits(letter)
-        self._post(shipment, letter)
-        return shipment.freed
+        return self._post(shipment)
 
     def _ship(self, work: Work, verdict: Verdict, request_partitions: int) -> Shipment:
         at = datetime.now(UTC)
-        letters: deque[Letter] = deque()
+        letters: list[Letter] = []
         if verdict.reason is None:
             try:
                 value = encode_response(work.id, verdict, work.seconds, at)
@@ -260,25 +146,24 @@ class Delivery:
             value = encode_response(work.id, verdict, work.seconds, at)
         if work.id:
             partition = None
-            if request_partitions == self._outlets[self._wire.responses].partitions:
+            if request_partitions == self._responses.partitions:
                 # Partitioned like the requests: order per key holds, and the client need not hash the key.
                 partition = work.record.partition
             letters.append(self._wire.response(work.record, value, partition))
         return Shipment(work, verdict, letters)
 
-    def _post(self, shipment: Shipment, letter: Letter) -> None:
+    def _post(self, shipment: Shipment) -> bool:
+        """Send the next letter of an outcome; True when its lane may be opened now (it is noted as opened)."""
+        letter = shipment.letters.pop(0)
         outlet = self._outlets[letter.topic]
-        with self._bytes_lock:
-            self._posted_bytes += letter.size
-        with outlet.lock:
-            parcel = Parcel(outlet, shipment, letter, next(self._numbers), self._clock())
-            if outlet.repairing or parcel.alone:
-                outlet.repairing = True
-                outlet.waiting.append(parcel)
-                self._wake.set()
-                return
-            outlet.unacknowledged[parcel.number] = parcel
-        self._send(parcel)
+        parcel = Parcel(outlet, shipment, letter, self._clock())
+        frees = not shipment.freed and not shipment.letters and not parcel.alone
+        shipment.freed = shipment.freed or frees
+        if outlet.admit(parcel):
+            self._send(parcel)
+        else:
+            self._wake.set()
+        return frees
 
     def _send(self, parcel: Parcel) -> None:
         producer = self._producer
@@ -292,7 +177,7 @@ class Delivery:
 
     # Acknowledgements
 
-    def acknowledged(self, parcel: Parcel) -> None:
+    def _on_acknowledged(self, parcel: Parcel) -> None:
         """Note that a letter is durable; called on the client's thread."""
         self._acknowledged.append(parcel)
         if parcel.shipment.letters or not parcel.shipment.freed:
@@ -304,22 +189,23 @@ class Delivery:
     def collect(self) -> list[Delivered]:
         """Return the outcomes that have become durable since the last call (the consumer thread's)."""
         delivered: list[Delivered] = []
+        sent: Counter[str] = Counter()
         for _ in range(len(self._acknowledged)):
             parcel = self._acknowledged.popleft()
-            self._hooks.sent(parcel.letter.topic)
-            self._collected_bytes += parcel.letter.size
             shipment = parcel.shipment
-            if parcel.letter.topic == self._wire.responses or not shipment.work.id:
+            self._collected_bytes += parcel.size
+            if not parcel.refused:
+                sent[parcel.letter.topic] += 1
+            if parcel.outlet is self._responses or not shipment.work.id:
                 delivered.append(Delivered(shipment.work, shipment.verdict))
+        for topic, letters in sent.items():
+            self._hooks.sent(topic, letters)
         return delivered
 
     @property
     def unsettled_bytes(self) -> int:
         """Bytes of letters that were handed over and not collected."""
-        return self._posted_bytes - self._collected_bytes
-
-    def wake(self) -> None:
-        self._wake.set()
+        return self._responses.posted_bytes + self._dlq.posted_bytes - self._collected_bytes
 
     # State for the observers
 
@@ -356,18 +242,18 @@ class Delivery:
                 self._rebuild(now)
         else:
             for outlet in self._outlets.values():
-                self._repair(outlet, now)
+                for parcel in outlet.next_group(now):
+                    self._send(parcel)
         self._hold_while_blocked(now)
 
     def _go_on(self, shipment: Shipment) -> None:
         """Send the next letter of an outcome, or open its lane behind the last one."""
-        fits = True
         if shipment.letters:
-            letter = shipment.letters.popleft()
-            fits = self._outlets[letter.topic].fits(letter)
-            self._post(shipment, letter)
-        if fits and not shipment.letters and not shipment.freed:
+            frees = self._post(shipment)
+        else:
+            frees = not shipment.freed
             shipment.freed = True
+        if frees:
             self._hooks.free(shipment.work)
 
     def _sort_failures(self, outlet: Outlet, now: float) -> None:
@@ -386,8 +272,7 @@ class Delivery:
                         continue
                     at_once = at_once and not parcel.alone
                     parcel.alone = True
-                    size = parcel.letter.size
-                    outlet.trouble = f"the topic refuses a record of {size} bytes: raise its max.message.bytes"
+                    outlet.trouble = f"the topic refuses a record of {parcel.size} bytes: raise its max.message.bytes"
                 case SendFailure.REFUSED:
                     at_once = False
                     outlet.trouble = f"{type(error).__name__}: {error}"
@@ -414,62 +299,30 @@ class Delivery:
     def _give_up(self, parcel: Parcel) -> bool:
         """Replace a response that its topic refuses for its size; False where nothing can replace the letter."""
         shipment, work = parcel.shipment, parcel.shipment.work
-        if parcel.letter.topic == self._wire.dlq:
+        if parcel.outlet is self._dlq:
             return False
-        failure = Failure(
-            "ResponseTooLarge",
-            f"the response of {len(parcel.letter.value or b'')} bytes is larger than topic {parcel.letter.topic} takes",
-        )
         if shipment.verdict.reason is None:
-            verdict = Verdict(failure=failure, reason=Reason.RESPONSE_TOO_LARGE)
-            with self._bytes_lock:
-                self._posted_bytes -= parcel.letter.size
+            size = len(parcel.letter.value or b"")
+            message = f"the response of {size} bytes is larger than topic {parcel.letter.topic} takes"
+            verdict = Verdict(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
             replacement = self._ship(work, verdict, -1)
             replacement.freed = shipment.freed
-            self._post(replacement, replacement.letters.popleft())
+            parcel.outlet.drop(parcel)
+            if self._post(replacement):
+                self._hooks.free(work)
             return True
         # The smallest response there is does not fit either (a huge key): the dead letter has to do.
+        record = work.record
         log.error(
             "Response refused for its size; the dead letter is the only outcome",
             request_id=work.id,
-            topic=work.record.topic,
-            partition=work.record.partition,
-            offset=work.record.offset,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
         )
-        self.acknowledged(parcel)
+        parcel.refused = True
+        self._on_acknowledged(parcel)
         return True
-
-    def _repair(self, outlet: Outlet, now: float) -> None:
-        """Send what waits, once everything that is on its way has an answer; open the outlet when nothing is left."""
-        if not outlet.repairing or outlet.unacknowledged or now < outlet.retry_at:
-            return
-        with outlet.lock:
-            if outlet.failures:
-                return
-            if outlet.trying:
-                # Everything that was sent again has been acknowledged.
-                outlet.trying = False
-                outlet.series = 0
-                outlet.trouble = None
-            if not outlet.waiting:
-                outlet.repairing = False
-                return
-            outlet.waiting.sort(key=lambda parcel: parcel.number)
-            group = self._next_group(outlet)
-            del outlet.waiting[: len(group)]
-            outlet.unacknowledged.update((parcel.number, parcel) for parcel in group)
-            outlet.trying = True
-            at = self._clock()
-            for parcel in group:
-                parcel.sent_at = at
-        for parcel in group:
-            self._send(parcel)
-
-    def _next_group(self, outlet: Outlet) -> list[Parcel]:
-        """Return what is sent next: one letter to try the topic with, or all up to one that must go alone."""
-        if outlet.series or outlet.waiting[0].alone:
-            return outlet.waiting[:1]
-        return list(itertools.takewhile(lambda parcel: not parcel.alone, outlet.waiting))
 
     def _look_for_doubt(self, now: float) -> None:
         if self._doubt is not None:
@@ -478,9 +331,9 @@ class Delivery:
             self._doubt = "the producer cannot send any more"
         limit = self._delivery_timeout + ABANDON_AFTER
         for outlet in self._outlets.values():
-            first = next(iter(list(outlet.unacknowledged.values())), None)
-            if first is not None and now - first.sent_at > limit:
-                self._doubt = f"no answer for {now - first.sent_at:.0f} seconds"
+            since = outlet.owed_since()
+            if since is not None and now - since > limit:
+                self._doubt = f"no answer for {now - since:.0f} seconds"
 
     def _rebuild(self, now: float) -> None:
         """Replace the client: stop the old one for good, then take back everything it held."""

@@ -106,7 +106,7 @@ class Scene:
                 free=lambda work: self.freed.append(work.record.offset),
                 hold=lambda: self._hold(held=True),
                 release=lambda: self._hold(held=False),
-                sent=lambda topic, count=1: self.sent.update({topic: count}),
+                sent=lambda topic, count: self.sent.update({topic: count}),
                 rebuilt=self._count_rebuild,
                 send_failed=self._count_failed,
             ),
@@ -455,6 +455,7 @@ def test_when_no_response_fits_the_dead_letter_is_the_outcome() -> None:
     scene.answer(error=TOO_LARGE, topic=RESPONSES)
     scene.let_all_through()
     assert scene.ended == [Ended(0, Reason.RESPONSE_TOO_LARGE)]
+    assert scene.sent == {DLQ: 1}
     assert scene.freed == [0]
     assert scene.delivery.unsettled_bytes == 0
 
