@@ -35,6 +35,8 @@ _REFUSED = (
     kafka_errors.PolicyViolationError,
     kafka_errors.InvalidRecordError,
 )
+# Far below any limit of the client's on what may be sent.
+_SMALL = 1024 * 1024
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
@@ -65,32 +67,39 @@ class Producer:
         Raises TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
         """
         try:
-            if letter.key is None and letter.value is None:
-                future = self._send_empty(letter)
-            else:
-                future = self._client.send(
-                    letter.topic,
-                    value=letter.value,
-                    key=letter.key,
-                    headers=letter.headers,
-                    partition=letter.partition,
-                )
+            future = self._append(letter) or self._client.send(
+                letter.topic,
+                value=letter.value,
+                key=letter.key,
+                headers=letter.headers,
+                partition=letter.partition,
+            )
         except kafka_errors.KafkaTimeoutError as error:
             message = f"no metadata for topic {letter.topic}: is it there, and are we allowed to see it?"
             raise TopicUnavailableError(message) from error
         future.add_callback(acknowledged)
         future.add_errback(failed)
 
-    def _send_empty(self, letter: Letter) -> Any:
-        """Send a record without key and value, which Kafka allows and the client's `send` does not."""
+    def _append(self, letter: Letter) -> Any:
+        """Append a record to its batch as the client's `send` does, less what costs as much again: looking up and
+        checking what is known and checked here. None where the partition is not known, or the size is for the client
+        to refuse. Also the only way for a record without key and value, which Kafka allows and `send` does not.
+        """
         client = self._client
-        partitions = client.partitions_for(letter.topic)
-        if not partitions:
-            raise TopicUnavailableError(letter.topic)
-        partition = letter.partition if letter.partition is not None else min(partitions)
+        partition = letter.partition
+        empty = letter.key is None and letter.value is None
+        if partition is None and empty:
+            partition = min(client.partitions_for(letter.topic) or (), default=None)
+            if partition is None:
+                raise TopicUnavailableError(letter.topic)
+        # None until the topic's metadata has been fetched, which `send` waits for.
+        known = client._metadata.partitions_for_topic(letter.topic)  # noqa: SLF001
+        if partition is None or not known or partition not in known or len(letter.value or b"") > _SMALL:
+            return None
         at = TopicPartition(letter.topic, partition)
-        future, _, _ = client._accumulator.append(at, None, None, None, letter.headers)  # noqa: SLF001
-        client._sender.wakeup()  # noqa: SLF001
+        future, full, new = client._accumulator.append(at, None, letter.key, letter.value, letter.headers)  # noqa: SLF001
+        if full or new:
+            client._sender.wakeup()  # noqa: SLF001
         return future
 
     def linger(self, seconds: float) -> None:
