@@ -24,8 +24,9 @@ lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## throughput and latency on this machine
-	$(BIN)/python -m bench $(ARGS)
+bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --only W1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)

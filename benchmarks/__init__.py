@@ -1,0 +1,1 @@
+"""This worker beside its peers on one real Kafka: `python -m benchmarks`."""

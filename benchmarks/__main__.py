@@ -1,0 +1,155 @@
+"""One command: a real Kafka, every contestant on every workload in turn, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+
+from benchmarks import pictures, report
+from benchmarks.peers import PEERS, Peer
+from benchmarks.processes import ROOT
+from benchmarks.report import Results
+from benchmarks.runs import Hall, Measurement, idle, run
+from benchmarks.stage import Stage
+from benchmarks.workloads import WORKLOADS, Workload, quick
+from gigaoffice_worker.devkafka import KafkaCluster
+
+JAVA_OPTIONS = ["-XX:TieredStopAtLevel=4", "-Xmx1g"]
+RESULTS = ROOT / "benchmarks" / "results"
+_PACKAGES = ("kafka-python", "confluent-kafka", "aiokafka", "sentry-arroyo", "faststream")
+_ONCE = {"sweep"}  # for a picture, one round is enough
+
+_TEXT = """\
+Measured side by side by `make bench`: {machine}; one broker and the load on the same machine, Python {python};
+{versions}. {rounds} rounds, contestants interleaved; medians, with the least and the greatest in brackets. Everybody
+answers with the same JSON and commits only what has been acknowledged (`acks=all`, lz4); nothing else is tuned.
+W1: 30,000 requests of 1 KiB, trivial handler, concurrency 16; the ratio is to the kafka-python loop of the same round.
+W2: 3,000 requests, 200 keys, 20 ms, and W3: 1 % of 1 s among 5 ms, concurrency 64; efficiency is the time of a greedy
+schedule of the whole log on 64 slots, in order per key, over the time it took. W4: 200 requests/s, handler of 5 ms
+(0 ms for the plain loops, which could not keep up): the latency up to the reader of the response, less the handler.
+W5: 150 MB of 100 kB requests, handler of 100 ms.
+
+{tables}
+
+![Throughput over concurrency](benchmarks/results/throughput.png)
+![Latency](benchmarks/results/latency.png)"""
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    arguments = _arguments()
+    results = Results(_machine(), {name: version(name) for name in _PACKAGES}, arguments.rounds)
+    with KafkaCluster(java_options=JAVA_OPTIONS) as cluster:
+        hall = Hall(Stage(cluster.bootstrap_servers))
+        for number, workload, peer in _plan(arguments):
+            _measure(results, hall, peer, workload, number)
+        if "ours" in arguments.peers and "idle" in arguments.only:
+            results.idle_share, results.idle_memory = idle(hall, PEERS["ours"], WORKLOADS["W4"][0])
+    output: Path = arguments.output or Path(tempfile.mkdtemp(prefix="benchmarks-"))
+    _publish(results, output, into_readme=output == RESULTS)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    everything = [*WORKLOADS, "idle"]
+    parser.add_argument("--only", type=_names(everything), default=everything, help=f"of {','.join(everything)}")
+    parser.add_argument("--peers", type=_names(list(PEERS)), default=list(PEERS), help=f"of {','.join(PEERS)}")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
+    parser.add_argument("--quick", action="store_true", help="one round of small sizes, to see whether it works")
+    parser.add_argument("--output", type=Path, help="a directory; a whole run writes into the README as well")
+    found = parser.parse_args()
+    if found.quick:
+        found.rounds = 1
+    whole = found.only == everything and found.peers == list(PEERS) and not found.quick
+    if whole and found.output is None:
+        found.output = RESULTS
+    return found
+
+
+def _names(known: Sequence[str]):  # noqa: ANN202  # what argparse calls
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        return [name for name in known if name in chosen]
+
+    return names
+
+
+def _plan(arguments: argparse.Namespace) -> Iterator[tuple[int, Workload, Peer]]:
+    """Return the runs in order: the contestants of a workload follow each other, each round begins with another."""
+    for number in range(arguments.rounds):
+        for name, workloads in WORKLOADS.items():
+            if name not in arguments.only or (name in _ONCE and number):
+                continue
+            for workload in workloads:
+                chosen = [PEERS[peer] for peer in arguments.peers if name in PEERS[peer].workloads]
+                turn = number % len(chosen) if chosen else 0
+                for peer in chosen[turn:] + chosen[:turn]:
+                    yield number, quick(workload) if arguments.quick else workload, peer
+
+
+def _measure(results: Results, hall: Hall, peer: Peer, workload: Workload, number: int) -> None:
+    """Run once and keep what came of it; a contestant that fails is told and left out."""
+    try:
+        made = run(hall, peer, workload, number)
+    except (KafkaException, RuntimeError, TimeoutError, ValueError) as error:
+        print(f"{workload.name:9} {peer.name:15} FAILED: {error}", file=sys.stderr, flush=True)
+        return
+    results.measurements.append(made)
+    print(_line(made), flush=True)
+
+
+def _line(made: Measurement) -> str:
+    parts = [f"{made.workload:9} {made.peer:15} {made.answered:6} answered{'' if made.complete else ' (time was up)'}"]
+    if made.rate is not None:
+        parts.append(f"{made.rate:,.0f}/s")
+    if made.cpu_per_record is not None:
+        parts.append(f"{made.cpu_per_record * 1e6:.1f} us CPU")
+    if made.efficiency is not None:
+        parts.append(f"efficiency {made.efficiency:.3f}")
+    if made.peak_memory is not None:
+        parts.append(f"{made.peak_memory / report.MIB:.0f} MiB")
+    if made.latency:
+        parts.append(f"own part p50 {made.latency['50'] * 1000:.2f} ms, p99 {made.latency['99'] * 1000:.2f} ms")
+    if not made.in_order:
+        parts.append("keys out of order")
+    return ", ".join(parts)
+
+
+def _publish(results: Results, output: Path, *, into_readme: bool) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    results.write(output / "results.json")
+    tables = report.tables(results)
+    (output / "tables.md").write_text(tables + "\n")
+    pictures.throughput(results, output / "throughput.png")
+    pictures.latency(results, output / "latency.png")
+    if into_readme:
+        versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+        text = _TEXT.format(
+            machine=results.machine,
+            python=platform.python_version(),
+            versions=versions,
+            rounds=results.rounds,
+            tables=tables,
+        )
+        report.into_readme(ROOT / "README.md", text)
+    print(f"\n{tables}\n\nwritten to {output}")
+
+
+def _machine() -> str:
+    """Return the number of cores and their name, as far as the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

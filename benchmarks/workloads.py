@@ -1,0 +1,123 @@
+"""The workloads: what is put on the request topic, and how it is run."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+PARTITIONS = 4
+LATENCY_RATE = 200.0  # requests a second
+_SEED = 5
+
+
+class Shape(StrEnum):
+    """How the requests come."""
+
+    BACKLOG = "backlog"  # all of them lie in the topic before the start
+    PACED = "paced"  # one after the other, while the contestant runs
+    BURST = "burst"  # all at once, when every process has its partitions
+
+
+class Request(NamedTuple):
+    """One request of a workload, in the order of the log."""
+
+    number: int
+    key: bytes
+    seconds: float
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A number of requests and how they are run. `limit` ends a run, in seconds from the first response on."""
+
+    name: str
+    title: str
+    shape: Shape
+    requests: int
+    size: int  # bytes of a value
+    concurrency: int
+    seconds: float = 0.0  # of sleep in the handler
+    slow_share: float = 0.0
+    slow_seconds: float = 0.0
+    keys: int | None = None  # None: one for every request, as the API service does
+    processes: int = 1
+    limit: float = 15.0
+
+    def durations(self) -> list[float]:
+        """Return the handler's seconds for each request."""
+        rng = random.Random(_SEED)
+        return [self.slow_seconds if rng.random() < self.slow_share else self.seconds for _ in range(self.requests)]
+
+    def lanes(self) -> list[int]:
+        """Return the number of each request's key."""
+        if self.keys is None:
+            return list(range(self.requests))
+        rng = random.Random(_SEED + 1)
+        return [rng.randrange(self.keys) for _ in range(self.requests)]
+
+    def generate(self) -> Iterator[Request]:
+        """Return the requests."""
+        for number, (lane, seconds) in enumerate(zip(self.lanes(), self.durations(), strict=True)):
+            payload = {"id": f"request-{number:06}", "number": number, "seconds": seconds, "query": ""}
+            payload["query"] = _text(number, self.size - len(json.dumps(payload)))
+            yield Request(number, b"key-%06d" % lane, seconds, json.dumps(payload).encode())
+
+
+def _text(number: int, length: int) -> str:
+    """Return text that compresses about as well as people's words do."""
+    rng = random.Random(number)
+    block = "".join(rng.choices("etaoin shrdlu cmfwyp", k=min(length, 4096)))
+    return (block * (length // max(1, len(block)) + 1))[:length]
+
+
+W1 = Workload("W1", "trivial handler", Shape.BACKLOG, 30_000, 1024, 16)
+W2 = Workload("W2", "20 ms, 200 keys", Shape.BACKLOG, 3_000, 1024, 64, seconds=0.02, keys=200, limit=10.0)
+W3 = Workload(
+    "W3",
+    "1 % of 1 s among 5 ms",
+    Shape.BACKLOG,
+    6_000,
+    1024,
+    64,
+    seconds=0.005,
+    slow_share=0.01,
+    slow_seconds=1.0,
+    keys=2_000,
+    limit=10.0,
+)
+W4 = Workload("W4", "200 requests/s, 5 ms", Shape.PACED, 2_000, 1024, 16, seconds=0.005)
+W5 = Workload("W5", "100 kB, 100 ms", Shape.BACKLOG, 1_500, 100_000, 16, seconds=0.1, limit=10.0)
+W6 = Workload("W6", "several processes", Shape.BURST, 40_000, 1024, 16)
+SWEEP = Workload("sweep", "20 ms over concurrency", Shape.BACKLOG, 0, 1024, 0, seconds=0.02, keys=None, limit=6.0)
+
+SWEEP_CONCURRENCY = (1, 4, 16, 64, 128)
+SWEEP_SECONDS = 3.0
+PROCESSES = (1, 2, 4)
+
+WORKLOADS = {
+    "W1": [W1],
+    "W2": [W2],
+    "W3": [W3],
+    "W4": [W4],
+    "W5": [W5],
+    "W6": [replace(W6, name=f"W6x{count}", processes=count) for count in PROCESSES],
+    "sweep": [
+        replace(
+            SWEEP,
+            name=f"sweep{concurrency}",
+            concurrency=concurrency,
+            requests=int(SWEEP_SECONDS / SWEEP.seconds) * concurrency,
+        )
+        for concurrency in SWEEP_CONCURRENCY
+    ],
+}
+
+
+def quick(workload: Workload) -> Workload:
+    """Return a small version, for trying whether all of it works."""
+    return replace(workload, requests=max(100, workload.requests // 6), limit=min(workload.limit, 4.0))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import figures
+from benchmarks.ideal import ideal_seconds
+
+CALLS = st.lists(st.tuples(st.floats(0.001, 10.0), st.integers(0, 5)), min_size=1, max_size=40)
+
+
+def test_one_slot_takes_as_long_as_all_calls_together():
+    assert ideal_seconds([1.0, 2.0, 3.0], ["a", "b", "c"], 1) == 6.0
+
+
+def test_calls_of_one_key_wait_for_each_other_however_many_slots_are_free():
+    assert ideal_seconds([1.0, 1.0, 1.0], ["a", "a", "a"], 64) == 3.0
+
+
+def test_a_slot_passes_over_a_key_that_is_busy():
+    # The second call waits for the first; the third, of another key, runs beside both.
+    assert ideal_seconds([1.0, 1.0, 2.0], ["a", "a", "b"], 2) == 2.0
+
+
+def test_a_free_slot_takes_the_first_call_in_the_log_that_may_run():
+    # Were the long call taken first, it would be over at 3.0.
+    assert ideal_seconds([1.0, 1.0, 3.0], ["a", "b", "c"], 2) == 4.0
+
+
+def test_nothing_to_do_takes_no_time():
+    assert ideal_seconds([], [], 4) == 0.0
+
+
+@given(CALLS, st.integers(1, 8))
+def test_no_schedule_beats_the_slots_or_the_longest_key(calls, slots):
+    durations = [seconds for seconds, _ in calls]
+    keys = [key for _, key in calls]
+    took = ideal_seconds(durations, keys, slots)
+    longest = max(sum(s for s, k in calls if k == key) for key in keys)
+    assert took >= max(sum(durations) / slots, longest) - 1e-9
+    assert took <= sum(durations) + 1e-9
+
+
+def test_spread_tells_the_median_between_the_least_and_the_greatest():
+    assert figures.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+def test_percentile_is_a_value_that_was_measured():
+    values = [float(n) for n in range(100, 0, -1)]
+    assert figures.percentile(values, 50) == 50.0
+    assert figures.percentile(values, 99) == 99.0
+    assert figures.percentile(values, 99.9) == 100.0
+    assert figures.percentile([7.0], 1) == 7.0
+
+
+@pytest.mark.parametrize("figure", [figures.spread, lambda values: figures.percentile(values, 50)])
+def test_figures_of_nothing_are_refused(figure):
+    with pytest.raises(ValueError, match="measured"):
+        figure([])
+
+
+def test_ratios_compare_only_runs_of_the_same_round():
+    assert figures.ratios({0: 10.0, 1: 30.0, 2: 5.0}, {0: 5.0, 1: 10.0}) == [2.0, 3.0]
+
+
+def test_a_moment_between_two_samples_lies_on_the_line_between_them():
+    assert figures.at(1.5, [1.0, 2.0], [10.0, 20.0]) == 15.0
+    assert figures.at(2.0, [1.0, 2.0], [10.0, 20.0]) == 20.0
+
+
+def test_a_moment_outside_of_the_samples_has_the_value_of_the_nearest():
+    assert figures.at(0.0, [1.0, 2.0], [10.0, 20.0]) == 10.0
+    assert figures.at(9.0, [1.0, 2.0], [10.0, 20.0]) == 20.0
+
+
+def test_calls_that_overlap_or_change_places_are_seen():
+    assert not figures.overlapping([(0.0, 1.0), (1.0, 2.0), (5.0, 6.0)])
+    assert figures.overlapping([(0.0, 1.0), (0.9, 2.0)])
+    assert figures.overlapping([(2.0, 3.0), (0.0, 1.0)])
