@@ -133,6 +133,7 @@ class ConsumerThread:
 
     def _turn(self, poll: float) -> None:
         self._last_turn = time.monotonic()
+        self._renew_lease()
         self.ownership.position_new()
         self._pace()
         self._receive(poll)
@@ -146,19 +147,25 @@ class ConsumerThread:
     def _drain(self, deadline: float) -> None:
         """Keep polling with everything paused, so that a running rebalance completes and the last commit lands."""
         quiet = committed = False
-        while not (quiet and committed) and time.monotonic() < self._deadline(deadline):
+        # At least one turn, however late it is: what is finished by now is no abandoned work.
+        while True:
             self._last_turn = time.monotonic()
             self._pace()
             self._receive(_DRAIN_POLL)
             self._settle()
             quiet = self._monitor.wait_quiet(_DRAIN_POLL)
             committed = quiet and self._last_commit()
+            if committed or time.monotonic() >= self._deadline(deadline):
+                break
         if not quiet:
             # What is finished so far need not be repeated, even if the rest must be.
             self._settle()
             self.committer.commit(self.ownership.assignments, 1.0)
         self.clean = quiet and committed
         self._consumer.close(max(1.0, min(3.0, deadline - time.monotonic())))
+
+    def _renew_lease(self) -> None:
+        self._monitor.lease(time.monotonic() + self._consumer.session_left())
 
     def _deadline(self, deadline: float) -> float:
         """Return the earliest deadline: a second signal moves it to now."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections import Counter
 
+import pytest
+
 from tests import wire
 from tests.scene import ask, check_once, ids
 from tests.waiting import eventually
+
+# A static member takes its place again at once.
+STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}
 
 
 def draining(worker):
@@ -137,3 +143,61 @@ def test_worker_that_waits_for_its_topics_ends_on_sigterm(scene):
     worker.wait_until(lambda: scene.topics.dlq in worker.ask("/readyz")[1], 20, "the missing topics to be told")
     assert worker.stop(10) == 0
     assert not {scene.topics.requests, scene.topics.responses, scene.topics.dlq} & wire.topics(scene.bootstrap).keys()
+
+
+def test_clean_restarts_under_load_repeat_no_call(scene):
+    scene.make(requests=2, responses=2)
+    worker = scene.ready(WORKER_CONCURRENCY="4", **STATIC)
+    names = [f"r{n}" for n in range(600)]
+    scene.send(*[ask(name, f"k{n % 30}", seconds=0.01) for n, name in enumerate(names)])
+    for share in (100, 250, 400):
+        eventually(lambda share=share: len(scene.starts()) > share, "some of the work to be done", interval=0.01)
+        assert worker.stop(10) == 0
+        worker.start()
+    check_once(scene.wait_responses(len(names)), names)
+    scene.wait_committed()
+    assert max(scene.starts().values()) == 1
+    assert worker.stop(10) == 0
+
+
+def test_two_signals_at_once_end_an_idle_worker_with_0(scene):
+    scene.make()
+    worker = scene.ready()
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+def test_drain_time_of_zero_lets_an_idle_worker_end_with_0(scene):
+    scene.make()
+    worker = scene.ready(WORKER_DRAIN_TIMEOUT="0")
+    scene.send(ask("a", "k"))
+    scene.wait_committed()
+    assert worker.stop(10) == 0
+
+
+@pytest.mark.parametrize("after", ["Side port open", "Topic verification succeeded", "Partitions assigned"])
+def test_sigterm_during_the_start_ends_it_with_0(scene, after):
+    scene.make()
+    worker = scene.worker().start()
+    eventually(lambda: any(line["event"] == after for line in worker.logs()), after, interval=0.002)
+    began = time.monotonic()
+    assert worker.stop(15) == 0
+    assert time.monotonic() - began < 5
+
+
+def test_log_that_nobody_reads_stops_neither_the_work_nor_the_end(scene):
+    scene.make()
+    worker = scene.worker(LOG_LEVEL="DEBUG", WORKER_STORM_GUARD="off")
+    os.mkfifo(worker.log_file)
+    unread = os.open(worker.log_file, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        worker.start()
+        worker.log_file.unlink()  # it holds the pipe open; to the test there is no log
+        worker.wait_ready()
+        scene.send(*[ask(f"r{n}", None, do="reject") for n in range(3000)])
+        scene.wait_committed(40)
+        assert worker.metric("requests_total") == 3000
+        assert worker.stop(15) == 0
+    finally:
+        os.close(unread)
