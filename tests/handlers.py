@@ -28,7 +28,7 @@ def handle(request: Request) -> Any:
         _write("end", request)
 
 
-def _act(request: Request) -> Any:  # noqa: C901  # a list of deeds
+def _act(request: Request) -> Any:  # noqa: C901, PLR0912  # a list of deeds
     payload = request.payload
     do = payload.get("do", "answer")
     until = payload.get("until_attempt")
@@ -38,7 +38,7 @@ def _act(request: Request) -> Any:  # noqa: C901  # a list of deeds
         do = payload.get("then", "fail")
     match do:
         case "reject":
-            raise RejectedError(payload.get("message", "rejected by the test"))
+            raise RejectedError(payload.get("message", "rejected by the test") * payload.get("times", 1))
         case "fail":
             raise ValueError(payload.get("message", "failed by the test"))
         case "transient":
@@ -52,6 +52,8 @@ def _act(request: Request) -> Any:  # noqa: C901  # a list of deeds
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             _hang(payload.get("file"), float(payload.get("hang_seconds", 600.0)))
+        case "describe":
+            return _described(request)
         case "unsuccessful":
             return {"success": False, "error": "the handler said no"}
         case "unserialisable":
@@ -59,6 +61,19 @@ def _act(request: Request) -> Any:  # noqa: C901  # a list of deeds
         case "large":
             return {"answer": "x" * int(payload["bytes"])}
     return {"answer": payload.get("query"), "attempt": request.attempt, "pid": os.getpid()}
+
+
+def _described(request: Request) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "payload": request.payload,
+        "key": request.key.decode("latin-1") if request.key is not None else None,
+        "headers": {name: value.decode("latin-1") for name, value in request.headers.items()},
+        "attempt": request.attempt,
+        "remaining": request.deadline.remaining(),
+        "source": [request.topic, request.partition, request.offset],
+        "age": time.time() - request.timestamp,
+    }
 
 
 def _hang(file: str | None, seconds: float) -> None:

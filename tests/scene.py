@@ -62,6 +62,8 @@ class Scene(AbstractContextManager["Scene"]):
         self.directory = directory
         self.environment = {**settings(bootstrap, topics), **environment}
         self.workers: list[WorkerProcess] = []
+        self._calls: list[Call] = []
+        self._read = 0
 
     def worker(self, name: str = "worker", **environment: str) -> WorkerProcess:
         """Return a worker process on this scene's topics, not started yet."""
@@ -128,7 +130,13 @@ class Scene(AbstractContextManager["Scene"]):
     def journal(self) -> list[Call]:
         """Return starts and ends of all handler calls, in the order in which they happened."""
         path = self.directory / "journal.jsonl"
-        return [Call(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition(b"\n")
+            self._calls += [Call(**json.loads(line)) for line in whole.splitlines()]
+            self._read += len(whole) + 1 if whole else 0
+        return list(self._calls)
 
     def starts(self) -> Counter[str]:
         """Return how often the handler was called for each request."""

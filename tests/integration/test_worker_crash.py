@@ -91,4 +91,5 @@ def test_crash_repeats_nothing_that_is_done_between_many_slow_requests(scene):
     gate.unlink()
     check_once(scene.wait_responses(600), [*done, *slow])
     scene.wait_committed()
-    assert all(scene.starts()[name] == 1 for name in done)
+    starts = scene.starts()
+    assert all(starts[name] == 1 for name in done)

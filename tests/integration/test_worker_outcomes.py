@@ -82,6 +82,16 @@ DEAD = {
     "transient": Case(ask("transient", None, do="transient"), "attempts-exhausted", "TransientError", 2, "transient"),
     "exiting": Case(ask("exiting", b"", do="exit"), "attempts-exhausted", "SystemExit", 2, "exiting"),
     "timed-out": Case(ask("timed-out", "t", HEADERS, do="hang", hang_seconds=2.5), "timed-out", None, 2, "timed-out"),
+    "verbose": Case(
+        ask("verbose", "v", do="reject", message="ж", times=3_000_000), "rejected", "RejectedError", 1, "verbose"
+    ),
+    "replayed": Case(
+        ask("replayed", "p", [("dlq-reason", b"old"), ("dlq-replays", b"1"), ("source-offset", b"9")], do="reject"),
+        "rejected",
+        "RejectedError",
+        1,
+        "replayed",
+    ),
     "unserialisable": Case(ask("unserialisable", "u", do="unserialisable"), "rejected", None, 1, "unserialisable"),
 }
 ANSWERED = {
@@ -119,6 +129,7 @@ def shown(shared_scene):
         WORKER_ATTEMPT_TIMEOUT="1",
         WORKER_STORM_GUARD="off",
         WORKER_CONCURRENCY="4",
+        LOG_LEVEL="DEBUG",  # so that its log lines are looked at too
     )
     named = {**{name: case.sent for name, case in DEAD.items()}, **ANSWERED}
     places = dict(zip(named, scene.send(*named.values()), strict=True))
@@ -143,7 +154,9 @@ def test_dead_letter_is_the_record_byte_for_byte_with_the_reason_behind_it(shown
     assert letter.headers[: len(headers)] == [(header, text if text is not None else b"") for header, text in headers]
     added = dict(letter.headers[len(headers) :])
     nulls = [header for header, text in headers if text is None]
-    assert added.keys() - {"traceparent", "tracestate"} == ABOUT | SOURCE | ({"dlq-null-headers"} if nulls else set())
+    sometimes = {"dlq-null-headers": bool(nulls), "dlq-replays": "dlq-replays" in dict(headers)}
+    expected = ABOUT | SOURCE | {header for header, due in sometimes.items() if due}
+    assert added.keys() - {"traceparent", "tracestate"} == expected
     assert [each for each in added.get("dlq-null-headers", b"").decode().split(",") if each] == nulls
     assert added["dlq-reason"].decode() == case.reason
     assert case.error in {None, added["dlq-error-type"].decode()}
@@ -230,6 +243,32 @@ def test_statistics_tell_every_outcome_by_its_reason(shown):
     assert statistics["messages_failed"] == len(DEAD)
     calls = sum(shown.scene.starts().values())
     assert worker.metric("handler_attempts_total") == worker.metric("handler_duration_seconds_count") == calls
+
+
+def test_handler_is_called_with_all_that_the_record_says(shown):
+    scene = shown.scene
+    sent = ask("described", b"k\xff", HEADERS, do="describe", extra={"nested": [1, None]})
+    [place] = scene.send(sent)
+    found = eventually(
+        lambda: [answer for answer in scene.responses() if answer.id == "described"], "the description", interval=0.1
+    )[0].result
+    assert found.pop("age") == pytest.approx(0, abs=5)
+    assert 0.5 < found.pop("remaining") <= 1
+    assert found == {
+        "id": "described",
+        "payload": json.loads(sent[1]),
+        "key": "k\xff",
+        "headers": {
+            "again": "1",
+            "traceparent": TRACE.decode(),
+            "none": "",
+            "tracestate": "a=1",
+            "empty": "",
+            "none-too": "",
+        },
+        "attempt": 1,
+        "source": [scene.topics.requests, *place],
+    }
 
 
 def test_handler_that_hung_on_is_told_as_a_late_result(shown):
