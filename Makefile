@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint bench chaos test-systemd install clean
+.PHONY: help dev test lint bench chaos test-systemd test-image install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)
+
+test-image: $(STAMP) ## the image, built and run (root, debootstrap, buildah, podman, runc), and the deployment files
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
+	$(BIN)/python -m pytest tests/system/test_files.py tests/system/test_image.py $(ARGS)
 
 install: ## the worker and its systemd units on this machine (root)
 	systemd/install.sh

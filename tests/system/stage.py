@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,9 @@ def debian() -> Path:
     return root
 
 
-def source(directory: Path) -> Path:
-    """Copy what is shipped to where a build may leave its litter."""
-    for name in SHIPPED:
+def source(directory: Path, *more: str) -> Path:
+    """Copy what is shipped, and `more`, to where a build may leave its litter."""
+    for name in (*SHIPPED, *more):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -44,8 +45,17 @@ def wheelhouse(directory: Path) -> Path:
     tree = directory / "source"
     tree.mkdir()
     wheels = directory / "wheels"
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(wheels), f"{source(tree)}[http]", limit=600)
+    # setuptools too, so that an image can be built without a network.
+    wanted = [f"{source(tree)}[http]", "setuptools>=77"]
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", f"--wheel-dir={wheels}", *wanted, limit=600)
     return wheels
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface on which nothing listens at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run(*command: str | None, limit: float = 120, check: bool = True) -> str:

@@ -1,0 +1,44 @@
+# The worker on a slim Python: docker build --build-arg REVISION="$(git rev-parse HEAD)" -t gigaoffice-worker .
+# Pin BASE to a digest where builds must be repeatable. pip's variables are arguments too: PIP_INDEX_URL for an index of
+# your own, PIP_FIND_LINKS with PIP_NO_INDEX for a directory that is mounted into the build.
+ARG BASE=python:3.13-slim-bookworm
+
+FROM ${BASE} AS build
+ARG PIP_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+# http for WORKER_HANDLER=http; further extras are separated by commas.
+ARG EXTRAS=http
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY gigaoffice_worker gigaoffice_worker
+# pip stays behind in a virtual environment of its own.
+RUN python3 -m venv /tools \
+ && python3 -m venv --without-pip /opt/gigaoffice-worker \
+ && /tools/bin/pip wheel --no-deps --wheel-dir /wheel . \
+ && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install "$(echo /wheel/*.whl)[${EXTRAS}]"
+
+FROM ${BASE}
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="gigaoffice-worker" \
+      org.opencontainers.image.description="A Kafka worker that answers GigaOffice requests" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/gigaoffice-worker /opt/gigaoffice-worker
+# In a container the side port must be reached from outside: METRICS_HOST is not the loopback address here. Whoever
+# reaches it reads metrics and /status, so publish it to the monitoring alone.
+ENV PATH=/opt/gigaoffice-worker/bin:$PATH \
+    METRICS_HOST=0.0.0.0 \
+    METRICS_PORT=9464 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONFAULTHANDLER=1 \
+    PYTHONUNBUFFERED=1
+# A handler of your own is found here: WORKER_HANDLER=answers:handle for /handlers/answers.py.
+WORKDIR /handlers
+USER 10001:10001
+EXPOSE 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=6s --start-period=30s --retries=3 CMD ["gigaoffice-worker", "health", "--live"]
+ENTRYPOINT ["gigaoffice-worker"]
+CMD ["run"]
