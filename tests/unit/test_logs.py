@@ -18,7 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
-import orjson
 import pytest
 import structlog
 from hypothesis import given
@@ -45,7 +44,7 @@ class Log:
         return self.stream.getvalue()
 
     def lines(self):
-        return [orjson.loads(line) for line in self.text().splitlines()]
+        return [json.loads(line) for line in self.text().splitlines()]
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def rendered(facts, **options):
     assert line.endswith("\n")
     assert line.count("\n") == 1
     assert len(line.encode()) <= MAX_LINE
-    return orjson.loads(line)
+    return json.loads(line)
 
 
 # The form of a line
@@ -297,7 +296,7 @@ def test_any_record_is_one_line_of_strict_json(facts, event):
     line = render(facts, event=event)
     assert not UNPRINTABLE.search(line)
     assert line.count("\n") == 1
-    record = orjson.loads(line)
+    record = json.loads(line)
     assert list(record)[:3] == ["timestamp", "level", "event"]
 
 
@@ -314,7 +313,7 @@ def test_a_worst_case_of_escapes_still_fits():
 
 
 def test_a_record_that_cannot_be_rendered_is_reported_not_raised():
-    line = orjson.loads(LineFormat().line("info", "Tried", WickedDict(a=1), 0.0))
+    line = json.loads(LineFormat().line("info", "Tried", WickedDict(a=1), 0.0))
     assert (line["level"], line["event"], line["error_type"]) == (
         "error",
         "Log record could not be rendered",
@@ -814,7 +813,7 @@ def run(code, *, stdout=subprocess.PIPE, timeout=30):
 
 
 def parsed(done):
-    return [orjson.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_last_lines_are_written_when_nobody_closes_the_sink():
