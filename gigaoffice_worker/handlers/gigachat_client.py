@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
@@ -25,6 +25,7 @@ from gigachat.models import ChatCompletion
 from gigachat.settings import Settings
 from pydantic_settings import SettingsError
 
+from gigaoffice_worker.config.files import read_secret
 from gigaoffice_worker.core.errors import HandlerError, RejectedError
 from gigaoffice_worker.core.records import Deadline, Request
 from gigaoffice_worker.core.trace import trace_context
@@ -37,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 PREFIX = "GIGACHAT_"
 _SECRETS = ("credentials", "password", "access_token", "key_file_password")
+_RENEWED = ("credentials", "password")
 _MAX_BYTES = 4 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
 _ACCESS_HINT = "see to the GIGACHAT_ credentials and to what they are allowed and have left"
@@ -64,7 +66,8 @@ class Model:
             max_bytes=_MAX_BYTES,
             proxy=proxy,
         )
-        self._client = _Client(settings, self._transport)
+        files = {name: path for name in _RENEWED if (path := env.secret_file(PREFIX + name.upper()))}
+        self._client = _Client(settings, self._transport, files)
         # Its warnings tell each failure a second time, and with the address.
         logging.getLogger("gigachat").setLevel(logging.ERROR)
 
@@ -93,7 +96,7 @@ class Model:
 
 
 class _Client(GigaChatSyncClient):
-    def __init__(self, settings: Settings, transport: Transport) -> None:
+    def __init__(self, settings: Settings, transport: Transport, secret_files: Mapping[str, str]) -> None:
         # What is left out here the SDK reads from the environment by itself.
         given = settings.model_dump(exclude_none=True, exclude={"ssl_context", "max_retries", "token_expiry_buffer_ms"})
         super().__init__(**given, max_retries=0)
@@ -103,6 +106,7 @@ class _Client(GigaChatSyncClient):
             trust_env=False,
             headers={"Accept-Encoding": "identity"},
         )
+        self._secret_files = secret_files
 
     @property
     def _client(self) -> httpx.Client:
@@ -113,8 +117,24 @@ class _Client(GigaChatSyncClient):
         return self._http
 
     def _update_token(self) -> None:
+        try:
+            self._fetch_token()
+        except AccessRefusedError:
+            if not self._read_secrets_again():
+                raise
+            self._fetch_token()
+
+    def _fetch_token(self) -> None:
         with _in_the_workers_terms(for_token=True):
             super()._update_token()
+
+    def _read_secrets_again(self) -> bool:
+        """Take what the secrets' files hold by now; True when that is something new."""
+        found = {name: text for name, path in self._secret_files.items() if (text := _content(path))}
+        new = {name: text for name, text in found.items() if text != getattr(self._settings, name)}
+        for name, text in new.items():
+            setattr(self._settings, name, text)
+        return bool(new)
 
     def close(self) -> None:
         self._http.close()
@@ -136,6 +156,14 @@ def _in_the_workers_terms(*, for_token: bool = False) -> Iterator[None]:
 
 def _access_refused(found: HandlerError) -> HandlerError:
     return AccessRefusedError(f"{found}: {_ACCESS_HINT}") if isinstance(found, RejectedError) else found
+
+
+def _content(path: str) -> str | None:
+    try:
+        return read_secret(path)
+    except (OSError, ValueError) as error:
+        log.warning("Secret file cannot be read again", path=path, error=str(error))
+        return None
 
 
 def _forget_empty_variables() -> None:

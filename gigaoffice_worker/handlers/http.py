@@ -103,7 +103,7 @@ class Token:
                 try:
                     self._token = _sendable(Secret(read_secret(self._path)))
                 except (OSError, ValueError) as error:
-                    log.warning("Token file cannot be read again", path=self._path, error=str(error))
+                    log.warning("Secret file cannot be read again", path=self._path, error=str(error))
             return self._token if self._token != refused else None
 
 
