@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 
@@ -47,6 +48,7 @@ class Pool:
         self._busy: dict[threading.Thread, tuple[Work, int]] = {}
         self._threads: set[threading.Thread] = set()
         self._abandoned: set[threading.Thread] = set()
+        self.last_failure: dict[str, object] | None = None
 
     def start(self) -> None:
         for _ in range(self._size):
@@ -142,13 +144,13 @@ class Pool:
                 done = work
 
     def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:
+        """Log a failure without the handler's message, which may quote the request: dead letter and response have it."""
         event = (
             "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
         )
         facts = {"request_id": work.id, "attempt": number, "error_type": failure.type, **where(work)}
+        self.last_failure = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
         log.warning(event, **facts)
-        # A handler's message may quote the request. It stands in the dead letter and in the response.
-        log.debug("Attempt failed with this message", error=failure.message, **facts)
 
 
 def where(work: Work) -> dict[str, object]:

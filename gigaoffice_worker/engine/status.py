@@ -43,13 +43,12 @@ class Observer:
         self._started = time.monotonic()
         self.state = "starting"
         self.engine: Engine | None = None
-        self.last_error: dict[str, str] | None = None
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
         engine = self.engine
         if engine is None:
-            return _idle(self.state, now - self._started, list(self._not_ready_yet()), self.last_error)
+            return _idle(self.state, now - self._started, list(self._not_ready_yet()))
         counts = engine.monitor.counts()
         partitions = self._partitions(engine, now)
         running = engine.monitor.running()
@@ -74,7 +73,7 @@ class Observer:
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
-            last_error=self.last_error,
+            last_error=engine.pool.last_failure,
         )
 
     def not_live(self) -> list[Trouble]:
@@ -194,7 +193,7 @@ def _oldest(work: Work | None, now: float) -> OldestRequest | None:
     return OldestRequest(work.record.offset, work.id, round(now - since, 3), work.attempt, work.stage.value)
 
 
-def _idle(state: str, uptime: float, not_ready: list[Trouble], last_error: dict[str, str] | None) -> Snapshot:
+def _idle(state: str, uptime: float, not_ready: list[Trouble]) -> Snapshot:
     return Snapshot(
         state=state,
         uptime=uptime,
@@ -214,5 +213,5 @@ def _idle(state: str, uptime: float, not_ready: list[Trouble], last_error: dict[
         standby=False,
         not_live=[],
         not_ready=not_ready,
-        last_error=last_error,
+        last_error=None,
     )
