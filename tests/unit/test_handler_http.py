@@ -414,6 +414,28 @@ def test_connections_are_kept_and_no_more_than_calls_may_run(service, make):
     assert len(service.connections) <= 3
 
 
+def test_no_failure_costs_the_connection(service, make):
+    def broken(exchange):
+        exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{")
+        exchange.hang_up()
+
+    handler = make(WORKER_CONCURRENCY="1", HTTP_HANDLER_MAX_RESPONSE_BYTES="1000")
+    bad = [
+        _silent,
+        _dripping_body,
+        broken,
+        answers(500, b"x" * 100_000),
+        answers(302),
+        answers(401),
+        answers(200, b"x" * 5000),
+    ]
+    for answer in bad * 2:
+        service.answer = answer
+        failure(handler, request(0.2))
+        service.answer = answers(200, 1)
+        assert handler(request()) == 1
+
+
 def test_threads_have_deadlines_of_their_own(service, make):
     release = threading.Event()
     service.answer = lambda exchange: (release.wait(10), exchange.reply(200, b"1"))
