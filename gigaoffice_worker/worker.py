@@ -35,6 +35,7 @@ from gigaoffice_worker.handlers.loading import Handler, load
 from gigaoffice_worker.observe import health
 from gigaoffice_worker.observe.logs import dump_stacks
 from gigaoffice_worker.observe.metrics import Metrics, total
+from gigaoffice_worker.observe.page import status_page
 from gigaoffice_worker.observe.server import Answer, SidePort
 from gigaoffice_worker.observe.systemd import Notifier, status_line, watchdog_interval
 
@@ -373,7 +374,8 @@ class Worker:
             "/readyz": self._readyz,
             "/health": self._health,
             "/health/topics": lambda: Answer(200, self.get_topic_health()),
-            "/status": lambda: Answer(200, health.status_document(self._observer.snapshot(), self._facts())),
+            "/status": lambda: Answer(200, self._status()),
+            "/": lambda: Answer(200, status_page(self._status()), "text/html; charset=utf-8"),
         }
 
     def _readyz(self) -> Answer:
@@ -384,16 +386,18 @@ class Worker:
         document = self.get_health_status()
         return Answer(503 if document["status"] == "unhealthy" else 200, document)
 
-    def _facts(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         config = self._config
-        return {
+        facts = {
             "version": __version__,
             "group": config.consumer.group,
             "topics": {spec.role: spec.name for spec in config.topics},
             "handler": config.worker.handler,
             "concurrency": config.worker.concurrency,
             "ordering": config.worker.ordering,
+            "totals": self._metrics.totals(),
         }
+        return health.status_document(self._observer.snapshot(), facts)
 
 
 def _verdict(good: str, troubles: list[health.Trouble] | Any) -> Answer:

@@ -144,7 +144,7 @@ class Pool:
                 done = work
 
     def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:
-        """Log a failure without the handler's message: it may quote the request, and dead letter and response have it."""
+        """Log a failure without the handler's message, which may quote the request; the dead letter has it."""
         event = (
             "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
         )

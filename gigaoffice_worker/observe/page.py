@@ -1,0 +1,38 @@
+"""The status page: one file without outside resources, filled with the status document of the moment."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+
+def status_page(document: Mapping[str, Any]) -> str:
+    """Return the page as HTML. A browser with scripts keeps it live; without them it shows this moment and reloads."""
+    # Inside of a script element "<" is the only character that could end it.
+    data = json.dumps(document, default=str).replace("<", "\\u003c")
+    return _template().replace("__STATUS__", data, 1).replace("__PLAIN__", _plain(document), 1)
+
+
+@lru_cache(maxsize=1)
+def _template() -> str:
+    return resources.files(__package__ or "gigaoffice_worker.observe").joinpath("page.html").read_text("utf-8")
+
+
+def _plain(document: Mapping[str, Any]) -> str:
+    ready = "ready" if document["ready"] else "not ready"
+    rows = [
+        ("state", f"{document['state']}, {ready}"),
+        *((f"why not ready ({number})", reason) for number, reason in enumerate(document["not_ready"], 1)),
+        *document["requests"].items(),
+        *((f"partition {each['partition']}", _partition(each)) for each in document["partitions"]),
+    ]
+    cells = "".join(f"<tr><th>{html.escape(str(name))}<td>{html.escape(str(value))}</tr>" for name, value in rows)
+    return f"<table>{cells}</table>"
+
+
+def _partition(row: Mapping[str, Any]) -> str:
+    return f"lag {row['lag']}, position {row['position']}, committed {row['committed']}, paused {row['paused']}"

@@ -1,0 +1,50 @@
+"""The status page: filled, harmless whatever the status says, and without outside resources."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from gigaoffice_worker.observe.page import status_page
+
+
+def document(**changed: object) -> dict[str, object]:
+    return {
+        "state": "running",
+        "ready": True,
+        "live": True,
+        "not_ready": [],
+        "not_live": [],
+        "requests": {"queued": 3, "running": 1},
+        "partitions": [{"partition": 0, "lag": 4, "position": 9, "committed": 5, "paused": None}],
+        **changed,
+    }
+
+
+def embedded(page: str) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="first">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+def test_page_carries_the_status_for_scripts_and_shows_it_without_them() -> None:
+    page = status_page(document())
+    assert embedded(page) == document()
+    plain = page.split("<noscript><table>", 1)[1].split("</noscript>", 1)[0]
+    assert "<tr><th>state<td>running, ready</tr>" in plain
+    assert "<tr><th>queued<td>3</tr>" in plain
+    assert "<tr><th>partition 0<td>lag 4, position 9, committed 5, paused None</tr>" in plain
+
+
+def test_nothing_in_the_status_becomes_markup() -> None:
+    evil = "</script><script>alert(1)</script><img src=x>"
+    page = status_page(document(not_ready=[evil], state=evil))
+    assert embedded(page)["not_ready"] == [evil]
+    assert "<img" not in page
+    assert page.count("<script") == status_page(document()).count("<script")
+
+
+def test_page_asks_nobody_but_the_worker() -> None:
+    page = status_page(document())
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert "default-src 'none'" in page
