@@ -18,6 +18,8 @@ class Gate:
         self._policy = policy
         self._until = 0.0
         self._series = 0
+        self._shut_since = 0.0
+        self._reason: str | None = None
 
     @property
     def until(self) -> float:
@@ -27,14 +29,21 @@ class Gate:
     def closed(self, now: float) -> bool:
         return now < self._until
 
-    def close(self, now: float, retry_after: float | None, random: Callable[[], float]) -> float:
+    def shut_for(self, now: float) -> tuple[str, float] | None:
+        """Return since how many seconds no call got through, and the error type why; None while calls do."""
+        return (self._reason, now - self._shut_since) if self._reason is not None else None
+
+    def close(self, now: float, reason: str, retry_after: float | None, random: Callable[[], float]) -> float:
         """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
 
-        The opening is jittered, so that several workers don't return to a limited service in the same moment.
+        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited service in the same moment.
         """
         # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
         if not self.closed(now):
             self._series += 1
+        if self._reason is None:
+            self._shut_since = now
+        self._reason = reason
         wait = retry_after if retry_after is not None else self._policy.ceiling(self._series)
         wait = max(0.0, wait)
         self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
@@ -43,6 +52,7 @@ class Gate:
     def passed(self) -> None:
         """Note that a call got through: the next closing starts a new series."""
         self._series = 0
+        self._reason = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ asks what may be committed; the supervisor looks for attempts that are overdue.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -70,6 +71,7 @@ class Monitor:
         self._benched = 0
         self._called = False
         self._holds: set[str] = set()
+        self._leased_until = math.inf
         self._running: dict[Work, int] = {}
         self._delivering: set[Work] = set()
         self._probe: Work | None = None
@@ -112,7 +114,7 @@ class Monitor:
         return self._call_seconds >= PATIENCE or now - self._last_take >= PATIENCE
 
     def _next(self, now: float) -> Work | None:
-        if self._holds or self.gate.closed(now):
+        if self._barred(now) or self.gate.closed(now):
             return None
         if self.guard.reason is None:
             return self._scheduler.take(now)
@@ -122,6 +124,9 @@ class Monitor:
         if work is not None:
             self._probe = work
         return work
+
+    def _barred(self, now: float) -> bool:
+        return bool(self._holds) or now > self._leased_until
 
     def _wait(self, now: float) -> None:
         """Wait as the one standby thread, which wakes by itself for what is due, or on the bench until called."""
@@ -138,7 +143,7 @@ class Monitor:
         self._has_standby = self._alert = False
 
     def _nap(self, now: float) -> float | None:
-        if self._holds:
+        if self._barred(now):
             return None
         if self.gate.closed(now):
             return min(self.gate.until - now, _LONGEST_NAP)
@@ -191,7 +196,8 @@ class Monitor:
                 return Verdict(failure=made.failure, reason=Reason.INVALID_REQUEST)
             case Ended.SHARED:
                 work.attempt -= 1
-                until = self.gate.close(now, made.retry_after, self._rng)
+                reason = made.failure.type if made.failure else "TransientError"
+                until = self.gate.close(now, reason, made.retry_after, self._rng)
                 self._scheduler.retry(work, until)
                 self._wake_one()
                 return None
@@ -281,6 +287,17 @@ class Monitor:
                 self._holds.discard(reason)
                 self._standby.notify()
 
+    def lease(self, until: float) -> None:
+        """Let attempts start until `until`: from then on another member may own what is in hand.
+
+        It is asked for with each start, because a process that was frozen wakes up in all of its threads at once.
+        """
+        with self._lock:
+            expired = self._clock() > self._leased_until
+            self._leased_until = until
+            if expired:
+                self._standby.notify()
+
     def forget(self, assignment: Assignment) -> None:
         """Drop what is queued of a lost partition; results that are still to come will be dropped too."""
         with self._lock:
@@ -324,7 +341,7 @@ class Monitor:
         """Return for how long work has been ready although nothing holds it back and no thread is busy."""
         with self._lock:
             since = self._scheduler.ready_since
-            if since is None or self._holds or self._running or self.gate.closed(now) or self.guard.reason:
+            if since is None or self._running or self._barred(now) or self.gate.closed(now) or self.guard.reason:
                 return 0.0
             return now - max(since, self._last_take, self.gate.until)
 
@@ -342,8 +359,10 @@ class Monitor:
             )
 
     def held(self) -> frozenset[str]:
+        """Return why no attempt starts."""
         with self._lock:
-            return frozenset(self._holds)
+            expired = self._clock() > self._leased_until
+            return frozenset(self._holds | {"session"} if expired else self._holds)
 
     def running(self) -> list[Work]:
         with self._lock:

@@ -20,6 +20,10 @@ STANDSTILL = 90.0
 # How long a rebalance, and not having joined, stay normal.
 REBALANCE_GRACE = 60.0
 _OVERDUE_GRACE = 60.0
+# How long the shared gate may let no call through before that is more than a rate limit.
+_GATE_GRACE = 60.0
+# Refused credentials do not pass by themselves. The handlers' own name for it, since nothing here may depend on them.
+_REFUSED_ACCESS = "AccessRefusedError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,10 @@ class Observer:
             yield Trouble("consumer", consumer.trouble)
         if consumer.committer.trouble:
             yield Trouble("commit", consumer.committer.trouble)
+        if shut := engine.monitor.gate.shut_for(now):
+            refusal, seconds = shut
+            if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
+                yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")
         if (reason := engine.monitor.guard.reason) is not None:
             yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
         for partition, (offset, cause) in consumer.quarantined.items():

@@ -26,7 +26,7 @@ def most() -> float:
 def test_a_gate_is_open_until_it_is_closed() -> None:
     gate = Gate(POLICY)
     assert not gate.closed(5.0)
-    assert gate.close(5.0, 3.0, least) == gate.until == 8.0
+    assert gate.close(5.0, "RateLimited", 3.0, least) == gate.until == 8.0
     assert gate.closed(7.9)
     assert not gate.closed(8.0)
 
@@ -34,42 +34,42 @@ def test_a_gate_is_open_until_it_is_closed() -> None:
 @given(st.floats(0, 1e5), st.floats(0, 1, exclude_max=True))
 def test_a_gate_stays_closed_for_as_long_as_asked_and_little_longer(asked_for: float, draw: float) -> None:
     gate = Gate(POLICY)
-    until = gate.close(100.0, asked_for, lambda: draw)
+    until = gate.close(100.0, "RateLimited", asked_for, lambda: draw)
     assert asked_for <= until - 100.0 + 1e-9
     assert until - 100.0 <= asked_for + min(1.0, 0.1 * asked_for + 0.05) + 1e-9
 
 
 def test_the_opening_is_jittered() -> None:
-    assert Gate(POLICY).close(0.0, 10.0, least) < Gate(POLICY).close(0.0, 10.0, most)
+    assert Gate(POLICY).close(0.0, "A", 10.0, least) < Gate(POLICY).close(0.0, "A", 10.0, most)
 
 
 def test_closings_in_a_row_get_longer_and_a_call_that_got_through_ends_the_row() -> None:
     gate, now, waits = Gate(POLICY), 0.0, []
     for _ in range(5):
-        until = gate.close(now, None, least)
+        until = gate.close(now, "RateLimited", None, least)
         waits.append(until - now)
         now = until
     assert waits == [1, 2, 4, 8, 8]
     gate.passed()
-    assert gate.close(now, None, least) - now == 1
+    assert gate.close(now, "RateLimited", None, least) - now == 1
 
 
 def test_calls_that_were_running_when_the_gate_closed_do_not_lengthen_the_row() -> None:
     gate = Gate(POLICY)
     for _ in range(16):
-        gate.close(0.0, None, least)
+        gate.close(0.0, "RateLimited", None, least)
     assert gate.until == 1.0
-    assert gate.close(1.0, None, least) == 3.0
+    assert gate.close(1.0, "RateLimited", None, least) == 3.0
 
 
 def test_a_shorter_wish_does_not_open_the_gate_sooner() -> None:
     gate = Gate(POLICY)
-    gate.close(0.0, 30.0, least)
-    assert gate.close(1.0, 2.0, least) == 30.0
+    gate.close(0.0, "RateLimited", 30.0, least)
+    assert gate.close(1.0, "RateLimited", 2.0, least) == 30.0
 
 
 def test_a_wish_for_the_past_does_not_reach_into_it() -> None:
-    assert Gate(POLICY).close(10.0, -5.0, least) == 10.0
+    assert Gate(POLICY).close(10.0, "RateLimited", -5.0, least) == 10.0
 
 
 # The storm guard
@@ -173,3 +173,13 @@ def test_the_guard_agrees_with_a_list_of_everything_that_finished(
             assert storm.reason in ("A", "B")
             return
     assert storm.reason is None
+
+
+def test_gate_tells_why_and_for_how_long_no_call_got_through() -> None:
+    gate = Gate(POLICY)
+    assert gate.shut_for(5.0) is None
+    gate.close(10.0, "RateLimited", 1.0, least)
+    gate.close(20.0, "AccessRefused", 1.0, least)
+    assert gate.shut_for(25.0) == ("AccessRefused", 15.0)
+    gate.passed()
+    assert gate.shut_for(26.0) is None
