@@ -81,7 +81,7 @@ class Scene:
         """Whether a thread that asks now would have to wait."""
         monitor, scheduler = self.monitor, self.monitor._scheduler
         with monitor.locked():
-            if monitor._holds or monitor.gate.closed(self.time.now):
+            if monitor._barred(self.time.now) or monitor.gate.closed(self.time.now):
                 return True
             due = sum(at <= self.time.now for at, _ in scheduler.retries())
             if monitor.guard.reason is None or monitor._probe is None:
@@ -309,6 +309,22 @@ def test_nothing_starts_until_every_hold_is_released() -> None:
     scene.monitor.release("delivery")
     scene.monitor.release("never held")
     assert scene.run(ANSWERED)[0].attempt == 1
+
+
+def test_nothing_starts_when_the_lease_has_run_out_until_it_is_renewed() -> None:
+    scene = Scene()
+    scene.offer(b"a", b"b")
+    scene.monitor.lease(scene.time.now + 5)
+    scene.run(ANSWERED)
+    scene.time.now += 5.1
+    assert scene.idle
+    assert scene.monitor.held() == {"session"}
+    assert scene.monitor.starved_for(scene.time.now + 100) == 0
+    scene.monitor.lease(scene.time.now - 1)
+    assert scene.idle
+    scene.monitor.lease(scene.time.now + 5)
+    assert scene.monitor.held() == frozenset()
+    scene.run(ANSWERED)
 
 
 # The shared gate
@@ -592,6 +608,15 @@ def test_an_idle_pool_wakes_when_the_last_hold_is_released() -> None:
     works = scene.offer(None, None, None)
     with takers(scene, 3) as pool:
         scene.monitor.release("delivery")
+        assert {pool.next() for _ in range(3)} == set(works)
+
+
+def test_an_idle_pool_wakes_when_its_lease_is_renewed() -> None:
+    scene = Scene(clock=time.monotonic)
+    scene.monitor.lease(time.monotonic() - 1)
+    works = scene.offer(None, None, None)
+    with takers(scene, 3) as pool:
+        scene.monitor.lease(time.monotonic() + 60)
         assert {pool.next() for _ in range(3)} == set(works)
 
 
