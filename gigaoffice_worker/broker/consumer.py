@@ -1,12 +1,13 @@
 """The consumer as the engine wants it: plain functions for a rebalance, our own exceptions, a time limit on every call.
 
 Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
-in this file only, and held by a test: the member's generation, the partition whose data cannot be decoded, and
-asking for high watermarks without waiting.
+in this file only, and held by a test: the member's generation and session, the partition whose data cannot be decoded,
+and asking for high watermarks without waiting.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,16 +79,22 @@ class Consumer:
         self._client = client
         self._topic = topic
         self._watermarks: dict[int, int] = {}
+        # When the coordinator last heard of us, on the client's clock.
+        self._confirmed_at = time.time()
 
     def subscribe(self, on_revoked: Callable[[], None], on_assigned: Callable[[frozenset[int]], None]) -> None:
         """Join the group at the next poll. The functions are called within `poll`, and must not raise."""
         topic = self._topic
+
+        def note_assigned() -> None:
+            self._confirmed_at = time.time()
 
         class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ships no types
             def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002  # all of them
                 on_revoked()
 
             def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+                note_assigned()
                 on_assigned(frozenset(tp.partition for tp in assigned if tp.topic == topic))
 
         self._client.subscribe([topic], listener=Listener())
@@ -133,6 +140,17 @@ class Consumer:
         if generation.generation_id < 0 or not generation.member_id:
             return None
         return Membership(generation.member_id, generation.generation_id)
+
+    def session_left(self) -> float:
+        """Return for how many seconds the coordinator keeps us in the group without hearing from us.
+
+        Not positive: it may have given our partitions to another member.
+        """
+        heartbeat = self._client._coordinator.heartbeat  # noqa: SLF001
+        # An answer may have lain in a socket while this process was frozen: what counts is when it was asked for.
+        if heartbeat.last_receive >= heartbeat.last_send > self._confirmed_at:
+            self._confirmed_at = heartbeat.last_send
+        return float(self._client.config["session_timeout_ms"] / 1000 - (time.time() - self._confirmed_at))
 
     def coordinator_known(self) -> bool:
         """Say whether the group's coordinator has been found."""

@@ -58,6 +58,8 @@ class Producer:
 
     def __init__(self, client: KafkaProducer) -> None:
         self._client = client
+        if client.config["acks"] == 0:
+            _write_what_nobody_answers(client._sender._client)  # noqa: SLF001
 
     def send(
         self, letter: Letter, acknowledged: Callable[[object], None], failed: Callable[[BaseException], None]
@@ -81,9 +83,10 @@ class Producer:
         future.add_errback(failed)
 
     def _append(self, letter: Letter) -> Any:
-        """Append a record to its batch as the client's `send` does, less what costs as much again: looking up and
-        checking what is known and checked here. None where the partition is not known, or the size is for the client
-        to refuse. Also the only way for a record without key and value, which Kafka allows and `send` does not.
+        """Append a record to its batch as `send` does, less what that costs for checking what is known here.
+
+        None where the partition is not known, or the size is for the client to refuse. Also the only way for a record
+        without key and value, which Kafka allows and `send` does not.
         """
         client = self._client
         partition = letter.partition
@@ -124,3 +127,20 @@ class Producer:
         self._client._unregister_cleanup()  # noqa: SLF001
         self._client._closed = True  # noqa: SLF001
         return not sender.is_alive()
+
+
+def _write_what_nobody_answers(network: Any) -> None:
+    """See to it that requests without an answer leave the process.
+
+    The client forgets a request whose future is done when it is sent, and with acks=0 that is each of them: it would
+    lie in memory until the next one to the same broker, and be lost at the end of the process.
+    """
+    send = network.send
+
+    def send_and_write(node_id: int, request: Any, **options: Any) -> Any:
+        future = send(node_id, request, **options)
+        if future.succeeded():
+            network._sending.add(network._conns[node_id])  # noqa: SLF001
+        return future
+
+    network.send = send_and_write

@@ -1,0 +1,198 @@
+"""Reading the dead letter topic, from one offset to another that is fixed when reading begins."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from gigaoffice_worker.broker.admin import admin
+from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
+from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
+from gigaoffice_worker.core.letters import Filters, Moment, Span, progressed
+from gigaoffice_worker.core.records import Record
+
+_NAME: Final = "dlq"
+_AT_ONCE: Final = 100
+"""Letters in one batch."""
+_LOOK: Final = 0.25
+_CLOSE_LIMIT: Final = 1.0
+
+
+class Batch(NamedTuple):
+    """Letters that were read together, and behind them the position of each partition."""
+
+    letters: list[Record]
+    positions: dict[int, int]
+
+
+class LetterReader:
+    """The dead letter topic, to be read in spans: a context manager, for one thread.
+
+    Entering it finds the cluster and the topic; nothing is created and no group is joined. With `group`, that group's
+    committed offsets can be read and written. `timeout` in seconds is the longest silence of the cluster that is put up
+    with. Raises WorkerErrors only.
+    """
+
+    def __init__(self, config: Config, timeout: float, *, group: str | None = None) -> None:
+        self.topic = config.topics.dlq.name
+        self.partitions: list[int] = []
+        self._config = config
+        self._timeout = timeout
+        self._group = group
+        self._stack = contextlib.ExitStack()
+        self._client: KafkaConsumer
+
+    def __enter__(self) -> Self:
+        usable = reachable(self._config, self._timeout)
+        self.partitions = list(range(partitions(usable, self.topic, self._timeout)))
+        kwargs = {
+            **consumer_kwargs(usable),
+            "group_id": self._group,
+            "group_instance_id": None,
+            "client_id": f"{self._config.kafka.client_id}-{_NAME}",
+            "request_timeout_ms": round(self._timeout * 1000),
+            "max_poll_records": _AT_ONCE,
+            "auto_offset_reset": "earliest",  # only if letters expire while they are read
+        }
+        with constructing("connecting to read dead letters", usable):
+            self._client = KafkaConsumer(**kwargs)
+        self._stack.callback(self._client.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def spans(self, filters: Filters, committed: Mapping[int, int] | None = None) -> dict[int, Span]:
+        """Return what has to be looked at, partition by partition: what is there now, behind `committed`.
+
+        The times of `filters` are used to skip what cannot match. The end keeps to an `until` that moves, so that what
+        it excludes now is not taken for looked at later.
+        """
+        wanted = [each for each in self.partitions if not filters.partitions or each in filters.partitions]
+        log = self.log(wanted)
+        spans = {each: progressed(span, (committed or {}).get(each)) for each, span in log.items()}
+        if filters.since:
+            first = self._first_at(filters.since, wanted)
+            spans = {each: Span(max(begin, first.get(each, end)), end) for each, (begin, end) in spans.items()}
+        if filters.until and filters.until.moves:
+            first = self._first_at(filters.until, wanted)
+            spans = {each: Span(begin, min(end, first.get(each, end))) for each, (begin, end) in spans.items()}
+        return spans
+
+    def log(self, wanted: list[int]) -> dict[int, Span]:
+        """Return which offsets the partitions hold."""
+        places = [TopicPartition(self.topic, each) for each in wanted]
+        with self._telling("looking for the ends of the dead letter topic"):
+            begins, ends = self._client.beginning_offsets(places), self._client.end_offsets(places)
+        return {place.partition: Span(begins[place], ends[place]) for place in places}
+
+    def batches(self, spans: Mapping[int, Span]) -> Iterator[Batch]:
+        """Yield the letters of these spans; a span ends where the position has reached its end."""
+        unread = {each: span.end for each, span in spans.items() if span.begin < span.end}
+        with self._telling("reading dead letters"):
+            self._client.assign([self._at(each) for each in unread])
+            for each in unread:
+                self._client.seek(self._at(each), spans[each].begin)
+        latest, before = time.monotonic(), {each: spans[each].begin for each in unread}
+        while unread:
+            with self._telling("reading dead letters"):
+                found = self._client.poll(timeout_ms=round(_LOOK * 1000))
+                # Positions, because the last offsets may hold no records: they were compacted away, or are markers.
+                at = {each: min(self._position(each), end) for each, end in unread.items()}
+            if at != before:
+                latest, before = time.monotonic(), at
+            elif time.monotonic() - latest > self._timeout:
+                raise _silent(self._timeout)
+            records = (each for batch in found.values() for each in batch)
+            yield Batch([_letter(each) for each in records if each.offset < unread.get(each.partition, 0)], at)
+            if finished := [each for each, end in unread.items() if at[each] >= end]:
+                for each in finished:
+                    del unread[each]
+                    del before[each]
+                self._client.pause(*(self._at(each) for each in finished))
+
+    def committed(self) -> dict[int, int]:
+        """Return the group's committed offsets, where it has any."""
+        with self._telling("reading the progress of the replay"):
+            found = {
+                each: self._client.committed(self._at(each), timeout_ms=self._limit_ms()) for each in self.partitions
+            }
+        return {each: offset for each, offset in found.items() if offset is not None}
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Commit positions for the group."""
+        offsets = {self._at(each): OffsetAndMetadata(position, "", -1) for each, position in positions.items()}
+        with self._telling("storing the progress of the replay"):
+            self._client.commit(offsets, timeout_ms=self._limit_ms())
+
+    def _first_at(self, moment: Moment, wanted: list[int]) -> dict[int, int]:
+        """Return the first offset that is not older than `moment`, where there is one."""
+        asked = {self._at(each): max(0, math.ceil(moment.at * 1000)) for each in wanted}
+        with self._telling("looking for a time in the dead letter topic"):
+            found = self._client.offsets_for_times(asked)
+        return {place.partition: at.offset for place, at in found.items() if at is not None}
+
+    def _position(self, partition: int) -> int:
+        return int(self._client.position(self._at(partition), timeout_ms=self._limit_ms()))
+
+    def _at(self, partition: int) -> TopicPartition:
+        return TopicPartition(self.topic, partition)
+
+    def _limit_ms(self) -> int:
+        return round(self._timeout * 1000)
+
+    @contextlib.contextmanager
+    def _telling(self, during: str) -> Iterator[None]:
+        try:
+            yield
+        except WorkerError:
+            raise
+        except Exception as error:
+            told = to_worker_error(error, during)
+            if isinstance(told, AccessError):
+                group = f", and READ on the group {self._group}" if self._group else ""
+                told = AccessError(str(told), hint=f"Grant the user READ on the topic {self.topic}{group}.")
+            raise told from error
+
+
+def partitions(config: Config, topic: str, timeout: float) -> int:
+    """Return how many partitions a topic has. Raises WorkerErrors only."""
+    try:
+        with admin(config, timeout) as client:
+            states = client.describe([topic])
+    except Exception as error:
+        raise to_worker_error(error, f"looking for the topic {topic}") from error
+    if topic not in states:
+        hint = "`gigaoffice-worker topics` creates what is missing. Is this the name that the worker has?"
+        raise WorkerError(f"there is no topic {topic}", hint=hint)
+    return states[topic].partitions
+
+
+def _letter(record: Any) -> Record:
+    return Record(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp / 1000,
+        record.key,
+        record.value,
+        record.headers,
+    )
+
+
+def _silent(timeout: float) -> UnreachableError:
+    return UnreachableError(
+        f"reading dead letters: nothing came for {timeout:g} s, though there is more",
+        hint="Check that the brokers run.",
+    )
