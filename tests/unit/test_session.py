@@ -1,0 +1,52 @@
+"""How long the coordinator keeps us without hearing from us, as the client's own heartbeats tell."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from kafka.coordinator.heartbeat import Heartbeat
+
+from gigaoffice_worker.broker.consumer import Consumer
+
+SESSION = 6.0
+
+
+@pytest.fixture
+def heartbeat():
+    return Heartbeat()
+
+
+@pytest.fixture
+def consumer(heartbeat):
+    client = SimpleNamespace(config={"session_timeout_ms": 6000}, _coordinator=SimpleNamespace(heartbeat=heartbeat))
+    return Consumer(client, "requests")
+
+
+def test_session_is_whole_before_the_first_heartbeat(consumer):
+    assert consumer.session_left() == pytest.approx(SESSION, abs=0.5)
+
+
+def test_answered_heartbeat_renews_the_session(consumer, heartbeat):
+    consumer._confirmed_at -= 5.0
+    assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
+    heartbeat.sent_heartbeat()
+    assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
+    heartbeat.received_heartbeat()
+    assert consumer.session_left() == pytest.approx(SESSION, abs=0.5)
+
+
+def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(consumer, heartbeat):
+    consumer._confirmed_at -= 12.0
+    heartbeat.sent_heartbeat()
+    heartbeat.last_send -= 9.0
+    heartbeat.received_heartbeat()
+    assert consumer.session_left() == pytest.approx(SESSION - 9.0, abs=0.5)
+
+
+def test_coordinator_that_was_only_found_again_renews_nothing(consumer, heartbeat):
+    consumer._confirmed_at -= 9.0
+    heartbeat.reset_timeouts()
+    assert heartbeat.last_reset == pytest.approx(time.time(), abs=0.5)
+    assert consumer.session_left() < 0
