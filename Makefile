@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint bench chaos test-systemd test-image install clean
+.PHONY: help dev test lint bench chaos test-systemd test-image test-prometheus install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "(not chaos and not system) or quick" $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check
@@ -37,6 +37,9 @@ test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (roo
 test-image: $(STAMP) ## the image, built and run (root, debootstrap, buildah, podman, runc), and the deployment files
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
 	$(BIN)/python -m pytest tests/system/test_files.py tests/system/test_image.py $(ARGS)
+
+test-prometheus: $(STAMP) ## rules and metrics with a real Prometheus (Debian's prometheus)
+	$(BIN)/python -m pytest tests/system/test_prometheus.py $(ARGS)
 
 install: ## the worker and its systemd units on this machine (root)
 	systemd/install.sh
