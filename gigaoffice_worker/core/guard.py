@@ -36,7 +36,8 @@ class Gate:
     def close(self, now: float, reason: str, retry_after: float | None, random: Callable[[], float]) -> float:
         """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
 
-        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited service in the same moment.
+        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited
+        service in the same moment.
         """
         # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
         if not self.closed(now):
