@@ -16,7 +16,7 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	$(BIN)/python -m pytest -m "(not chaos and not system) or quick" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos or quick" $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check
