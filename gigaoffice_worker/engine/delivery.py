@@ -109,7 +109,8 @@ class Delivery:
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
-        self.thread.join(timeout)
+        if self.thread.ident is not None:  # else start() failed, and its error is the one to be told
+            self.thread.join(timeout)
         return not self.thread.is_alive()
 
     def close(self, timeout: float) -> None:

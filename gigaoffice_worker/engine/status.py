@@ -101,8 +101,11 @@ class Observer:
         if self.state in ("draining", "stopped"):
             yield Trouble("draining", "the worker drains")
         yield from self._topic_trouble()
-        if self._topics.report is None and self._topics.error is None:
-            yield Trouble("starting", "the topics are not verified yet")
+        if self._topics.report is None:
+            if self._topics.error is None:
+                yield Trouble("starting", "the topics are not verified yet")
+        elif not self._topics.report.missing:
+            yield Trouble("joining", "the consumer group is not joined yet")
 
     def _topic_trouble(self) -> Iterator[Trouble]:
         report, error = self._topics.report, self._topics.error

@@ -59,6 +59,14 @@ def test_topics_that_are_missing_are_waited_for_where_creation_is_off(scene):
     assert (worker.ask("/readyz")[0], health["status"]) == (200, "degraded")
 
 
+def test_worker_is_not_ready_before_it_has_joined_its_group(scene):
+    worker = scene.worker().start()
+    while worker.ask("/readyz")[0] != 200:
+        assert worker.process.poll() is None
+    assert worker.metric("rebalances_total") >= 1
+    assert json.loads(worker.ask("/health")[1])["status"] == "healthy"
+
+
 @pytest.mark.parametrize("creation", ["true", "false"])
 def test_cluster_out_of_reach_ends_the_start_with_69_after_its_retries(scene, creation):
     worker = scene.worker(
