@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 
+import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests import wire
@@ -118,6 +120,61 @@ def test_missing_dead_letter_queue_blocks_until_it_is_made_again(scene):
     scene.wait_committed()
     eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again", timeout=30)
     assert max(scene.starts().values()) == 1
+
+
+def test_drain_ends_in_time_with_70_while_an_outcome_cannot_be_delivered(scene):
+    make(scene, dlq=2000)
+    worker = scene.ready(WORKER_DRAIN_TIMEOUT="1", **PLAIN)
+    ballast = base64.b64encode(os.urandom(3000)).decode()
+    scene.send(ask("refused", "a", do="reject", ballast=ballast), ask("beside", "b"))
+    scene.wait_responses(1)
+    began = time.monotonic()
+    assert worker.stop(15) == 70
+    assert time.monotonic() - began < 6
+    assert scene.committed() == {0: 0}
+    set_limit(scene, scene.topics.dlq, 1_000_000)
+    worker.start()
+    check_once(scene.wait_responses(2), ["beside", "refused"])
+    scene.wait_committed()
+    assert scene.starts()["beside"] == 1
+    assert worker.stop(15) == 0
+
+
+def test_missing_response_topic_blocks_until_it_is_made_again(scene):
+    make(scene)
+    worker = scene.ready()
+    scene.send(ask("before", "a"))
+    scene.wait_responses(1)
+    wire.delete_topics(scene.bootstrap, [scene.topics.responses])
+    scene.send(*[ask(f"r{n}", f"k{n % 3}") for n in range(20)])
+    eventually(
+        lambda: worker.metric("not_ready", reason="delivery-blocked") == 1, "the worker to be blocked", timeout=40
+    )
+    code, why = worker.ask("/readyz")
+    assert code == 503
+    assert scene.topics.responses in why
+    assert worker.metric("dlq_blocked") == 0
+    wire.create_topics(scene.bootstrap, {scene.topics.responses: 1})
+    check_once(scene.wait_responses(20, timeout=60), [f"r{n}" for n in range(20)])
+    scene.wait_committed()
+    eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again", timeout=30)
+    assert max(scene.starts().values()) == 1
+
+
+@pytest.mark.parametrize("acks, compression", [("1", "snappy"), ("0", "lz4"), ("all", "none")])
+def test_requests_are_answered_and_committed_whatever_the_producer_is_told(scene, acks, compression):
+    scene.make(requests=3, responses=3)
+    worker = scene.ready(
+        KAFKA_PRODUCER_ACKS=acks, KAFKA_PRODUCER_COMPRESSION_TYPE=compression, KAFKA_PRODUCER_LINGER_MS="0"
+    )
+    scene.send(*[ask(f"r{n}", f"k{n % 9}") for n in range(100)], ask("dead", None, do="reject"))
+    check_once(scene.wait_responses(101), [*[f"r{n}" for n in range(100)], "dead"])
+    scene.wait_committed()
+    assert scene.count(scene.topics.dlq) == 1
+    assert worker.metric("messages_sent_total") == 102
+    warned = [line for line in worker.logs() if line["level"] == "warning" and "KAFKA_PRODUCER_ACKS" in str(line)]
+    assert len(warned) == (acks != "all")
+    assert worker.stop(15) == 0
 
 
 def set_limit(scene, topic, limit):

@@ -47,6 +47,7 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     comes = scene.ready("comes")
     share(4, stays, comes)
     kept, moved = partitions(stays), partitions(comes)
+    # Nothing that waited starts at the member that has lost it.
     for n in moved:
         gates[n].unlink()
     scene.wait_responses(4 * len(moved))
@@ -65,6 +66,8 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     assert {name: starts[name] for n in kept for name in (f"running-{n}-0", f"running-{n}-1", f"queued-{n}")} == {
         name: 1 for n in kept for name in (f"running-{n}-0", f"running-{n}-1", f"queued-{n}")
     }
+    begun = [call for call in scene.journal() if call.moment == "start"]
+    assert {call.pid for call in begun if call.id in {f"queued-{n}" for n in moved}} == {comes.pid}
     # What moved was running at its old owner, whose results count for nothing any more.
     eventually(lambda: stays.metric("late_results_dropped_total") == 2 * len(moved), "the late results to be dropped")
     assert stays.stop(20) == 0
