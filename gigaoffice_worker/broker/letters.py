@@ -99,28 +99,31 @@ class LetterReader:
 
     def batches(self, spans: Mapping[int, Span]) -> Iterator[Batch]:
         """Yield the letters of these spans; a span ends where the position has reached its end."""
-        unread = {each: span.end for each, span in spans.items() if span.begin < span.end}
+        ends = {each: span.end for each, span in spans.items() if span.begin < span.end}
         with self._telling("reading dead letters"):
-            self._client.assign([self._at(each) for each in unread])
-            for each in unread:
+            self._client.assign([self._at(each) for each in ends])
+            for each in ends:
                 self._client.seek(self._at(each), spans[each].begin)
-        latest, before = time.monotonic(), {each: spans[each].begin for each in unread}
-        while unread:
-            with self._telling("reading dead letters"):
-                found = self._client.poll(timeout_ms=round(_LOOK * 1000))
-                # Positions, because the last offsets may hold no records: they were compacted away, or are markers.
-                at = {each: min(self._position(each), end) for each, end in unread.items()}
-            if at != before:
-                latest, before = time.monotonic(), at
-            elif time.monotonic() - latest > self._timeout:
+        before, idle = {each: spans[each].begin for each in ends}, 0.0
+        while ends:
+            started = time.monotonic()
+            batch = self._poll(ends)
+            idle = idle + time.monotonic() - started if batch.positions == before else 0.0
+            if idle > self._timeout:
                 raise _silent(self._timeout)
-            records = (each for batch in found.values() for each in batch)
-            yield Batch([_letter(each) for each in records if each.offset < unread.get(each.partition, 0)], at)
-            if finished := [each for each, end in unread.items() if at[each] >= end]:
-                for each in finished:
-                    del unread[each]
-                    del before[each]
-                self._client.pause(*(self._at(each) for each in finished))
+            yield batch
+            finished = [each for each, end in ends.items() if batch.positions[each] >= end]
+            ends = {each: end for each, end in ends.items() if each not in finished}
+            before = {each: batch.positions[each] for each in ends}
+            self._client.pause(*(self._at(each) for each in finished))
+
+    def _poll(self, ends: Mapping[int, int]) -> Batch:
+        with self._telling("reading dead letters"):
+            found = self._client.poll(timeout_ms=round(_LOOK * 1000))
+            # Not only letters move positions: the last offsets may have been compacted away, or be markers.
+            positions = {each: min(self._position(each), end) for each, end in ends.items()}
+        records = (each for batch in found.values() for each in batch)
+        return Batch([_letter(each) for each in records if each.offset < ends.get(each.partition, 0)], positions)
 
     def committed(self) -> dict[int, int]:
         """Return the group's committed offsets, where it has any."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from gigaoffice_worker import __version__
-from gigaoffice_worker.cli import check, dev, health, run, send, terminal, topics
+from gigaoffice_worker.cli import check, dev, dlq, health, run, send, terminal, topics
 from gigaoffice_worker.core.errors import WorkerError
 
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     everywhere = argparse.ArgumentParser(add_help=False)
     _add_env_file(everywhere, default=argparse.SUPPRESS)  # else it would undo what stands before the command
     commands = terminal.Commands(parser.add_subparsers(title="commands", metavar="COMMAND"), everywhere)
-    for command in (run, check, topics, health, send, dev):
+    for command in (run, check, topics, health, send, dlq, dev):
         command.add(commands)
     return parser
 

@@ -1,0 +1,120 @@
+"""Writing letters back to the request topic."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from kafka import KafkaProducer
+from kafka.partitioner import DefaultPartitioner
+
+from gigaoffice_worker.broker.clients import constructing, producer_kwargs, reachable
+from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.letters import partitions
+from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
+from gigaoffice_worker.core.letters import facts
+from gigaoffice_worker.core.records import Headers, Letter, Record, Source
+
+_NAME: Final = "dlq-replay"
+_REQUEST_LIMIT: Final = 10.0
+_CLOSE_LIMIT: Final = 1.0
+
+
+class Sent(NamedTuple):
+    """A letter, named by where it stands, that the cluster has acknowledged, or else why it has not."""
+
+    letter: Source
+    error: WorkerError | None = None
+    too_large: bool = False
+
+
+class Postbox:
+    """The request topic, to be written to: a context manager, for one thread. Raises WorkerErrors only.
+
+    Whatever KAFKA_PRODUCER_ACKS says, a letter counts as written only when all replicas have it.
+    """
+
+    def __init__(self, config: Config, timeout: float) -> None:
+        self._config = replace(config, producer=replace(config.producer, acks="all"))
+        self._topic = config.topics.requests.name
+        self._timeout = timeout
+        self._outcomes: queue.SimpleQueue[Sent] = queue.SimpleQueue()
+        self._stack = contextlib.ExitStack()
+        self._client: Any = None
+        self._producer: Producer
+
+    def __enter__(self) -> Self:
+        usable = reachable(self._config, self._timeout)
+        partitions(usable, self._topic, self._timeout)
+        limit = min(self._timeout, _REQUEST_LIMIT)
+        kwargs = {
+            **producer_kwargs(usable, _NAME),
+            "max_block_ms": round(self._timeout * 1000),
+            "request_timeout_ms": round(limit * 1000),
+            # The client wants it above the time of one request and the linger.
+            "delivery_timeout_ms": round((max(self._timeout, limit) + self._config.producer.linger + 0.1) * 1000),
+        }
+        with constructing("connecting to put letters back", usable):
+            self._client = KafkaProducer(**kwargs)
+        self._producer = Producer(self._client)
+        self._stack.callback(self._producer.force_stop, _CLOSE_LIMIT)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def send(self, letter: Record, headers: Headers) -> bool:
+        """Hand a letter over, to come out of `next`; False if null headers had to be written with an empty value.
+
+        The client encodes a null header, but then fails to count its bytes, when the record is in its batch already: it
+        would be written, and nobody told.
+        """
+        written = [(name, value or b"") for name, value in headers]
+        self._send(letter, written)
+        return all(value is not None for _, value in headers)
+
+    def next(self, timeout: float) -> Sent | None:
+        """Return the next letter that was acknowledged or failed; None if there is none within `timeout` seconds."""
+        try:
+            return self._outcomes.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            return None
+
+    def _send(self, letter: Record, headers: list[tuple[str, bytes]]) -> None:
+        def acknowledged(_: object) -> None:
+            self._outcomes.put(Sent(letter.source))
+
+        def failed(error: BaseException) -> None:
+            too_large = classify(error) is SendFailure.TOO_LARGE
+            self._outcomes.put(Sent(letter.source, _told(error, self._topic), too_large))
+
+        try:
+            request = Letter(self._topic, letter.key, letter.value, headers, self._partition(letter))
+            self._producer.send(request, acknowledged, failed)
+        except TopicUnavailableError as error:
+            raise UnreachableError(str(error), hint="Check that the brokers run.") from error
+
+    def _partition(self, letter: Record) -> int:
+        """Return where the request stood, so that it stays with those of its key, whoever chose the partition."""
+        try:
+            known = sorted(self._client.partitions_for(self._topic))
+        except Exception as error:
+            raise _told(error, self._topic) from error
+        source = facts(letter).source
+        if source and source.topic == self._topic and source.partition in known:
+            return source.partition
+        return int(DefaultPartitioner()(letter.key, known, known))
+
+
+def _told(error: BaseException, topic: str) -> WorkerError:
+    told = to_worker_error(error, f"putting letters back on {topic}")
+    if isinstance(told, AccessError):
+        return AccessError(str(told), hint=f"Grant the user WRITE on the topic {topic}.")
+    return told

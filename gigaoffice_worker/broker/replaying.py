@@ -1,0 +1,258 @@
+"""Putting dead letters back on the request topic, and remembering in a consumer group how far that has come."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from gigaoffice_worker.broker.letters import LetterReader
+from gigaoffice_worker.broker.postbox import Postbox
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.errors import UnreachableError, WorkerError
+from gigaoffice_worker.core.letters import Facts, Filters, Span, facts, replay_headers
+from gigaoffice_worker.core.records import Record, Source
+
+_COMMIT_INTERVAL: Final = 1.0
+_MOST_UNACKNOWLEDGED: Final = 200
+_MOST_BYTES: Final = 8 * 1024 * 1024
+_GRACE: Final = 2.0
+"""Seconds that the client has, behind its own limit, to say that this was reached."""
+_LAST_WAIT: Final = 5.0
+"""Seconds for what is under way when a replay is broken off."""
+_LOOK: Final = 0.25
+
+
+class Fate(StrEnum):
+    """What became of a letter that the filters mean."""
+
+    REPLAYED = "replayed"
+    SKIPPED = "skipped"
+    """It has been replayed as often as it may be."""
+    REFUSED = "refused"
+    """The request topic does not take it: it is too large."""
+
+
+class Outcome(NamedTuple):
+    """One letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
+
+    letter: Facts
+    fate: Fate
+    nulls_lost: bool = False
+
+
+class Replay:
+    """One run over the letters that the filters mean: a context manager, for one thread. Raises WorkerErrors only.
+
+    What is looked at is fixed when it is entered: from where the group of the filters has come to (`restart`: from the
+    beginning) to the end of the topic. The group's position never passes a letter that is not acknowledged, skipped or
+    refused. A `dry_run` writes and commits nothing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        filters: Filters,
+        *,
+        timeout: float,
+        max_replays: int,
+        rate: float | None = None,
+        restart: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        topics = config.topics
+        self.group = filters.group(config.consumer.group, topics.dlq.name, topics.requests.name)
+        self.spans: dict[int, Span] = {}
+        self.resumed = False
+        self.filters = filters
+        self._timeout = timeout
+        self._max_replays = max_replays
+        self._restart = restart
+        self._dry_run = dry_run
+        self._reader = LetterReader(config, timeout, group=self.group)
+        self._postbox = Postbox(config, timeout)
+        self._pace = _Pace(rate)
+        self._stack = contextlib.ExitStack()
+        self._committed: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
+        self._under_way: dict[Source, _UnderWay] = {}
+        self._settle_at = 0.0
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._reader)
+            self._committed = self._reader.committed()
+            self.resumed = bool(self._committed) and not self._restart
+            self.spans = self._reader.spans(self.filters, None if self._restart else self._committed)
+            if not self._dry_run:
+                stack.enter_context(self._postbox)
+                self._commit({each: span.begin for each, span in self.spans.items()})
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if self._under_way:
+                # Broken off: what the cluster still acknowledges need not be repeated.
+                with contextlib.suppress(WorkerError):
+                    self._settle(_LAST_WAIT)
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions of the dead letter topic."""
+        return self._reader.partitions
+
+    @property
+    def left(self) -> int:
+        """How many offsets have not been looked at yet."""
+        return sum(max(0, span.end - self._positions.get(each, span.begin)) for each, span in self.spans.items())
+
+    def run(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
+        """Go over the letters, and yield what became of each that is meant; `waiting` is called now and then."""
+        self._settle_at = time.monotonic() + _COMMIT_INTERVAL
+        for batch in self._reader.batches(self.spans):
+            for letter in batch.letters:
+                yield from self._look_at(letter, waiting)
+                yield from self._settled_if_due()
+            self._positions |= batch.positions
+            waiting()
+            yield from self._settled_if_due()
+        yield from self._settled()
+
+    def _look_at(self, letter: Record, waiting: Callable[[], None]) -> Iterator[Outcome]:
+        said = facts(letter)
+        if self.filters.match(said):
+            if said.replays >= self._max_replays:
+                yield Outcome(said, Fate.SKIPPED)
+            elif self._dry_run:
+                yield Outcome(said, Fate.REPLAYED)
+            else:
+                if self._pace.wait_ahead() > _COMMIT_INTERVAL:
+                    yield from self._settled()
+                self._pace.wait(waiting)
+                self._send(letter, said)
+        self._positions[letter.partition] = letter.offset + 1
+
+    def _send(self, letter: Record, said: Facts) -> None:
+        under_way = self._under_way[letter.source] = _UnderWay(letter, said)
+        under_way.nulls_lost = not self._postbox.send(letter, replay_headers(letter))
+
+    # Acknowledgements first, then the commit
+
+    def _settled_if_due(self) -> Iterator[Outcome]:
+        held = sum(each.letter.size for each in self._under_way.values())
+        full = len(self._under_way) >= _MOST_UNACKNOWLEDGED or held >= _MOST_BYTES
+        if full or time.monotonic() >= self._settle_at:
+            yield from self._settled()
+
+    def _settled(self) -> Iterator[Outcome]:
+        outcomes, error = self._settle(self._timeout + _GRACE)
+        yield from outcomes
+        if error:
+            self._under_way.clear()  # nothing more will be heard of them
+            raise error
+
+    def _settle(self, limit: float) -> tuple[list[Outcome], WorkerError | None]:
+        """Wait for everything under way, commit what is certain, and return what came of it and what went wrong."""
+        outcomes: list[Outcome] = []
+        error = self._collect(outcomes, limit)
+        if not self._dry_run:
+            self._commit(self._certain())
+        self._settle_at = time.monotonic() + _COMMIT_INTERVAL
+        return outcomes, error
+
+    def _collect(self, outcomes: list[Outcome], limit: float) -> WorkerError | None:
+        """Take acknowledged and refused letters off those under way; what fails otherwise stays there."""
+        too_large: list[Source] = []
+        failed: list[WorkerError] = []
+        until = time.monotonic() + limit
+        while len(self._under_way) > len(too_large) + len(failed):
+            sent = self._postbox.next(until - time.monotonic())
+            if sent is None:
+                return failed[0] if failed else _not_acknowledged(self._under_way, limit)
+            if sent.too_large:
+                too_large.append(sent.letter)
+            elif sent.error:
+                failed.append(sent.error)
+            else:
+                outcomes.append(self._under_way.pop(sent.letter).outcome(Fate.REPLAYED))
+        # A batch is refused as a whole, so each letter of it gets a chance of its own.
+        for source in too_large if not failed else ():
+            error = self._send_alone(source, outcomes, limit)
+            if error:
+                return error
+        return failed[0] if failed else None
+
+    def _send_alone(self, source: Source, outcomes: list[Outcome], limit: float) -> WorkerError | None:
+        under_way = self._under_way[source]
+        self._send(under_way.letter, under_way.said)
+        sent = self._postbox.next(limit)
+        if sent is None:
+            return _not_acknowledged(self._under_way, limit)
+        if sent.error and not sent.too_large:
+            return sent.error
+        outcomes.append(self._under_way.pop(source).outcome(Fate.REFUSED if sent.too_large else Fate.REPLAYED))
+        return None
+
+    def _certain(self) -> dict[int, int]:
+        """Return the positions that nothing under way lies before."""
+        certain = dict(self._positions)
+        for source in self._under_way:
+            certain[source.partition] = min(certain.get(source.partition, source.offset), source.offset)
+        return certain
+
+    def _commit(self, positions: dict[int, int]) -> None:
+        news = {each: position for each, position in positions.items() if self._committed.get(each) != position}
+        if not news:
+            return
+        if self._reader.committed() != self._committed:
+            raise WorkerError(
+                "another replay with the same filters is running, so this one ends",
+                hint="What both had in hand may have been put back twice. Let one of them finish.",
+            )
+        self._reader.commit(news)
+        self._committed |= news
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A letter that is handed over and neither acknowledged nor refused."""
+
+    letter: Record
+    said: Facts
+    nulls_lost: bool = False
+
+    def outcome(self, fate: Fate) -> Outcome:
+        return Outcome(self.said, fate, self.nulls_lost and fate is Fate.REPLAYED)
+
+
+class _Pace:
+    """So many a second, evenly: what was not used is not made up for."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._interval = 1 / rate if rate else 0.0
+        self._due = 0.0
+
+    def wait_ahead(self) -> float:
+        """Return the seconds until the next may go."""
+        return max(0.0, self._due - time.monotonic())
+
+    def wait(self, waiting: Callable[[], None]) -> None:
+        """Wait until the next may go, and take it as gone."""
+        while (ahead := self.wait_ahead()) > 0:
+            time.sleep(min(ahead, _LOOK))
+            waiting()
+        self._due = time.monotonic() + self._interval
+
+
+def _not_acknowledged(under_way: Collection[Source], limit: float) -> UnreachableError:
+    return UnreachableError(
+        f"the cluster did not acknowledge {len(under_way)} letter(s) within {limit:g} s, which may have been written",
+        hint="Run the command again: it goes on before the first of them.",
+    )

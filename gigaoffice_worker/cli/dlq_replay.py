@@ -1,0 +1,107 @@
+"""`gigaoffice-worker dlq replay`: dead letters back on the request topic."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from gigaoffice_worker.cli import dlq_text, terminal
+from gigaoffice_worker.cli.dlq_reading import check_partitions, none_fits
+
+if TYPE_CHECKING:
+    from gigaoffice_worker.broker.replaying import Outcome, Replay
+    from gigaoffice_worker.config import Config
+
+
+def act(asked: argparse.Namespace) -> int:
+    """Replay what is asked for; 0 if every letter that fits was replayed."""
+    from gigaoffice_worker.broker.replaying import Replay
+    from gigaoffice_worker.config import load
+
+    config = load()
+    replay = Replay(
+        config,
+        asked.filters(asked),
+        timeout=asked.timeout,
+        max_replays=asked.max_replays,
+        rate=asked.rate,
+        restart=asked.restart,
+        dry_run=asked.dry_run,
+    )
+    with terminal.command_logs(config), replay:
+        check_partitions(replay.partitions, replay.filters)
+        report = _Report(config, replay, asked)
+        try:
+            for outcome in replay.run(report.progress):
+                report.add(outcome)
+        finally:
+            report.close()
+    return report.verdict()
+
+
+class _Report:
+    """Says what becomes of the letters: those that could not be replayed by name, the others by number."""
+
+    def __init__(self, config: Config, replay: Replay, asked: argparse.Namespace) -> None:
+        self._topics = config.topics
+        self._replay = replay
+        self._asked = asked
+        self._replayed: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
+        self._line = terminal.Progress()
+
+    def progress(self) -> None:
+        """Show how far it has come."""
+        done, left = self._replayed.total(), self._replay.left
+        self._line.show(f"replaying: {done} done, {self._others.total()} not, {left} to look at")
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a letter, and name it if something is to be said about it."""
+        from gigaoffice_worker.broker.replaying import Fate
+
+        said = outcome.letter
+        name = f"{said.place} (request {dlq_text.visible(said.request_id)})"
+        if outcome.fate is Fate.REPLAYED:
+            self._replayed[said.reason or "no reason given"] += 1
+            if outcome.nulls_lost:
+                self._say(f"{name}: its headers without a value were written with an empty one")
+        elif outcome.fate is Fate.SKIPPED:
+            self._others["skipped"] += 1
+            self._say(f"skipped {name}: replayed {said.replays} times already")
+        else:
+            self._others["refused"] += 1
+            self._say(f"not replayed {name}: it is larger than {self._topics.requests.name} takes")
+
+    def close(self) -> None:
+        """Print what there is to sum up, also of a run that was broken off."""
+        self._line.clear()
+        total = self._replayed.total()
+        if not total and not self._others:
+            return
+        done = "would be replayed" if self._asked.dry_run else "replayed"
+        print(f"{total} dead letter{'' if total == 1 else 's'} {done} to {self._topics.requests.name}")
+        for line in dlq_text.counts(self._replayed.most_common()):
+            print(line)
+        sys.stdout.flush()
+
+    def verdict(self) -> int:
+        """Return the exit code. Raises FoundWantingError where nothing was there, or not everything was replayed."""
+        if self._others["skipped"]:
+            print("hint: --restart --max-replays N takes those that were replayed fewer than N times.", file=sys.stderr)
+        if self._others:
+            return terminal.FoundWantingError.exit_code
+        if self._replayed:
+            return 0
+        if self._replay.resumed:
+            raise terminal.FoundWantingError(
+                f"nothing is left to replay: earlier runs with these filters looked at everything else "
+                f"(group {self._replay.group})",
+                hint="--restart begins anew, and replays again what was replayed before.",
+            )
+        raise none_fits(self._topics.dlq.name, self._replay.filters)
+
+    def _say(self, text: str) -> None:
+        self._line.clear()
+        print(text, file=sys.stderr)

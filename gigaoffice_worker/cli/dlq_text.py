@@ -1,0 +1,137 @@
+"""How dead letters look: as rows of a table, as a sheet of their own, as JSON; never with control characters.
+
+What stands in a letter was written by anybody: it must neither move a terminal's cursor nor forge a line of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gigaoffice_worker.core.letters import Facts, request_headers
+from gigaoffice_worker.core.records import Record
+
+_INDENT = "  "
+_HEADINGS = ("LETTER", "WRITTEN", "REASON", "ERROR TYPE", "REPLAYS", "REQUEST", "MESSAGE")
+
+
+def visible(text: str) -> str:
+    """Return the text with an escape, as JSON has them, for everything but letters, digits, signs and the space."""
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
+
+
+def time_of(seconds: float) -> str:
+    """Return a time as the commands take it, in UTC."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (OverflowError, OSError, ValueError):  # a timestamp is whatever its writer says
+        return "-"
+
+
+def table(letters: Iterable[Facts], width: int | None) -> list[str]:
+    """Return a line for each letter and one above them, none longer than `width`."""
+    rows = [_HEADINGS, *(_row(each) for each in letters)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ("  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return [line if width is None or len(line) <= width else f"{line[: max(1, width - 1)]}…" for line in lines]
+
+
+def counts(found: Sequence[tuple[str, int]]) -> list[str]:
+    """Return a line for each name and its count."""
+    widest = max((len(str(count)) for _, count in found), default=0)
+    return [f"{_INDENT}{count:>{widest}}  {visible(name)}" for name, count in found]
+
+
+def sheet(letter: Record, said: Facts, *, payload: bool) -> list[str]:
+    """Return all that is known of a letter, a line each; its payload only if asked for."""
+    known = {
+        "letter": said.place,
+        "written": time_of(said.timestamp),
+        "request": said.request_id,
+        "key": "none" if letter.key is None else _text(letter.key),
+        "came from": str(said.source or ""),
+        "reason": said.reason,
+        "error type": said.error_type,
+        "message": said.error_message,
+        "attempts": said.attempts,
+        "replays": str(said.replays),
+        "group": said.consumer_group,
+        "worker": said.worker_version,
+    }
+    lines = [f"{name:<11}{visible(value)}" for name, value in known.items() if value]
+    headers = request_headers(letter)
+    lines.append(f"{'headers':<11}{'none' if not headers else ''}".rstrip())
+    lines += [
+        f"{_INDENT}{visible(name)}: {'null' if value is None else visible(_text(value))}" for name, value in headers
+    ]
+    size = "null" if letter.value is None else f"{len(letter.value)} bytes"
+    lines.append(f"{'payload':<11}{size}{'' if payload else '; shown with --payload'}")
+    return lines + (payload_lines(letter.value) if payload and letter.value else [])
+
+
+def payload_lines(value: bytes) -> list[str]:
+    """Return a payload in lines, JSON with one value a line."""
+    try:
+        text = json.dumps(json.loads(value), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        text = _text(value)
+    return [_INDENT + visible(line) for line in text.split("\n")]
+
+
+def document(letter: Record, said: Facts, *, payload: bool = False) -> dict[str, Any]:
+    """Return a letter as JSON has it; what is not UTF-8 comes in base64, under a name that says so."""
+    known = said._asdict()
+    del known["timestamp"]
+    known["attempts"] = int(said.attempts) if said.attempts.isdecimal() else None
+    return {
+        "letter": said.place,
+        "written": time_of(said.timestamp),
+        **known,
+        "source": said.source and said.source._asdict(),
+        **_value("key", letter.key),
+        "payload_bytes": None if letter.value is None else len(letter.value),
+        **(_value("payload", letter.value) if payload else {}),
+    }
+
+
+def with_headers(letter: Record, said: Facts, *, payload: bool) -> dict[str, Any]:
+    """Return a letter as JSON has it, with the headers of its request."""
+    headers = [{"name": name, **_value("value", value)} for name, value in request_headers(letter)]
+    return {**document(letter, said, payload=payload), "headers": headers}
+
+
+def json_line(found: dict[str, Any]) -> str:
+    """Return one line of JSON; between its texts there is nothing that `visible` would touch."""
+    return visible(json.dumps(found, ensure_ascii=False))
+
+
+def _row(letter: Facts) -> tuple[str, ...]:
+    cells = (
+        letter.place,
+        time_of(letter.timestamp),
+        letter.reason,
+        letter.error_type,
+        str(letter.replays),
+        letter.request_id,
+        letter.error_message,
+    )
+    return tuple(visible(each) or "-" for each in cells)
+
+
+def _value(name: str, value: bytes | None) -> dict[str, str | None]:
+    try:
+        return {name: None if value is None else value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value or b"").decode()}
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _escape(character: str) -> str:
+    escaped = json.dumps(character)[1:-1]
+    return escaped if escaped.isprintable() else f"\\u{ord(character):04x}"

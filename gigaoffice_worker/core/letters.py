@@ -1,0 +1,196 @@
+"""Dead letters as whoever looks after them sees them: what one says, which are meant, what goes back as a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from gigaoffice_worker.core.messages import InvalidRequestError, decode_request
+from gigaoffice_worker.core.records import Headers, Record, Source
+
+_ABOUT: Final = "dlq-"
+_FIRST: Final = "dlq-reason"
+"""The first of the headers that the worker puts behind those of the request."""
+_NULLS: Final = "dlq-null-headers"
+_REPLAYS: Final = "dlq-replays"
+_SOURCE: Final = ("source-topic", "source-partition", "source-offset")
+
+_AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Facts(NamedTuple):
+    """What a dead letter says of itself; a header that it lacks is an empty text.
+
+    `source` is where the request stood, `timestamp` when the letter was written, in seconds since the epoch.
+    """
+
+    partition: int
+    offset: int
+    timestamp: float
+    request_id: str
+    reason: str
+    error_type: str
+    error_message: str
+    attempts: str
+    replays: int
+    consumer_group: str
+    worker_version: str
+    source: Source | None
+
+    @property
+    def place(self) -> str:
+        """Where the letter stands in the dead letter topic, as the commands take it."""
+        return f"{self.partition}:{self.offset}"
+
+
+def facts(letter: Record) -> Facts:
+    """Read a dead letter; any record will do, since others may write to the topic too."""
+    said = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.headers}
+    source = _source(said)
+    return Facts(
+        letter.partition,
+        letter.offset,
+        letter.timestamp,
+        _request_id(letter, source),
+        said.get(_FIRST, ""),
+        said.get("dlq-error-type", ""),
+        said.get("dlq-error-message", ""),
+        said.get("dlq-attempts", ""),
+        _number(said.get(_REPLAYS, "")) or 0,
+        said.get("dlq-consumer-group", ""),
+        said.get("dlq-worker-version", ""),
+        source,
+    )
+
+
+def request_headers(letter: Record) -> Headers:
+    """Return the headers of the original request: without what the worker added, and with their null values back."""
+    behind = _count_of_original(letter.headers)
+    own = dict(letter.headers[behind:])
+    nulls = f",{(own.get(_NULLS) or b'').decode('utf-8', 'replace')},"
+    headers: list[tuple[str, bytes | None]] = []
+    for index, (name, value) in enumerate(letter.headers):
+        if name.startswith(_ABOUT) or (index >= behind and name in _SOURCE):
+            continue
+        is_null = index < behind and value == b"" and f",{name}," in nulls
+        headers.append((name, None if is_null else value))
+    return headers
+
+
+def replay_headers(letter: Record) -> Headers:
+    """Return the headers with which a letter goes back: those of the request, and how often it has been replayed."""
+    replays = facts(letter).replays + 1
+    return [*request_headers(letter), (_REPLAYS, b"%d" % replays)]
+
+
+def _count_of_original(headers: Headers) -> int:
+    """Return how many headers are the request's: those before the last `dlq-reason`, or all of them without one."""
+    found = [index for index, (name, _) in enumerate(headers) if name == _FIRST]
+    return found[-1] if found else len(headers)
+
+
+def _source(said: dict[str, str]) -> Source | None:
+    topic, partition, offset = (said.get(name, "") for name in _SOURCE)
+    numbers = _number(partition), _number(offset)
+    if not topic or numbers[0] is None or numbers[1] is None:
+        return None
+    return Source(topic, numbers[0], numbers[1])
+
+
+def _request_id(letter: Record, source: Source | None) -> str:
+    original = letter if source is None else letter._replace(**source._asdict())
+    try:
+        return decode_request(original)[0]
+    except InvalidRequestError as error:
+        return error.answerable_id or str(original.source)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+# Which letters are meant
+
+
+class Moment(NamedTuple):
+    """A point in time: `at` in seconds since the epoch, `text` the same for everybody who means the same."""
+
+    at: float
+    text: str
+    moves: bool = False
+    """Whether the same words will mean another point in time later."""
+
+
+def read_moment(text: str, now: float) -> Moment:
+    """Read a time (ISO 8601, UTC unless it says otherwise) or an age such as `2h`. Raises ValueError."""
+    if ago := _AGO.fullmatch(text):
+        return Moment(now - float(ago[1]) * _SECONDS[ago[2]], text, moves=True)
+    at = datetime.fromisoformat(text)
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    return Moment(at.timestamp(), at.isoformat())
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which dead letters are meant: those that fit every filter that is set, and of each filter one of its values.
+
+    `since` belongs to the time that is meant, `until` does not.
+    """
+
+    reasons: frozenset[str] = frozenset()
+    error_types: frozenset[str] = frozenset()
+    request_ids: frozenset[str] = frozenset()
+    partitions: frozenset[int] = frozenset()
+    since: Moment | None = None
+    until: Moment | None = None
+
+    def match(self, letter: Facts) -> bool:
+        """Say whether a letter is meant."""
+        one_of: tuple[tuple[frozenset[str], str], ...] = (
+            (self.reasons, letter.reason),
+            (self.error_types, letter.error_type),
+            (self.request_ids, letter.request_id),
+        )
+        return (
+            all(not wanted or found in wanted for wanted, found in one_of)
+            and (not self.partitions or letter.partition in self.partitions)
+            and (self.since is None or letter.timestamp >= self.since.at)
+            and (self.until is None or letter.timestamp < self.until.at)
+        )
+
+    def group(self, worker_group: str, dlq: str, requests: str) -> str:
+        """Return the consumer group that keeps the progress of a replay: the same for the same letters and topics."""
+        said = {
+            "dlq": dlq,
+            "requests": requests,
+            "reasons": sorted(self.reasons),
+            "error_types": sorted(self.error_types),
+            "request_ids": sorted(self.request_ids),
+            "partitions": sorted(self.partitions),
+            "since": self.since.text if self.since else None,
+            "until": self.until.text if self.until else None,
+        }
+        digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+        return f"{worker_group}-dlq-replay-{digest}"
+
+
+# Where reading begins and ends
+
+
+class Span(NamedTuple):
+    """The offsets of a partition from `begin` to before `end`."""
+
+    begin: int
+    end: int
+
+
+def progressed(log: Span, committed: int | None) -> Span:
+    """Return what a replay has still to look at; a position outside the log is of another topic by that name."""
+    if committed is None or committed > log.end:
+        return log
+    return Span(max(log.begin, committed), log.end)
