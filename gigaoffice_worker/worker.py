@@ -191,6 +191,7 @@ class Worker:
             sent=lambda topic, letters: self._metrics.messages_sent.labels(topic).inc(letters),
             rebuilt=self._metrics.producer_rebuilds.inc,
             send_failed=self._metrics.publish_failures.inc,
+            died=self._died,
         )
         delivery = Delivery(
             wire,

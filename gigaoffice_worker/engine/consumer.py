@@ -277,7 +277,7 @@ class ConsumerThread:
     def _reasons(self, everywhere: str | None) -> dict[int, str]:
         if self._drain_until is not None:
             everywhere = "draining"
-        elif self._monitor.guard.reason is not None:
+        elif self._monitor.intake_stopped() is not None:
             everywhere = "storm-guard"
         assignments = self.ownership.assignments
         share = Share.of(len(assignments), MAX_RECORDS, MAX_BYTES)

@@ -147,7 +147,7 @@ class Delivery:
             value = encode_response(work.id, verdict, work.seconds, at)
         if work.id:
             partition = None
-            if request_partitions == self._responses.partitions:
+            if request_partitions == self._responses.partitions > 0:
                 # Partitioned like the requests: order per key holds, and the client need not hash the key.
                 partition = work.record.partition
             letters.append(self._wire.response(work.record, value, partition))

@@ -129,12 +129,7 @@ class Observer:
             yield Trouble("consumer", consumer.trouble)
         if consumer.committer.trouble:
             yield Trouble("commit", consumer.committer.trouble)
-        if shut := engine.monitor.gate.shut_for(now):
-            refusal, seconds = shut
-            if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
-                yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")
-        if (reason := engine.monitor.guard.reason) is not None:
-            yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
+        yield from _guard_trouble(engine.monitor, now)
         for partition, (offset, cause) in consumer.quarantined.items():
             yield Trouble("undecodable-record", f"record {partition}-{offset} cannot be decoded: {cause}")
         for row in partitions:
@@ -170,6 +165,15 @@ class Observer:
                 )
             )
         return found
+
+
+def _guard_trouble(monitor: Monitor, now: float) -> Iterator[Trouble]:
+    if shut := monitor.gate.shut_for(now):
+        refusal, seconds = shut
+        if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
+            yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")
+    if (reason := monitor.guard.reason) is not None:
+        yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
 
 
 def _membership_trouble(engine: Engine, now: float) -> Iterator[Trouble]:

@@ -51,6 +51,9 @@ def load(name: str) -> Handler:
         raise ConfigurationError(message, hint=f"use one of {known}, or package.module:callable")
     found = _attribute(_module(name, module_name), path, name)
     handler = _constructed(found, name) if _is_factory(found) else found
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        message = f"WORKER_HANDLER {name}: {path} is asynchronous, and handlers run in threads"
+        raise ConfigurationError(message, hint="write it with def instead of async def")
     if not callable(handler):
         message = f"WORKER_HANDLER {name}: {path} gave a {type(handler).__name__}, which cannot be called"
         raise ConfigurationError(message, hint="name a function, or a class with a __call__ method")

@@ -177,3 +177,10 @@ def test_a_handler_that_is_configured_wrongly_speaks_for_itself(write: Write) ->
         "def handle(): raise ConfigurationError('HANDLER_URL is not set', hint='set it')\n"
     )
     assert str(refusal(f"{NAME}:handle")) == "HANDLER_URL is not set"
+
+
+def test_an_asynchronous_handler_is_refused_at_start(tmp_path, monkeypatch):
+    (tmp_path / "asynchronous_one.py").write_text("async def handle(request):\n    return {}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        load("asynchronous_one:handle")
