@@ -7,6 +7,7 @@ import itertools
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Headers, Record
 from gigaoffice_worker.core.scheduler import Assignment, Work
+from gigaoffice_worker.observe.health import Snapshot
 
 TOPIC = "requests"
 
@@ -35,3 +36,14 @@ class Partition:
     def work(self, key: bytes | None = None, *, value: bytes | None = b"{}", request_id: str = "") -> Work:
         found = record(next(self._offsets), key, value, partition=self.assignment.partition)
         return Work(found, self.assignment, found.size, 0.0, id=request_id)
+
+
+def snapshot(**facts) -> Snapshot:
+    """Return what a worker says of itself that runs and has nothing to do, but for `facts`."""
+    idle = dict.fromkeys(
+        ("queued", "running", "waiting_retry", "delivering", "abandoned_threads", "unsettled_bytes"), 0
+    )
+    seconds = dict.fromkeys(("uptime", "oldest_in_flight", "gate_opens_in"), 0.0)
+    no = dict.fromkeys(("dlq_blocked", "gate_closed", "standby"), False)
+    nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "last_error": None}
+    return Snapshot(**{"state": "running", **idle, **seconds, **no, **nothing, **facts})

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gigaoffice_worker.observe.health import Snapshot, Trouble
+from gigaoffice_worker.observe.health import Trouble
 from gigaoffice_worker.observe.systemd import Notifier, status_line, watchdog_interval
+from tests.unit.making import snapshot
 
 
 @pytest.fixture
@@ -98,16 +99,6 @@ def test_a_manager_that_reads_nothing_does_not_hold_the_worker(manager):
 )
 def test_watchdog_interval_is_half_of_what_is_allowed(usec, pid, expected):
     assert watchdog_interval(usec, pid) == expected
-
-
-def snapshot(**facts):
-    idle = dict.fromkeys(
-        ("queued", "running", "waiting_retry", "delivering", "abandoned_threads", "unsettled_bytes"), 0
-    )
-    seconds = dict.fromkeys(("uptime", "oldest_in_flight", "gate_opens_in"), 0.0)
-    no = dict.fromkeys(("dlq_blocked", "gate_closed", "standby"), False)
-    nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "last_error": None}
-    return Snapshot(**{"state": "running", **idle, **seconds, **no, **nothing, **facts})
 
 
 def test_status_line_tells_what_is_in_hand():
