@@ -74,13 +74,18 @@ class Producer:
                 value=letter.value,
                 key=letter.key,
                 headers=letter.headers,
-                partition=letter.partition,
+                partition=self._existing(letter),
             )
         except kafka_errors.KafkaTimeoutError as error:
             message = f"no metadata for topic {letter.topic}: is it there, and are we allowed to see it?"
             raise TopicUnavailableError(message) from error
         future.add_callback(acknowledged)
         future.add_errback(failed)
+
+    def _existing(self, letter: Letter) -> int | None:
+        """Return the partition that is asked for, if the topic has it: what is known of topics can be out of date."""
+        partition = letter.partition
+        return partition if partition in (self._client.partitions_for(letter.topic) or ()) else None
 
     def _append(self, letter: Letter) -> Any:
         """Append a record to its batch as `send` does, less what that costs for checking what is known here.

@@ -32,6 +32,8 @@ ABANDON_AFTER = 10.0
 BLOCKED_AFTER = 5.0
 _TICK = 0.25
 _BACKOFF, _MAX_BACKOFF = 0.2, 10.0
+# A letter that every client refuses must not wear clients out.
+_REBUILD_EVERY = 1.0
 _STOP_SENDER_WITHIN = 5.0
 
 
@@ -354,6 +356,7 @@ class Delivery:
             log.warning("Producer could not be rebuilt", error=str(error), cause=self._doubt)
             return
         self._rebuilds_failed = 0
+        self._rebuild_at = self._clock() + _REBUILD_EVERY
         self._hooks.rebuilt()
         log.warning("Producer rebuilt", cause=self._doubt, stopped_after=round(self._clock() - now, 3))
         self._doubt = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.scene import ask, check_once
 from tests.waiting import eventually
@@ -82,3 +82,21 @@ def test_aborted_requests_are_not_seen_and_transaction_markers_hold_nothing_back
     eventually(lambda: worker.metric("consumer_lag_records") == 0, "no lag to be shown")
     assert scene.committed() == {0: 24}
     assert worker.stop(10) == 0
+
+
+def test_partitions_added_at_run_time_are_read_and_answered_without_a_new_producer(scene):
+    scene.make()
+    worker = scene.ready(WORKER_REBALANCE_WAIT="0.3")
+    gate = scene.file("gate")
+    scene.send(ask("running", "a", do="hang", file=str(gate)))
+    scene.wait_started("running")
+    admin = AdminClient({"bootstrap.servers": scene.bootstrap})
+    admin.create_partitions([NewPartitions(scene.topics.requests, 3)])[scene.topics.requests].result(20)
+    scene.send(ask("new", "b"), partition=2)  # which the response topic does not have
+    check_once(scene.wait_responses(1, timeout=40), ["new"])
+    gate.unlink()
+    check_once(scene.wait_responses(2), ["new", "running"])
+    scene.wait_committed()
+    assert scene.starts()["running"] == 1
+    assert worker.metric("assigned_partitions") == 3
+    assert worker.metric("producer_rebuilds_total") == 0
