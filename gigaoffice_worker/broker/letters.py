@@ -53,7 +53,7 @@ class LetterReader:
 
     def __enter__(self) -> Self:
         usable = reachable(self._config, self._timeout)
-        self.partitions = list(range(partitions(usable, self.topic, self._timeout)))
+        self.partitions = list(range(partitions(usable, self.topic, "READ", self._timeout)))
         kwargs = {
             **consumer_kwargs(usable),
             "group_id": self._group,
@@ -169,13 +169,18 @@ class LetterReader:
             raise told from error
 
 
-def partitions(config: Config, topic: str, timeout: float) -> int:
-    """Return how many partitions a topic has. Raises WorkerErrors only."""
+def partitions(config: Config, topic: str, right: str, timeout: float) -> int:
+    """Return how many partitions a topic has; `right` is what will be needed there. Raises WorkerErrors only."""
     try:
         with admin(config, timeout) as client:
             states = client.describe([topic])
+    except WorkerError:
+        raise  # the login was refused: no right would help
     except Exception as error:
-        raise to_worker_error(error, f"looking for the topic {topic}") from error
+        told = to_worker_error(error, f"looking for the topic {topic}")
+        if isinstance(told, AccessError):
+            told = AccessError(str(told), hint=f"Grant the user {right} on the topic {topic}.")
+        raise told from error
     if topic not in states:
         hint = "`gigaoffice-worker topics` creates what is missing. Is this the name that the worker has?"
         raise WorkerError(f"there is no topic {topic}", hint=hint)

@@ -50,7 +50,7 @@ class Postbox:
 
     def __enter__(self) -> Self:
         usable = reachable(self._config, self._timeout)
-        partitions(usable, self._topic, self._timeout)
+        partitions(usable, self._topic, "WRITE", self._timeout)
         limit = min(self._timeout, _REQUEST_LIMIT)
         kwargs = {
             **producer_kwargs(usable, _NAME),

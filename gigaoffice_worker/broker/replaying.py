@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from gigaoffice_worker.broker.letters import LetterReader
 from gigaoffice_worker.broker.postbox import Postbox
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
-from gigaoffice_worker.core.letters import Facts, Filters, Span, facts, replay_headers
+from gigaoffice_worker.core.letters import Facts, Fate, Filters, Outcome, Span, facts, replay_headers
 from gigaoffice_worker.core.records import Record, Source
 
 _COMMIT_INTERVAL: Final = 1.0
@@ -25,24 +25,6 @@ _GRACE: Final = 2.0
 _LAST_WAIT: Final = 5.0
 """Seconds for what is under way when a replay is broken off."""
 _LOOK: Final = 0.25
-
-
-class Fate(StrEnum):
-    """What became of a letter that the filters mean."""
-
-    REPLAYED = "replayed"
-    SKIPPED = "skipped"
-    """It has been replayed as often as it may be."""
-    REFUSED = "refused"
-    """The request topic does not take it: it is too large."""
-
-
-class Outcome(NamedTuple):
-    """One letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
-
-    letter: Facts
-    fate: Fate
-    nulls_lost: bool = False
 
 
 class Replay:
@@ -80,6 +62,7 @@ class Replay:
         self._committed: dict[int, int] = {}
         self._positions: dict[int, int] = {}
         self._under_way: dict[Source, _UnderWay] = {}
+        self._settled: deque[Outcome] = deque()
         self._settle_at = 0.0
 
     def __enter__(self) -> Self:
@@ -119,11 +102,16 @@ class Replay:
         for batch in self._reader.batches(self.spans):
             for letter in batch.letters:
                 yield from self._look_at(letter, waiting)
-                yield from self._settled_if_due()
+                yield from self._settle_if_due()
             self._positions |= batch.positions
             waiting()
-            yield from self._settled_if_due()
-        yield from self._settled()
+            yield from self._settle_if_due()
+        yield from self._settle_all()
+
+    def left_over(self) -> Iterator[Outcome]:
+        """Yield what `run` has not: after a replay that was broken off, what was under way and came through."""
+        while self._settled:
+            yield self._settled.popleft()
 
     def _look_at(self, letter: Record, waiting: Callable[[], None]) -> Iterator[Outcome]:
         said = facts(letter)
@@ -134,7 +122,7 @@ class Replay:
                 yield Outcome(said, Fate.REPLAYED)
             else:
                 if self._pace.wait_ahead() > _COMMIT_INTERVAL:
-                    yield from self._settled()
+                    yield from self._settle_all()
                 self._pace.wait(waiting)
                 self._send(letter, said)
         self._positions[letter.partition] = letter.offset + 1
@@ -145,29 +133,28 @@ class Replay:
 
     # Acknowledgements first, then the commit
 
-    def _settled_if_due(self) -> Iterator[Outcome]:
+    def _settle_if_due(self) -> Iterator[Outcome]:
         held = sum(each.letter.size for each in self._under_way.values())
         full = len(self._under_way) >= _MOST_UNACKNOWLEDGED or held >= _MOST_BYTES
         if full or time.monotonic() >= self._settle_at:
-            yield from self._settled()
+            yield from self._settle_all()
 
-    def _settled(self) -> Iterator[Outcome]:
-        outcomes, error = self._settle(self._timeout + _GRACE)
-        yield from outcomes
+    def _settle_all(self) -> Iterator[Outcome]:
+        error = self._settle(self._timeout + _GRACE)
+        yield from self.left_over()
         if error:
             self._under_way.clear()  # nothing more will be heard of them
             raise error
 
-    def _settle(self, limit: float) -> tuple[list[Outcome], WorkerError | None]:
-        """Wait for everything under way, commit what is certain, and return what came of it and what went wrong."""
-        outcomes: list[Outcome] = []
-        error = self._collect(outcomes, limit)
+    def _settle(self, limit: float) -> WorkerError | None:
+        """Wait for everything under way, commit what is certain, and return what went wrong."""
+        error = self._collect(limit)
         if not self._dry_run:
             self._commit(self._certain())
         self._settle_at = time.monotonic() + _COMMIT_INTERVAL
-        return outcomes, error
+        return error
 
-    def _collect(self, outcomes: list[Outcome], limit: float) -> WorkerError | None:
+    def _collect(self, limit: float) -> WorkerError | None:
         """Take acknowledged and refused letters off those under way; what fails otherwise stays there."""
         too_large: list[Source] = []
         failed: list[WorkerError] = []
@@ -181,15 +168,15 @@ class Replay:
             elif sent.error:
                 failed.append(sent.error)
             else:
-                outcomes.append(self._under_way.pop(sent.letter).outcome(Fate.REPLAYED))
+                self._settled.append(self._under_way.pop(sent.letter).outcome(Fate.REPLAYED))
         # A batch is refused as a whole, so each letter of it gets a chance of its own.
         for source in too_large if not failed else ():
-            error = self._send_alone(source, outcomes, limit)
+            error = self._send_alone(source, limit)
             if error:
                 return error
         return failed[0] if failed else None
 
-    def _send_alone(self, source: Source, outcomes: list[Outcome], limit: float) -> WorkerError | None:
+    def _send_alone(self, source: Source, limit: float) -> WorkerError | None:
         under_way = self._under_way[source]
         self._send(under_way.letter, under_way.said)
         sent = self._postbox.next(limit)
@@ -197,7 +184,8 @@ class Replay:
             return _not_acknowledged(self._under_way, limit)
         if sent.error and not sent.too_large:
             return sent.error
-        outcomes.append(self._under_way.pop(source).outcome(Fate.REFUSED if sent.too_large else Fate.REPLAYED))
+        fate = Fate.REFUSED if sent.too_large else Fate.REPLAYED
+        self._settled.append(self._under_way.pop(source).outcome(fate))
         return None
 
     def _certain(self) -> dict[int, int]:

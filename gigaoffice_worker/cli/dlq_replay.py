@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from gigaoffice_worker.cli import dlq_text, terminal
 from gigaoffice_worker.cli.dlq_reading import check_partitions, none_fits
+from gigaoffice_worker.core.letters import Fate, Outcome
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.replaying import Outcome, Replay
+    from gigaoffice_worker.broker.replaying import Replay
     from gigaoffice_worker.config import Config
 
 
@@ -30,13 +31,16 @@ def act(asked: argparse.Namespace) -> int:
         restart=asked.restart,
         dry_run=asked.dry_run,
     )
-    with terminal.command_logs(config), replay:
-        check_partitions(replay.partitions, replay.filters)
-        report = _Report(config, replay, asked)
+    report = _Report(config, replay, asked)
+    with terminal.command_logs(config):
         try:
-            for outcome in replay.run(report.progress):
-                report.add(outcome)
+            with replay:
+                check_partitions(replay.partitions, replay.filters)
+                for outcome in replay.run(report.progress):
+                    report.add(outcome)
         finally:
+            for outcome in replay.left_over():
+                report.add(outcome)
             report.close()
     return report.verdict()
 
@@ -59,8 +63,6 @@ class _Report:
 
     def add(self, outcome: Outcome) -> None:
         """Count a letter, and name it if something is to be said about it."""
-        from gigaoffice_worker.broker.replaying import Fate
-
         said = outcome.letter
         name = f"{said.place} (request {dlq_text.visible(said.request_id)})"
         if outcome.fate is Fate.REPLAYED:

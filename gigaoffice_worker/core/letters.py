@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request
@@ -194,3 +195,24 @@ def progressed(log: Span, committed: int | None) -> Span:
     if committed is None or committed > log.end:
         return log
     return Span(max(log.begin, committed), log.end)
+
+
+# What becomes of them
+
+
+class Fate(StrEnum):
+    """What became of a letter that the filters mean."""
+
+    REPLAYED = "replayed"
+    SKIPPED = "skipped"
+    """It has been replayed as often as it may be."""
+    REFUSED = "refused"
+    """The request topic does not take it: it is too large."""
+
+
+class Outcome(NamedTuple):
+    """One letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
+
+    letter: Facts
+    fate: Fate
+    nulls_lost: bool = False
