@@ -167,7 +167,7 @@ def warn(config: Config, report: TopicReport, previous: TopicReport | None = Non
     """Log a warning for everything in a report that an operator should know and that `previous` does not say."""
     known = previous or _NOTHING
     hint = (
-        "it was created but is not visible yet"
+        "it is not visible yet, or somebody deleted it: then create it, or restart the worker to have it created"
         if config.topics.auto_create
         else "create the topic, or set KAFKA_TOPIC_AUTO_CREATE=true; the worker waits for it"
     )

@@ -15,6 +15,7 @@ Emit = Callable[[str, str, Mapping[str, object], float], None]
 # and the HTTP client's transport prints headers; at INFO the HTTP client prints a line for each call.
 FLOORS: Mapping[str, int] = {
     "kafka": logging.INFO,
+    "gigachat": logging.ERROR,  # warns of each refusal, with its address; the handler's error says it too
     "httpcore": logging.WARNING,
     "httpx": logging.WARNING,
     "waitress": logging.WARNING,
@@ -177,7 +178,11 @@ def _event(root: str) -> str:
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     facts: dict[str, Any] = {"logger": record.name, "message": _message(record)}
     facts.update((key, value) for key, value in record.__dict__.items() if key not in _STANDARD)
-    if record.exc_info:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OSError) and record.name.startswith("kafka."):
+        # A connection that breaks is no puzzle: brokers restart.
+        facts.update(error_type=type(error).__name__, error=str(error))
+    elif record.exc_info:
         facts["exc_info"] = record.exc_info
     if record.stack_info:
         facts["stack"] = record.stack_info

@@ -919,3 +919,14 @@ def test_a_process_that_is_interrupted_leaves_no_traceback_in_the_log():
     out, err = process.communicate(timeout=20)
     assert (out, err) == (b"", b"")
     gc.collect()
+
+
+def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_traceback(log):
+    try:
+        raise ConnectionResetError("reset by peer")
+    except ConnectionResetError:
+        logging.getLogger("kafka.conn").exception("Error receiving network data closing socket")
+    (line,) = log.lines()
+    assert line["error_type"] == "ConnectionResetError"
+    assert line["error"] == "reset by peer"
+    assert "traceback" not in line
