@@ -923,7 +923,7 @@ def test_a_process_that_is_interrupted_leaves_no_traceback_in_the_log():
 
 def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_traceback(log):
     try:
-        raise ConnectionResetError("reset by peer")
+        raise ConnectionResetError("reset by peer")  # noqa: TRY301
     except ConnectionResetError:
         logging.getLogger("kafka.conn").exception("Error receiving network data closing socket")
     (line,) = log.lines()
