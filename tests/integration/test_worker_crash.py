@@ -11,7 +11,6 @@ from tests.waiting import eventually
 
 # A static member takes its place again at once; others wait until the session of the dead one has run out.
 STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}
-DYNAMIC = {"KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "6000", "KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS": "2000"}
 
 
 def kill(worker):
@@ -51,7 +50,7 @@ def test_kill_in_the_middle_of_work_loses_no_request(scene):
 
 def test_crash_repeats_nothing_that_is_done_behind_a_slow_request(scene):
     scene.make()
-    worker = scene.ready(WORKER_CONCURRENCY="4", **DYNAMIC)
+    worker = scene.ready(WORKER_CONCURRENCY="4", **STATIC)
     gate = scene.file("gate")
     done = [f"done-{n}" for n in range(500)]
     scene.send(

@@ -158,18 +158,26 @@ def test_second_holder_of_a_group_instance_id_ends_the_first_with_78(scene):
     scene.wait_responses(1)
 
 
-def test_requests_are_answered_while_a_member_that_was_killed_is_waited_for(scene):
+def test_member_that_was_killed_delays_nobody_else_and_its_heir_repeats_only_what_was_running(scene):
     scene.make(requests=2)
     scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "6000"
     stays, dies = scene.ready("stays"), scene.ready("dies")
     share(2, stays, dies)
     [own], [other] = partitions(stays), partitions(dies)
+    gate = scene.file("gate")
+    done = [f"done-{n}" for n in range(50)]
+    scene.send(ask("slow", "s", do="hang", file=str(gate)), *[ask(name, "k") for name in done], partition=other)
+    scene.wait_responses(50)
+    time.sleep(1.0)  # the contract's second between the end of a request and its commit
     dies.process.kill()
     dies.wait(10)
     began = time.monotonic()
     scene.send(ask("own", "k"), partition=own)
     scene.send(ask("other", "k"), partition=other)
-    assert ids(scene.wait_responses(1)) == ["own"]
+    check_once(scene.wait_responses(51), [*done, "own"])
     assert time.monotonic() - began < 5
-    check_once(scene.wait_responses(2), ["own", "other"])
+    gate.unlink()
+    check_once(scene.wait_responses(53), [*done, "own", "slow", "other"])
+    scene.wait_committed()
+    assert {name: count for name, count in scene.starts().items() if count > 1} == {"slow": 2}
     assert partitions(stays) == {own, other}
