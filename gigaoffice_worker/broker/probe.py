@@ -17,7 +17,7 @@ from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker import preflight
 from gigaoffice_worker.broker.admin import Admin, TopicState, admin
-from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, to_worker_error
+from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 
@@ -87,11 +87,20 @@ def steps(config: Config, begin: Callable[[str], None] = lambda step: None) -> I
         yield Finding("authentication", Mark.GOOD, _login(config.kafka))
         for step, question in _questions(client, config, limit):
             begin(step)
-            client.renew(limit)
-            try:
-                yield question(step)
-            except Exception as error:  # noqa: BLE001  # told apart in `errors`
-                yield _bad(step, to_worker_error(error, "asking the cluster"))
+            yield _answer(client, step, question, limit)
+
+
+def _answer(
+    client: Admin, step: str, question: Callable[[str], Finding], limit: float, *, once_more: bool = True
+) -> Finding:
+    """Ask a question, and once more if the answer is an error that may pass: a connection that just broke."""
+    client.renew(limit)
+    try:
+        return question(step)
+    except Exception as error:  # noqa: BLE001  # told apart in `errors`
+        if once_more and not is_fatal(error):
+            return _answer(client, step, question, limit, once_more=False)
+        return _bad(step, to_worker_error(error, "asking the cluster"))
 
 
 def describe_group(client: Admin, group: str, patience: float = 0.0) -> Group:

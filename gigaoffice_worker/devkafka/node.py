@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -96,8 +97,9 @@ class Node:
         return self._process
 
     def freeze(self) -> None:
-        """Stop the process in its tracks."""
+        """Stop the process in its tracks; all of its threads have stopped when this returns."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._frozen = True
 
     def thaw(self) -> None:
