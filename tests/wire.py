@@ -61,6 +61,13 @@ def topics(bootstrap: str) -> dict[str, int]:
     return {name: len(topic.partitions) for name, topic in listed.items() if not name.startswith("__")}
 
 
+def in_sync(bootstrap: str, topics: Iterable[str]) -> bool:
+    """Say whether every replica of these topics has caught up with its leader."""
+    known = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=LIMIT).topics
+    wanted = [known[topic] for topic in topics]
+    return all(sorted(p.isrs) == sorted(p.replicas) for topic in wanted for p in topic.partitions.values())
+
+
 def produce(
     bootstrap: str,
     topic: str,

@@ -342,6 +342,8 @@ class Delivery:
         """Replace the client: stop the old one for good, then take back everything it held."""
         for outlet in self._outlets.values():
             outlet.repairing = True
+        # In an outage what follows takes longer than outcomes may wait, and nobody else would look at their age.
+        self._hold(blocked=True)
         if self._producer is not None:
             if not self._producer.force_stop(_STOP_SENDER_WITHIN):
                 self._retired.append(self._producer)
@@ -366,7 +368,9 @@ class Delivery:
 
     def _hold_while_blocked(self, now: float) -> None:
         ages = [now - oldest for outlet in self._outlets.values() if (oldest := outlet.oldest()) is not None]
-        blocked = max(ages, default=0.0) > BLOCKED_AFTER
+        self._hold(blocked=max(ages, default=0.0) > BLOCKED_AFTER)
+
+    def _hold(self, *, blocked: bool) -> None:
         if blocked and not self._held:
             self._hooks.hold()
             log.warning("No handler call starts while outcomes cannot be delivered", trouble=self.trouble())

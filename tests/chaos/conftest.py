@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -9,6 +10,16 @@ import pytest
 
 from gigaoffice_worker.devkafka import KafkaCluster
 from tests.chaos.stage import Stage
+
+
+@pytest.fixture(autouse=True)
+def silent_client() -> Iterator[None]:
+    """The watch reads through all outages; what its client says of them would bury what a failed test has to say."""
+    logger = logging.getLogger("kafka")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,10 @@ ENVIRONMENT = {
     "WORKER_RETRY_DELAY": "0.1",
     "WORKER_RETRY_MAX_DELAY": "0.5",
 }
+
+# What kafka-python 2.3.3 trips over when a sender with requests in flight is closed by force (sender.py: it calls the
+# exception). The futures of that producer count no more by then.
+CLIENT_BUG = "'Cancelled' object is not callable"
 
 
 class Stage(AbstractContextManager["Stage"]):
@@ -166,6 +171,15 @@ def recovered_after(evidence: Evidence, moment: float) -> float:
     return max((at - since for at in first.values()), default=0.0) / 1000
 
 
+def longest_silence(evidence: Evidence, since: float, until: float) -> float:
+    """Return the most seconds between two moments of the clock in which a partition had no outcome."""
+    times: dict[int, list[int]] = {}
+    for rec in evidence.responses:
+        if since * 1000 <= rec.timestamp <= until * 1000:
+            times.setdefault(int(rec.header("source-partition") or b""), []).append(rec.timestamp)
+    return max((max(b - a for a, b in pairwise(sorted(found))) for found in times.values()), default=0.0) / 1000
+
+
 def hooked(**hooks: str) -> dict[str, str]:
     """Return the environment in which a worker carries these hooks; see hooks/sitecustomize.py."""
     return {"PYTHONPATH": f"{HOOKS}:{ROOT}", **{f"CHAOS_{name.upper()}": value for name, value in hooks.items()}}
@@ -175,6 +189,8 @@ def check_log(worker: WorkerProcess) -> None:
     """Fail for a traceback or a dead thread in a worker's log. A kill may cut a line off, so raw text is let pass."""
     for line in worker.logs():
         text = str(line)
+        if line.get("logger") == "kafka.future" and CLIENT_BUG in text:
+            continue
         assert "Traceback" not in text, f"{worker.log_file.name}: {text[:3000]}"
         assert line.get("event") != "Thread died", f"{worker.log_file.name}: {text[:3000]}"
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.chaos.load import mixture, plain, request
-from tests.chaos.stage import recovered_after, report
+from tests.chaos.stage import longest_silence, recovered_after, report
 from tests.waiting import eventually
 
 SESSION = 6.0
@@ -67,6 +67,7 @@ def test_members_that_come_and_go_every_two_seconds_repeat_nothing(stage):
     stays = stage.worker("stays").start().wait_ready()
     guests = [stage.worker(f"guest-{n}") for n in range(2)]
     changes = 16
+    started = time.time()
     for n in range(changes):
         guest = guests[n % 2]
         due = time.monotonic() + 2.0
@@ -77,10 +78,12 @@ def test_members_that_come_and_go_every_two_seconds_repeat_nothing(stage):
             guest.start()
         time.sleep(max(0.0, due - time.monotonic()))
     load.stop()
-    findings, _ = stage.conclude()
+    ended = time.time()
+    findings, evidence = stage.conclude()
     assert moved(stays)
     assert (findings.repeated_calls, findings.duplicate_outcomes) == (0, 0)
-    report("members come and go every 2 s", findings, runs=changes)
+    silence = longest_silence(evidence, started, ended)
+    report("members come and go every 2 s", findings, runs=changes, recovery=silence)
 
 
 @pytest.mark.quick
@@ -124,10 +127,11 @@ def test_rolling_restart_of_workers_with_short_calls_repeats_nothing(stage):
     started = time.time()
     restarts = roll(stage, workers)
     load.stop()
+    ended = time.time()
     findings, evidence = stage.conclude()
     assert (findings.repeated_calls, findings.duplicate_outcomes) == (0, 0)
-    recovery = recovered_after(evidence, started)
-    report("rolling restart of three workers, calls of 0.2 s", findings, runs=restarts, recovery=recovery)
+    silence = longest_silence(evidence, started, ended)
+    report("rolling restart of three workers, calls of 0.2 s", findings, runs=restarts, recovery=silence)
 
 
 def test_rolling_restart_of_workers_with_long_calls_repeats_only_what_moved(stage):
