@@ -23,6 +23,8 @@ from gigaoffice_worker.core.records import Record
 _NAME: Final = "dlq"
 _AT_ONCE: Final = 100
 """Letters in one batch."""
+_REQUEST_MS: Final = (2000, 60_000)
+"""Limits for one request to a broker: at least, at most."""
 _LOOK: Final = 0.25
 _CLOSE_LIMIT: Final = 1.0
 
@@ -53,13 +55,19 @@ class LetterReader:
 
     def __enter__(self) -> Self:
         usable = reachable(self._config, self._timeout)
+        least, most = _REQUEST_MS
+        request_ms = min(most, max(least, self._limit_ms()))
         self.partitions = list(range(partitions(usable, self.topic, "READ", self._timeout)))
         kwargs = {
             **consumer_kwargs(usable),
             "group_id": self._group,
             "group_instance_id": None,
             "client_id": f"{self._config.kafka.client_id}-{_NAME}",
-            "request_timeout_ms": round(self._timeout * 1000),
+            "request_timeout_ms": request_ms,
+            # There is no session, since no group is joined; but the client compares these with the line above.
+            "session_timeout_ms": request_ms // 2,
+            "heartbeat_interval_ms": request_ms // 6,
+            "max_poll_interval_ms": request_ms,
             "max_poll_records": _AT_ONCE,
             "auto_offset_reset": "earliest",  # only if letters expire while they are read
         }

@@ -61,14 +61,14 @@ def sheet(letter: Record, said: Facts, *, payload: bool) -> list[str]:
         "group": said.consumer_group,
         "worker": said.worker_version,
     }
-    lines = [f"{name:<11}{visible(value)}" for name, value in known.items() if value]
+    lines = [f"{name:<12}{visible(value)}" for name, value in known.items() if value]
     headers = request_headers(letter)
-    lines.append(f"{'headers':<11}{'none' if not headers else ''}".rstrip())
+    lines.append(f"{'headers':<12}{'none' if not headers else ''}".rstrip())
     lines += [
         f"{_INDENT}{visible(name)}: {'null' if value is None else visible(_text(value))}" for name, value in headers
     ]
     size = "null" if letter.value is None else f"{len(letter.value)} bytes"
-    lines.append(f"{'payload':<11}{size}{'' if payload else '; shown with --payload'}")
+    lines.append(f"{'payload':<12}{size}{'' if payload else '; shown with --payload'}")
     return lines + (payload_lines(letter.value) if payload and letter.value else [])
 
 

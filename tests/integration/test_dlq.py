@@ -11,6 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from gigaoffice_worker.core.letters import Filters
 from gigaoffice_worker.core.messages import Wire
@@ -171,7 +179,7 @@ def test_show_tells_all_of_a_letter_but_its_payload(desk):
     by_place, by_request, whole = desk("show", "0:0"), desk("show", "r-1"), desk("show", "0:0", "--payload")
     assert [done.returncode for done in (by_place, by_request, whole)] == [0, 0, 0]
     assert by_place.stdout == by_request.stdout
-    assert f"came from  {desk.topics.requests}-2-5\n" in by_place.stdout
+    assert f"came from   {desk.topics.requests}-2-5\n" in by_place.stdout
     assert "  tenant: a\\u001b[31m\n  empty: null\n" in by_place.stdout
     assert MARKER not in by_place.stdout
     assert f'    "query": "{MARKER}"\n' in whole.stdout
@@ -274,6 +282,13 @@ def test_a_letter_that_is_too_large_takes_no_other_with_it(desk):
     assert "2 dead letters replayed" in done.stdout
     assert sorted(rec.key for rec in desk.requests()) == [b"r-1", b"r-3"]
     assert desk.progress() == 3
+
+
+@pytest.mark.parametrize("seconds", ["3", "80000"])
+def test_a_replay_takes_any_time_limit(desk, seconds):
+    desk.make().put(desk.letter("r-1"))
+    assert desk("replay", "--timeout", seconds).returncode == 0
+    assert desk.count() == 1
 
 
 def test_the_end_of_a_replay_is_fixed_when_it_begins(desk):
@@ -418,11 +433,58 @@ def guarded():
         yield cluster
 
 
-@pytest.mark.parametrize("password,told", [("wrong", "authentication failed"), ("secret", "Grant the user READ")])
-def test_who_may_not_read_dead_letters_is_told_so_with_77(guarded, topic_set, password, told):
-    wire.create_topics(guarded.bootstrap("BROKER"), {topic_set.dlq: 1})
-    desk = Desk(guarded.bootstrap_servers, topic_set)
-    login = {"KAFKA_SASL_USERNAME": "worker", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256", "KAFKA_SASL_PASSWORD": password}
-    done = desk("list", **login)
+LOGIN = {"KAFKA_SASL_USERNAME": "worker", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256", "KAFKA_SASL_PASSWORD": "secret"}
+
+
+@pytest.fixture
+def guarded_desk(guarded, topic_set):
+    wire.create_topics(guarded.bootstrap("BROKER"), {topic_set.dlq: 1, topic_set.requests: 1})
+    letter = Desk("", topic_set).letter("r-1")
+    wire.produce(guarded.bootstrap("BROKER"), topic_set.dlq, [letter])
+    return Desk(guarded.bootstrap_servers, topic_set)
+
+
+def allow(cluster: KafkaCluster, kind: ResourceType, name: str, operation: AclOperation) -> None:
+    pattern = ResourcePatternType.PREFIXED if kind is ResourceType.GROUP else ResourcePatternType.LITERAL
+    binding = AclBinding(kind, name, pattern, "User:worker", "*", operation, AclPermissionType.ALLOW)
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
+    for future in admin.create_acls([binding]).values():
+        future.result(10)
+
+
+def test_a_refused_password_is_77(guarded_desk):
+    done = guarded_desk("list", **{**LOGIN, "KAFKA_SASL_PASSWORD": "wrong"})
     assert done.returncode == 77
-    assert told in done.stderr
+    assert "authentication failed" in done.stderr
+
+
+def test_each_right_that_is_missing_is_named_with_77_until_all_are_there(guarded, guarded_desk, topic_set):
+    for kind, name, operation in (
+        (ResourceType.TOPIC, topic_set.dlq, AclOperation.READ),
+        (ResourceType.GROUP, f"{topic_set.group}-dlq-replay-", AclOperation.READ),
+        (ResourceType.TOPIC, topic_set.requests, AclOperation.WRITE),
+    ):
+        done = guarded_desk("replay", **LOGIN)
+        assert done.returncode == 77, done.stderr
+        assert f"{operation.name} on the {kind.name.lower()} {name}" in done.stderr
+        allow(guarded, kind, name, operation)
+    assert guarded_desk("replay", **LOGIN).returncode == 0
+
+
+def test_a_cluster_that_goes_away_ends_the_replay_which_goes_on_later(topic_set):
+    with KafkaCluster() as cluster:
+        desk = Desk(cluster.bootstrap_servers, topic_set).make()
+        desk.put(*(desk.letter(f"r-{number}") for number in range(40)))
+        assert desk("replay", "--dry-run").returncode == 0  # a new cluster makes the topic of groups when first asked
+        with desk.start("replay", "--rate", "10", "--timeout", "3") as run:
+            desk.wait_for(15)
+            cluster.freeze()
+            assert run.wait(40) == 69
+            told = run.stdout.read()
+        cluster.thaw()
+        assert told.count("error: ") == 1
+        assert "dead letters replayed" in told
+        assert desk("replay").returncode == 0
+        found = Counter(int(rec.key[2:]) for rec in desk.requests())
+        assert set(found) == set(range(40))
+        assert found.total() < 40 + 15
