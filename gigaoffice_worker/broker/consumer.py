@@ -2,7 +2,7 @@
 
 Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
 in this file only, and held by a test: the member's generation and session, the partition whose data cannot be decoded,
-and asking for high watermarks without waiting.
+asking for high watermarks without waiting and for several committed positions at once, a commit that is sent once.
 """
 
 from __future__ import annotations
@@ -164,11 +164,28 @@ class Consumer:
         found = self._client.committed(self._at(partition), metadata=True, timeout_ms=int(timeout * 1000))
         return Committed(found.offset, found.metadata or "") if found is not None else None
 
-    def start_of_log(self, partition: int) -> int:
-        return int(self._client.beginning_offsets([self._at(partition)])[self._at(partition)])
+    def all_committed(self, partitions: Iterable[int], timeout: float) -> dict[int, int]:
+        """Return the committed positions of those partitions that have one, by one question.
 
-    def end_of_log(self, partition: int) -> int:
-        return int(self._client.end_offsets([self._at(partition)])[self._at(partition)])
+        Raises CommitRetriableError when the answer does not come.
+        """
+        wanted = [self._at(partition) for partition in partitions]
+        coordinator = self._client._coordinator  # noqa: SLF001
+        try:
+            found = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
+        except kafka_errors.KafkaError as error:
+            raise CommitRetriableError(f"committed positions unknown: {type(error).__name__}: {error}") from error
+        return {tp.partition: at.offset for tp, at in found.items()}
+
+    def start_of_log(self, partition: int, timeout: float) -> int:
+        """Return the lowest offset that the log holds. Raises the client's errors, KafkaTimeoutError among them."""
+        at, limit = self._at(partition), int(timeout * 1000)
+        return int(self._client._fetcher.beginning_offsets([at], limit)[at])  # noqa: SLF001
+
+    def end_of_log(self, partition: int, timeout: float) -> int:
+        """Return the position behind the last record. Raises the client's errors, KafkaTimeoutError among them."""
+        at, limit = self._at(partition), int(timeout * 1000)
+        return int(self._client._fetcher.end_offsets([at], limit)[at])  # noqa: SLF001
 
     def seek(self, partition: int, position: int) -> None:
         self._client.seek(self._at(partition), position)
@@ -185,18 +202,24 @@ class Consumer:
         self._client.resume(*map(self._at, partitions))
 
     def commit(self, positions: Mapping[int, Committed], timeout: float) -> None:
-        """Commit positions with their metadata. Raises one of the Commit… errors, or FencedError."""
+        """Commit positions with their metadata, by one request. Raises one of the Commit… errors, or FencedError.
+
+        The client's own `commit` sends again until its time is up, also while the topic is missing, and would so
+        commit the positions of a deleted topic to one that was created under its name meanwhile.
+        """
         offsets = {
             self._at(partition): OffsetAndMetadata(at.position, at.metadata, -1) for partition, at in positions.items()
         }
         try:
-            self._client.commit(offsets, timeout_ms=int(timeout * 1000))
+            self._send_commit(offsets, timeout)
         except kafka_errors.FencedInstanceIdError as error:
             raise FencedError from error
         except (
             kafka_errors.CommitFailedError,
             kafka_errors.IllegalGenerationError,
             kafka_errors.UnknownMemberIdError,
+            # Nothing but polling ends a rebalance, and then somebody else may own the partitions.
+            kafka_errors.RebalanceInProgressError,
         ) as error:
             raise CommitLostError(str(error)) from error
         except (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError) as error:
@@ -204,6 +227,19 @@ class Consumer:
         except kafka_errors.KafkaError as error:
             kind = CommitRetriableError if getattr(error, "retriable", False) else CommitRefusedError
             raise kind(f"{type(error).__name__}: {error}") from error
+
+    def _send_commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
+        until = time.monotonic() + timeout
+        coordinator = self._client._coordinator  # noqa: SLF001
+        if not coordinator.ensure_coordinator_ready(timeout_ms=int(timeout * 1000)):
+            raise kafka_errors.KafkaTimeoutError("the group's coordinator is not known")
+        future = coordinator._send_offset_commit_request(offsets)  # noqa: SLF001
+        left = max(0.0, until - time.monotonic())
+        self._client._client.poll(future=future, timeout_ms=int(left * 1000))  # noqa: SLF001
+        if not future.is_done:
+            raise kafka_errors.KafkaTimeoutError("no answer to the commit")
+        if future.failed():
+            raise future.exception
 
     def request_watermarks(self, partitions: Iterable[int]) -> None:
         """Ask the brokers for the high watermarks; the answers arrive during later polls."""

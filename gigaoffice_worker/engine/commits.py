@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -22,16 +23,24 @@ log = structlog.get_logger(__name__)
 
 # As much metadata as a broker takes with a commit unless it is configured otherwise (offset.metadata.max.bytes).
 _MAP_LIMIT = 4096
+_TRY_AGAIN_AFTER = 0.1
+# How often partitions without progress are looked at, too.
+_LOOK_EVERY = 5.0
 
 
 class Committer:
-    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond."""
+    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond.
 
-    def __init__(self, consumer: Consumer, monitor: Monitor, metrics: Metrics) -> None:
+    `gone` hears of a partition whose committed position the cluster has dropped: its topic was deleted.
+    """
+
+    def __init__(self, consumer: Consumer, monitor: Monitor, metrics: Metrics, gone: Callable[[int], None]) -> None:
         self._consumer = consumer
         self._monitor = monitor
         self._metrics = metrics
+        self._gone = gone
         self._map_limit = _MAP_LIMIT
+        self._next_look = 0.0
         # Partitions whose map did not fit: no more intake for them, or a crash would repeat more and more.
         self.full: set[int] = set()
         self.trouble: str | None = None
@@ -39,32 +48,69 @@ class Committer:
     def commit(self, assignments: Mapping[int, Assignment], timeout: float) -> bool:
         """Commit what has changed since the last acknowledged commit; False when not all of it could be.
 
-        Never raises but FencedError: a commit that failed is made again with the next one.
+        Tries for `timeout` seconds. Never raises but FencedError: a commit that failed is made again with the next one.
         """
-        due = self._due(assignments)
+        until = time.monotonic() + timeout
+        while True:
+            due = self._due(assignments)
+            if not due and time.monotonic() < self._next_look:
+                return True
+            try:
+                self._commit_over_our_own(due, assignments, until)
+            except CommitMapTooLargeError:
+                self._map_limit //= 2
+                log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self._map_limit)
+                if not self._map_limit:
+                    return False
+            except CommitRefusedError as error:
+                if len(due) > 1:
+                    # The client reports the first error it meets; each of the other partitions gets its own chance.
+                    return all([self.commit({p: assignments[p]}, until - time.monotonic()) for p in due])  # noqa: C419
+                return self._failed("refused", due, error)
+            except CommitLostError as error:
+                return self._failed("lost", due, error)
+            except CommitRetriableError as error:
+                if time.monotonic() + _TRY_AGAIN_AFTER > until:
+                    return self._failed("failed", due, error)
+                time.sleep(_TRY_AGAIN_AFTER)
+            else:
+                return True
+
+    def _commit_over_our_own(
+        self, due: dict[int, Committed], assignments: Mapping[int, Assignment], until: float
+    ) -> None:
+        """Commit what is due, but only over a position that is still there. Raises one of the Commit… errors.
+
+        The cluster drops the committed positions of a topic that is deleted. Where it was created again, an old
+        position committed to it would skip as many of its records, and the client does not tell the two topics apart.
+        So each try looks first, also for partitions that have nothing due: the new topic may wait to be read.
+        """
+        everything = time.monotonic() >= self._next_look
+        watched = assignments.keys() if everything else due.keys()
+        found = self._consumer.all_committed(watched, max(0.0, until - time.monotonic()))
+        if everything:
+            self._next_look = time.monotonic() + _LOOK_EVERY
+        for partition in watched - found.keys():
+            due.pop(partition, None)
+            log.error(
+                "Committed position is gone: the topic was deleted, and what is in hand of it is forgotten",
+                partition=partition,
+                committed=assignments[partition].committed,
+            )
+            self._metrics.offset_resets.inc()
+            self._gone(partition)
         if not due:
-            return True
-        try:
-            self._consumer.commit(due, timeout)
-        except CommitMapTooLargeError:
-            self._map_limit //= 2
-            log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self._map_limit)
-            return self._map_limit > 0 and self.commit(assignments, timeout)
-        except CommitRefusedError as error:
-            if len(due) > 1:
-                # The client reports the first error it meets; each of the other partitions gets its own chance.
-                return all([self.commit({partition: assignments[partition]}, timeout) for partition in due])  # noqa: C419
-            return self._failed("refused", due, error)
-        except (CommitRetriableError, CommitLostError) as error:
-            return self._failed("lost" if isinstance(error, CommitLostError) else "failed", due, error)
+            return
+        self._consumer.commit(due, max(0.0, until - time.monotonic()))
         self._metrics.commits.labels("ok").inc()
         self.trouble = None
         for partition, at in due.items():
             assignments[partition].committed, assignments[partition].committed_text = at
-        return True
 
     def _failed(self, result: str, due: Mapping[int, Committed], error: Exception) -> bool:
         """Count and tell a commit that did not land; only a refusal is trouble, the others mend themselves."""
+        if not due:
+            return True
         self._metrics.commits.labels(result).inc()
         if result == "refused":
             self.trouble = f"commit of partition {next(iter(due))} refused: {error}"

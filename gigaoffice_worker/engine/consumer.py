@@ -69,7 +69,8 @@ class ConsumerThread:
         self._intake = intake
         self._metrics = metrics
         self._died = died
-        self.committer = Committer(consumer, monitor, metrics)
+        # The committer tells the ownership, which needs the committer: the name is looked up when it is called.
+        self.committer = Committer(consumer, monitor, metrics, gone=lambda gone: self.ownership.reposition(gone))  # noqa: PLW0108
         self.ownership = Ownership(
             consumer,
             monitor,

@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 COMMIT_WITHIN = 5.0
 _ASK_WITHIN = 2.0
+_ASK_EVERY = 1.0
 _HOLD = "rebalance"
 _STEP = 0.02
 
@@ -60,6 +61,7 @@ class Ownership:
         # Assigned, and not read yet: where to begin is still to be asked (or, for those in `_anew`, to be decided).
         self.unpositioned: set[int] = set()
         self._anew: set[int] = set()
+        self._ask_again_at = 0.0
         self.joined_at: float | None = None
         self.rebalancing_since: float | None = None
         self.last_step = time.monotonic()
@@ -114,6 +116,8 @@ class Ownership:
 
     def position_new(self) -> None:
         """Give every new partition its position; one whose answer does not come stays paused and is asked again."""
+        if time.monotonic() < self._ask_again_at:
+            return
         for partition in sorted(self.unpositioned):
             self.last_step = time.monotonic()
             try:
@@ -122,13 +126,15 @@ class Ownership:
                     found = self._first_commit(partition)
             except Exception as error:  # noqa: BLE001  # no answer is no position, whatever the reason
                 log.warning("Position not known yet, asking again", partition=partition, error=_brief(error))
+                self._ask_again_at = time.monotonic() + _ASK_EVERY
                 return
             self._take_over(partition, found)
 
     def _first_commit(self, partition: int) -> Committed:
         """Begin where the configuration says, and commit that at once: the next member begins at the same place."""
         latest = self._reset == "latest"
-        position = self._consumer.end_of_log(partition) if latest else self._consumer.start_of_log(partition)
+        find = self._consumer.end_of_log if latest else self._consumer.start_of_log
+        position = find(partition, _ASK_WITHIN)
         found = Committed(position, "")
         self._consumer.commit({partition: found}, COMMIT_WITHIN)
         return found
@@ -150,12 +156,16 @@ class Ownership:
 
     def begin_anew(self, partition: int) -> None:
         """Forget a partition whose log does not hold its position, and begin where the configuration says."""
+        self._anew.add(partition)
+        self.reposition(partition)
+
+    def reposition(self, partition: int) -> None:
+        """Forget what is known of a partition, and ask for its position as if it were new."""
         assignment = self.assignments.get(partition)
         if assignment is not None:
             self._monitor.forget(assignment)
             self.assignments = {p: held for p, held in self.assignments.items() if p != partition}
         self._committer.full.discard(partition)
-        self._anew.add(partition)
         self.unpositioned.add(partition)
         self._consumer.pause([partition])
         self._consumer.forget_watermark(partition)
