@@ -51,30 +51,33 @@ class Committer:
         Tries for `timeout` seconds. Never raises but FencedError: a commit that failed is made again with the next one.
         """
         until = time.monotonic() + timeout
-        while True:
-            due = self._due(assignments)
-            if not due and time.monotonic() < self._next_look:
-                return True
+        while (due := self._due(assignments)) or time.monotonic() >= self._next_look:
             try:
                 self._commit_over_our_own(due, assignments, until)
-            except CommitMapTooLargeError:
+                break
+            except CommitMapTooLargeError as error:
                 self._map_limit //= 2
                 log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self._map_limit)
                 if not self._map_limit:
-                    return False
-            except CommitRefusedError as error:
-                if len(due) > 1:
-                    # The client reports the first error it meets; each of the other partitions gets its own chance.
-                    return all([self.commit({p: assignments[p]}, until - time.monotonic()) for p in due])  # noqa: C419
-                return self._failed("refused", due, error)
-            except CommitLostError as error:
-                return self._failed("lost", due, error)
+                    return self._failed("refused", due, error)
             except CommitRetriableError as error:
                 if time.monotonic() + _TRY_AGAIN_AFTER > until:
                     return self._failed("failed", due, error)
                 time.sleep(_TRY_AGAIN_AFTER)
-            else:
-                return True
+            except CommitLostError as error:
+                return self._failed("lost", due, error)
+            except CommitRefusedError as error:
+                return self._commit_singly(due, assignments, until, error)
+        return True
+
+    def _commit_singly(
+        self, due: Mapping[int, Committed], assignments: Mapping[int, Assignment], until: float, error: Exception
+    ) -> bool:
+        """Give each partition of a refused commit its own chance: the client reports only the first error it meets."""
+        if len(due) == 1:
+            return self._failed("refused", due, error)
+        left = until - time.monotonic()
+        return all([self.commit({partition: assignments[partition]}, left) for partition in due])  # noqa: C419
 
     def _commit_over_our_own(
         self, due: dict[int, Committed], assignments: Mapping[int, Assignment], until: float

@@ -208,6 +208,9 @@ class ConsumerThread:
         now = time.monotonic()
         self._monitor.offer([Work(record, assignment, record.size + _RECORD_COST, now) for record in records])
 
+    def _forget(self, partition: int) -> None:
+        self.ownership.reposition(partition)
+
     def _start_over(self, partition: int, position: int) -> None:
         log.error(
             "Offset out of range: the log does not hold the position, beginning anew",

@@ -11,7 +11,7 @@ import psutil
 from tests.scene import ask, check_once, overlapping
 from tests.waiting import eventually
 
-QUICK = {"WORKER_RETRY_DELAY": "0.05", "WORKER_RETRY_MAX_DELAY": "0.1", "WORKER_CONCURRENCY": "4"}
+QUICK = {"WORKER_RETRY_MAX_DELAY": "0.1", "WORKER_CONCURRENCY": "4"}
 
 
 def test_shared_gate_holds_all_calls_and_counts_no_attempt(scene):

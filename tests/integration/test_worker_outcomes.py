@@ -37,7 +37,7 @@ ABOUT = {
     "dlq-worker-version",
 }
 SOURCE = {"source-topic", "source-partition", "source-offset"}
-LONG = "что-то пошло не так " * 100
+LONG = f"что-то пошло не так: {MARKER} " * 100
 
 
 class Case(NamedTuple):
@@ -78,7 +78,9 @@ DEAD = {
     "rejected": Case(
         ask("rejected", b"r", HEADERS, do="reject", message=LONG), "rejected", "RejectedError", 1, "rejected"
     ),
-    "exhausted": Case(ask("exhausted", "e", do="fail"), "attempts-exhausted", "ValueError", 2, "exhausted"),
+    "exhausted": Case(
+        ask("exhausted", "e", do="fail", message=MARKER), "attempts-exhausted", "ValueError", 2, "exhausted"
+    ),
     "transient": Case(ask("transient", None, do="transient"), "attempts-exhausted", "TransientError", 2, "transient"),
     "exiting": Case(ask("exiting", b"", do="exit"), "attempts-exhausted", "SystemExit", 2, "exiting"),
     "timed-out": Case(ask("timed-out", "t", HEADERS, do="hang", hang_seconds=2.5), "timed-out", None, 2, "timed-out"),

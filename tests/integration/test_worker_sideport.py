@@ -173,7 +173,8 @@ def test_status_shows_what_holds_the_commit_back(busy):
     assert oldest["age"] > 0
     assert (second["position"], second["committed"], second["lag"], second["oldest"]) == (1, 1, 0, None)
     assert first["paused"] is None
-    assert "last_error" in found
+    assert found["last_error"] is not None
+    assert "Error" in json.dumps(found["last_error"])
     assert MARKER not in json.dumps(found)
 
 
