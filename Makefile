@@ -28,8 +28,10 @@ bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --o
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
 	$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes
-	$(BIN)/python -m pytest -m chaos $(ARGS)
+chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the README's table
+	@rm -f .chaos.jsonl
+	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
+	$(BIN)/python -m tests.chaos.rows .chaos.jsonl README.md
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)
