@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 
 from faststream import AckPolicy, FastStream
@@ -15,13 +14,12 @@ from benchmarks.programs import common
 async def main() -> None:
     """Run until SIGTERM."""
     place = common.Place.from_environment()
-    # Without this level it logs two lines a message.
     broker = KafkaBroker(
         place.bootstrap,
         acks="all",
         compression_type=common.COMPRESSION,
         linger_ms=common.LINGER_MS,
-        log_level=logging.DEBUG,
+        logger=None,  # it would log two lines a message
     )
 
     # More workers than partitions would stay without work: it runs the messages of one partition in turn.

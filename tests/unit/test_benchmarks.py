@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import figures
+from benchmarks import figures, report
 from benchmarks.ideal import ideal_seconds
+from benchmarks.report import Results
+from benchmarks.runs import Measurement
 
 CALLS = st.lists(st.tuples(st.floats(0.001, 10.0), st.integers(0, 5)), min_size=1, max_size=40)
 
@@ -78,3 +80,39 @@ def test_calls_that_overlap_or_change_places_are_seen():
     assert not figures.overlapping([(0.0, 1.0), (1.0, 2.0), (5.0, 6.0)])
     assert figures.overlapping([(0.0, 1.0), (0.9, 2.0)])
     assert figures.overlapping([(2.0, 3.0), (0.0, 1.0)])
+
+
+def test_a_table_tells_ratios_to_the_plain_loop_of_the_same_round():
+    results = Results("a machine", {}, rounds=2)
+    for number, ours, base in [(0, 20.0, 10.0), (1, 60.0, 20.0)]:
+        results.measurements += [
+            Measurement("W1", "ours", number, 1, complete=True, in_order=True, rate=ours),
+            Measurement("W1", "kafka-python", number, 1, complete=True, in_order=True, rate=base),
+        ]
+    row = next(line for line in report.tables(results).splitlines() if "gigaoffice" in line)
+    assert "| 40 (20-60) | 2.50 (2.00-3.00) |" in row
+
+
+def test_one_run_out_of_order_is_enough_for_a_no():
+    results = Results("a machine", {}, rounds=2)
+    results.measurements = [
+        Measurement("W2", "arroyo", number, 1, complete=True, in_order=in_order)
+        for number, in_order in enumerate([True, False])
+    ]
+    assert report.tables(results).splitlines()[-1].endswith("| no |")
+
+
+def test_only_what_stands_between_the_markers_is_replaced(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nbehind\n")
+    report.into_readme(readme, "new")
+    report.into_readme(readme, "newer")
+    assert readme.read_text() == f"before\n{report.BEGIN}\nnewer\n{report.END}\nbehind\n"
+
+
+def test_a_readme_without_markers_is_left_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="has no"):
+        report.into_readme(readme, "new")
+    assert readme.read_text() == "no markers"
