@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 LIMIT = 30.0
 
@@ -46,6 +46,12 @@ def create_topics(
         if time.monotonic() > deadline:
             raise TimeoutError(f"no leader for every partition of {', '.join(partitions)} within {LIMIT} s")
         time.sleep(0.02)
+
+
+def add_partitions(bootstrap: str, topic: str, count: int) -> None:
+    """Let a topic have `count` partitions in all."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin.create_partitions([NewPartitions(topic, count)])[topic].result(LIMIT)
 
 
 def delete_topics(bootstrap: str, topics: Iterable[str]) -> None:

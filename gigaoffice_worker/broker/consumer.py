@@ -167,14 +167,14 @@ class Consumer:
     def all_committed(self, partitions: Iterable[int], timeout: float) -> dict[int, int]:
         """Return the committed positions of those partitions that have one, by one question.
 
-        Raises CommitRetriableError when the answer does not come.
+        Raises CommitRetriableError or CommitRefusedError.
         """
         wanted = [self._at(partition) for partition in partitions]
         coordinator = self._client._coordinator  # noqa: SLF001
         try:
             found = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
         except kafka_errors.KafkaError as error:
-            raise CommitRetriableError(f"committed positions unknown: {type(error).__name__}: {error}") from error
+            raise _retriable_or_refused(error) from error
         return {tp.partition: at.offset for tp, at in found.items()}
 
     def start_of_log(self, partition: int, timeout: float) -> int:
@@ -225,8 +225,7 @@ class Consumer:
         except (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError) as error:
             raise CommitMapTooLargeError from error
         except kafka_errors.KafkaError as error:
-            kind = CommitRetriableError if getattr(error, "retriable", False) else CommitRefusedError
-            raise kind(f"{type(error).__name__}: {error}") from error
+            raise _retriable_or_refused(error) from error
 
     def _send_commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -267,6 +266,11 @@ class Consumer:
 
     def _at(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
+
+
+def _retriable_or_refused(error: kafka_errors.KafkaError) -> Exception:
+    kind = CommitRetriableError if getattr(error, "retriable", False) else CommitRefusedError
+    return kind(f"{type(error).__name__}: {error}")
 
 
 def _record(found: Any) -> Record:

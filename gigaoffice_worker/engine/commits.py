@@ -26,6 +26,7 @@ _MAP_LIMIT = 4096
 _TRY_AGAIN_AFTER = 0.1
 # How often partitions without progress are looked at, too.
 _LOOK_EVERY = 5.0
+_LOOK_WITHIN = 1.0
 
 
 class Committer:
@@ -61,7 +62,7 @@ class Committer:
                 if not self._map_limit:
                     return self._failed("refused", due, error)
             except CommitRetriableError as error:
-                if time.monotonic() + _TRY_AGAIN_AFTER > until:
+                if not due or time.monotonic() + _TRY_AGAIN_AFTER > until:
                     return self._failed("failed", due, error)
                 time.sleep(_TRY_AGAIN_AFTER)
             except CommitLostError as error:
@@ -88,11 +89,11 @@ class Committer:
         position committed to it would skip as many of its records, and the client does not tell the two topics apart.
         So each try looks first, also for partitions that have nothing due: the new topic may wait to be read.
         """
-        everything = time.monotonic() >= self._next_look
-        watched = assignments.keys() if everything else due.keys()
-        found = self._consumer.all_committed(watched, max(0.0, until - time.monotonic()))
-        if everything:
-            self._next_look = time.monotonic() + _LOOK_EVERY
+        watched, now = set(due), time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_EVERY
+            watched = {partition for partition, held in assignments.items() if not held.lost}
+        found = self._consumer.all_committed(watched, until - now if due else min(_LOOK_WITHIN, until - now))
         for partition in watched - found.keys():
             due.pop(partition, None)
             log.error(
@@ -124,7 +125,7 @@ class Committer:
     def _due(self, assignments: Mapping[int, Assignment]) -> dict[int, Committed]:
         due = {}
         with self._monitor.locked():
-            maps = {partition: held.tracker.commit_map() for partition, held in assignments.items()}
+            maps = {partition: held.tracker.commit_map() for partition, held in assignments.items() if not held.lost}
         for partition, found in maps.items():
             text, whole = found.encode(self._map_limit) if found.says_more else ("", True)
             (self.full.discard if whole else self.full.add)(partition)

@@ -1,35 +1,116 @@
-"""Topics that are deleted and created again under a running worker."""
+"""Topics that go away and come back, or grow, under the workers' hands."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from itertools import dropwhile
 
 import pytest
 
 from tests import wire
+from tests.chaos.checker import examine
+from tests.chaos.evidence import Evidence, Sample
+from tests.chaos.load import mixture, plain
+from tests.chaos.stage import recovered_after, report
+from tests.waiting import eventually
+from tests.wire import Rec
+
+OLD = 300
 
 
-def requests(prefix: str, count: int) -> list[tuple[bytes, bytes, list[tuple[str, bytes | None]]]]:
-    return [(f"k{n}".encode(), json.dumps({"id": f"{prefix}-{n}"}).encode(), []) for n in range(count)]
+def only(evidence: Evidence, prefix: str) -> Evidence:
+    """Return the evidence of requests whose ids begin so: outcomes of a deleted topic name offsets of the new one."""
+
+    def ours(records) -> Iterator[Rec]:
+        return (rec for rec in records if json.loads(rec.value)["request_id"].startswith(f"r{prefix}"))
+
+    return evidence.but(
+        responses=list(ours(evidence.responses)),
+        calls=[call for call in evidence.calls if call.id.startswith(f"r{prefix}")],
+    )
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("count", [20, 200], ids=["fewer-than-before", "more-than-before"])
-def test_a_topic_created_again_is_processed_from_its_beginning(kafka_bootstrap, topic_set, make_topics, worker, count):
-    make_topics({topic_set.requests: 1, topic_set.responses: 1, topic_set.dlq: 1})
-    ours = worker("worker").start().wait_ready()
-    wire.produce(kafka_bootstrap, topic_set.requests, requests("old", 60))
-    ours.wait_until(lambda: ours.metric("committed_offset") == 60, 30, "the old topic to be committed")
+def since_dropped(samples, old) -> list[Sample]:
+    """Return the samples from where none of the `old` positions is left: the cluster drops them a moment later."""
+    return list(dropwhile(lambda sample: any(sample.committed.get(p) == at for p, at in old.items()), samples))
 
-    wire.delete_topics(kafka_bootstrap, [topic_set.requests])
-    make_topics({topic_set.requests: 1})
-    wire.produce(kafka_bootstrap, topic_set.requests, requests("new", count))
 
-    def answered() -> set[str]:
-        values = [json.loads(record.value or b"{}") for record in wire.read_all(kafka_bootstrap, topic_set.responses)]
-        return {value["request_id"] for value in values if value["request_id"].startswith("new-")}
+def create_again(stage, partitions: int) -> None:
+    """Create the request topic as soon as the cluster lets it be."""
 
-    ours.wait_until(lambda: len(answered()) == count, 60, "every request of the new topic to be answered")
-    ours.wait_until(lambda: ours.metric("committed_offset") == count, 30, "the new topic to be committed")
-    assert ours.stop() == 0
-    assert wire.committed(kafka_bootstrap, topic_set.group, topic_set.requests)[0][0] == count
+    def created() -> bool:
+        try:
+            wire.create_topics(stage.bootstrap, {stage.topics.requests: partitions})
+        except wire.KafkaException:
+            return False
+        return True
+
+    eventually(created, "the topic to be created again", interval=0.02)
+
+
+@pytest.mark.parametrize(
+    "gap, records",
+    [
+        pytest.param(0.0, 2 * OLD, id="more-at-once", marks=pytest.mark.quick),
+        pytest.param(0.0, OLD, id="as-many-at-once"),
+        pytest.param(0.0, 40, id="fewer-at-once"),
+        pytest.param(3.0, 2 * OLD, id="more-after-3-s"),
+        pytest.param(25.0, 2 * OLD, id="more-after-25-s"),
+    ],
+)
+def test_topic_deleted_and_created_again_is_processed_from_its_beginning(stage, gap, records):
+    """What was in the deleted one is gone. Nothing that was known of it may touch the new one."""
+    stage.make(2)
+    worker = stage.worker().start().wait_ready()
+    for partition in range(2):
+        wire.produce(stage.bootstrap, stage.topics.requests, plain(OLD // 2, prefix="old-"), partition=partition)
+    eventually(lambda: stage.count(stage.topics.responses) == OLD, "the old requests to be answered")
+    # In hand while the topic goes: half of these calls end after it.
+    slow = plain(20, keys=20, prefix="old-slow-", seconds=1.0)
+    wire.produce(stage.bootstrap, stage.topics.requests, slow, partition=0)
+    stage.wait_calls(OLD + 8)
+
+    wire.delete_topics(stage.bootstrap, [stage.topics.requests])
+    old = stage.watch.samples[-1].committed
+    stage.watch.forget()
+    time.sleep(gap)
+    create_again(stage, 2)
+    created = time.time()
+    for partition in range(2):
+        stage.send(plain(records // 2, prefix="new-"), partition=partition)
+
+    def answered() -> bool:
+        found = wire.read_all(stage.bootstrap, stage.topics.responses)
+        return sum(json.loads(rec.value)["request_id"].startswith("rnew-") for rec in found) >= records
+
+    eventually(answered, "as many responses as requests", timeout=90, interval=0.5)
+    stage.wait_settled()
+    assert worker.stop() == 0
+    evidence = only(stage.evidence(), "new-")
+    evidence = evidence.but(samples=since_dropped(evidence.samples, old))
+    assert evidence.samples
+    # Until the worker sees it, it reads on where it was: those records come before, and again after the first ones.
+    findings = examine(evidence, ordered=False)
+    findings.require()
+    report(
+        f"topic deleted and created again after {gap:g} s, with {records} requests over {OLD}",
+        findings,
+        recovery=recovered_after(evidence, created),
+    )
+
+
+def test_partitions_that_are_added_are_read(stage):
+    stage.make(2)
+    stage.load(mixture(retried=False), rate=50)
+    workers = [stage.worker(f"worker-{n}").start() for n in range(2)]
+    for worker in workers:
+        worker.wait_ready()
+    stage.wait_calls(60)
+    wire.add_partitions(stage.bootstrap, stage.topics.requests, 5)
+    added = time.time()
+    time.sleep(15.0)
+    findings, evidence = stage.conclude()
+    assert {rec.partition for rec in evidence.requests} == set(range(5))
+    report("partitions added, from 2 to 5", findings, recovery=recovered_after(evidence, added))
