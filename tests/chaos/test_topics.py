@@ -101,6 +101,28 @@ def test_topic_deleted_and_created_again_is_processed_from_its_beginning(stage, 
     )
 
 
+def test_topic_deleted_under_commits_again_and_again_is_never_begun_in_the_middle(stage):
+    """Each time commits are on their way, and the client must not carry one of them over to the next topic."""
+    stage.make(2)
+    worker = stage.worker().start().wait_ready()
+    runs, records = 10, 120
+
+    def answered(run: int) -> bool:
+        found = wire.read_all(stage.bootstrap, stage.topics.responses)
+        ids = {json.loads(rec.value)["request_id"] for rec in found}
+        return all(f"r{run}-{n}" in ids for n in range(records))
+
+    for run in range(runs):
+        wire.produce(stage.bootstrap, stage.topics.requests, plain(records, prefix=f"{run}-"))
+        eventually(lambda run=run: answered(run), f"every request of topic {run} to be answered", timeout=60)
+        wire.produce(stage.bootstrap, stage.topics.requests, plain(200, prefix=f"{run}-late-", seconds=0.01))
+        time.sleep(0.1 + 0.07 * run)
+        wire.delete_topics(stage.bootstrap, [stage.topics.requests])
+        create_again(stage, 2)
+    assert worker.metric("offset_resets_total") >= runs
+    assert worker.stop() == 0
+
+
 def test_partitions_that_are_added_are_read(stage):
     stage.make(2)
     stage.load(mixture(retried=False), rate=50)
