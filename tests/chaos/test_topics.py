@@ -10,8 +10,8 @@ from itertools import dropwhile
 import pytest
 
 from tests import wire
-from tests.chaos.checker import examine
-from tests.chaos.evidence import Evidence, Sample
+from tests.chaos.checker import Findings, examine
+from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Sample
 from tests.chaos.load import mixture, plain
 from tests.chaos.stage import recovered_after, report
 from tests.waiting import eventually
@@ -121,6 +121,32 @@ def test_topic_deleted_under_commits_again_and_again_is_never_begun_in_the_middl
         create_again(stage, 2)
     assert worker.metric("offset_resets_total") >= runs
     assert worker.stop() == 0
+
+
+def test_response_topic_deleted_and_created_again_gets_every_later_response(stage):
+    """The responses that lay in it are gone with it. What was not acknowledged by then must come."""
+    stage.make(2)
+    worker = stage.worker().start().wait_ready()
+    before = stage.load(plain(10_000, prefix="before-"), rate=50)
+    stage.wait_calls(60)
+    wire.delete_topics(stage.bootstrap, [stage.topics.responses])
+    eventually(lambda: worker.ask("/readyz")[0] == 503, "readiness to tell of it", timeout=30)
+    before.stop()
+    wire.create_topics(stage.bootstrap, {stage.topics.responses: 2}, config=TIMED_BY_BROKER)
+    created = time.time()
+    after = stage.send(plain(200, prefix="after-"))
+    eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again", timeout=60)
+    stage.wait_settled()
+    assert worker.stop() == 0
+    evidence = stage.evidence()
+    findings = examine(evidence.but(samples=[]))
+    assert not findings.faults
+    assert not set(after) & set(findings.lost)
+    assert findings.repeated_calls == 0
+    recovery = recovered_after(evidence, created)
+    # Not a loss of the worker's: the cluster had acknowledged these, and was told to drop them.
+    gone = Findings(findings.requests - len(findings.lost))
+    report("response topic deleted and created again", gone, recovery=recovery)
 
 
 def test_partitions_that_are_added_are_read(stage):
