@@ -16,6 +16,7 @@ from typing import Any, Final
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
+from gigaoffice_worker.broker.clock import steady_the_client
 from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.preflight import preflight
 from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
@@ -154,7 +155,8 @@ def reachable(config: Config, timeout: float) -> Config:
 
 @contextmanager
 def constructing(during: str, config: Config) -> Iterator[None]:
-    """Translate what a client's constructor raises, with the reason that it only logs."""
+    """Give the client its clock, and translate what its constructor raises, with the reason that it only logs."""
+    steady_the_client()
     with ConnectionErrors() as heard:
         try:
             yield

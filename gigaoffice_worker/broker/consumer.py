@@ -15,6 +15,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
+from gigaoffice_worker.broker.clock import STEADY
 from gigaoffice_worker.core.records import Record
 
 _LATEST = -1
@@ -80,14 +81,14 @@ class Consumer:
         self._topic = topic
         self._watermarks: dict[int, int] = {}
         # When the coordinator last heard of us, on the client's clock.
-        self._confirmed_at = time.time()
+        self._confirmed_at = STEADY.time()
 
     def subscribe(self, on_revoked: Callable[[], None], on_assigned: Callable[[frozenset[int]], None]) -> None:
         """Join the group at the next poll. The functions are called within `poll`, and must not raise."""
         topic = self._topic
 
         def note_assigned() -> None:
-            self._confirmed_at = time.time()
+            self._confirmed_at = STEADY.time()
 
         class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client ships no types
             def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:  # noqa: ARG002  # all of them
@@ -150,7 +151,7 @@ class Consumer:
         # An answer may have lain in a socket while this process was frozen: what counts is when it was asked for.
         if heartbeat.last_receive >= heartbeat.last_send > self._confirmed_at:
             self._confirmed_at = heartbeat.last_send
-        return float(self._client.config["session_timeout_ms"] / 1000 - (time.time() - self._confirmed_at))
+        return float(self._client.config["session_timeout_ms"] / 1000 - (STEADY.time() - self._confirmed_at))
 
     def coordinator_known(self) -> bool:
         """Say whether the group's coordinator has been found."""

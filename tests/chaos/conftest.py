@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from gigaoffice_worker.devkafka import KafkaCluster
+from gigaoffice_worker.devkafka.ports import ReservedPorts
+from tests.chaos.proxy import Proxy
 from tests.chaos.stage import Stage
 
 
@@ -34,7 +37,7 @@ def make_stage(topic_set, tmp_path) -> Iterator[Callable[..., Stage]]:
     """Make a stage on a cluster of the test's own: make_stage(cluster, WORKER_CONCURRENCY="4")."""
     with ExitStack() as stack:
 
-        def make(cluster: KafkaCluster, **arguments) -> Stage:
+        def make(cluster: KafkaCluster, **arguments: str) -> Stage:
             return stack.enter_context(Stage(cluster.bootstrap_servers, topic_set, tmp_path, **arguments))
 
         yield make
@@ -52,3 +55,12 @@ def three_kafkas() -> Iterator[KafkaCluster]:
     """A Kafka of the test's own, of three nodes."""
     with KafkaCluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def proxied_kafka() -> Iterator[tuple[KafkaCluster, Proxy]]:
+    """A Kafka whose clients are told the port of a proxy; around it leads its listener BROKER."""
+    with contextlib.closing(ReservedPorts()) as ports:
+        port = ports.take_any()
+        with KafkaCluster(advertised={1: port}) as cluster, Proxy(port, cluster.port(1)) as proxy:
+            yield cluster, proxy

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 import pytest
 from kafka.coordinator.heartbeat import Heartbeat
 
+from gigaoffice_worker.broker.clock import STEADY, steady_the_client
 from gigaoffice_worker.broker.consumer import Consumer
 
 SESSION = 6.0
@@ -15,6 +15,7 @@ SESSION = 6.0
 
 @pytest.fixture
 def heartbeat():
+    steady_the_client()
     return Heartbeat()
 
 
@@ -48,5 +49,5 @@ def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(con
 def test_coordinator_that_was_only_found_again_renews_nothing(consumer, heartbeat):
     consumer._confirmed_at -= 9.0
     heartbeat.reset_timeouts()
-    assert heartbeat.last_reset == pytest.approx(time.time(), abs=0.5)
+    assert heartbeat.last_reset == pytest.approx(STEADY.time(), abs=0.5)
     assert consumer.session_left() < 0
