@@ -31,7 +31,7 @@ bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --o
 chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the README's table
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
-	$(BIN)/python -m tests.chaos.rows .chaos.jsonl README.md
+	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,README.md)
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)
