@@ -44,7 +44,19 @@ class Committer:
         self._next_look = 0.0
         # Partitions whose map did not fit: no more intake for them, or a crash would repeat more and more.
         self.full: set[int] = set()
-        self.trouble: str | None = None
+        # Replaced and never changed, so that observers may read it without a lock.
+        self._refusals: dict[int, str] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Return what the cluster refuses to commit, and why; None while it refuses nothing."""
+        refusals = [f"commit of partition {partition} refused: {error}" for partition, error in self._refusals.items()]
+        return "; ".join(refusals) or None
+
+    def forget(self, partition: int) -> None:
+        """Drop what is known of a partition that is not ours any more."""
+        self.full.discard(partition)
+        self._refusals = {p: error for p, error in self._refusals.items() if p != partition}
 
     def commit(self, assignments: Mapping[int, Assignment], timeout: float) -> bool:
         """Commit what has changed since the last acknowledged commit; False when not all of it could be.
@@ -107,7 +119,7 @@ class Committer:
             return
         self._consumer.commit(due, max(0.0, until - time.monotonic()))
         self._metrics.commits.labels("ok").inc()
-        self.trouble = None
+        self._refusals = {p: error for p, error in self._refusals.items() if p not in due}
         for partition, at in due.items():
             assignments[partition].committed, assignments[partition].committed_text = at
 
@@ -117,7 +129,7 @@ class Committer:
             return True
         self._metrics.commits.labels(result).inc()
         if result == "refused":
-            self.trouble = f"commit of partition {next(iter(due))} refused: {error}"
+            self._refusals = self._refusals | dict.fromkeys(due, str(error))
         tell = log.error if result == "refused" else log.warning
         tell("Commit failed", result=result, partitions=sorted(due), error=str(error))
         return False

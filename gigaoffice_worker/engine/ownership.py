@@ -92,7 +92,7 @@ class Ownership:
         for partition, assignment in self._set_aside.items():
             if partition not in adopted:
                 self._monitor.forget(assignment)
-                self._committer.full.discard(partition)
+                self._committer.forget(partition)
         self.assignments = {partition: self._set_aside[partition] for partition in adopted}
         self._set_aside = {}
         for partition, assignment in self.assignments.items():
@@ -165,7 +165,7 @@ class Ownership:
         if assignment is not None:
             self._monitor.forget(assignment)
             self.assignments = {p: held for p, held in self.assignments.items() if p != partition}
-        self._committer.full.discard(partition)
+        self._committer.forget(partition)
         self.unpositioned.add(partition)
         self._consumer.pause([partition])
         self._consumer.forget_watermark(partition)

@@ -93,12 +93,12 @@ def test_kills_at_any_moment_lose_nothing(stage):
 
 @pytest.mark.quick
 def test_crash_repeats_nothing_that_was_done_behind_slow_requests(stage):
-    """Forty requests of 15 s hold the committed offsets back; 2,000 others are done behind them."""
+    """Forty requests of 20 s hold the committed offsets back; 2,000 others are done behind them."""
     stage.make()
     worker = stage.worker(WORKER_CONCURRENCY="48").start().wait_ready()
-    groups = [[request(f"slow-{n}", f"slow-{n}", seconds=15), *plain(50, prefix=f"{n}-")] for n in range(40)]
+    groups = [[request(f"slow-{n}", f"slow-{n}", seconds=20), *plain(50, prefix=f"{n}-")] for n in range(40)]
     stage.send(itertools.chain.from_iterable(groups))
-    eventually(lambda: stage.count(stage.topics.responses) >= 2000, "2,000 responses", timeout=15, interval=0.1)
+    eventually(lambda: stage.count(stage.topics.responses) >= 2000, "2,000 responses", timeout=18, interval=0.1)
     stage.load(plain(10_000, prefix="later-"), rate=40)
     time.sleep(1.5)
     held = {partition: position for partition, (position, _) in stage.watch.samples[-1].committed.items()}
@@ -112,7 +112,7 @@ def test_crash_repeats_nothing_that_was_done_behind_slow_requests(stage):
     # The premise: without the commit map all of this would have been done again.
     behind = [place for place in _places(evidence) if place.offset >= held[place.partition]]
     assert len(behind) > 2000
-    report("crash with 2,000 done behind 15 s calls", findings, recovery=recovered_after(evidence, died))
+    report("crash with 2,000 done behind 20 s calls", findings, recovery=recovered_after(evidence, died))
 
 
 def _places(evidence):
