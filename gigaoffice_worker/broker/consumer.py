@@ -2,7 +2,8 @@
 
 Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
 in this file only, and held by a test: the member's generation and session, the partition whose data cannot be decoded,
-asking for high watermarks without waiting and for several committed positions at once, a commit that is sent once.
+asking for high watermarks without waiting and for several committed positions at once, a commit that is sent once, a
+rebalance that is pending.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Consumer:
 
         Raises OutOfRangeError, UndecodableError, FencedError, and whatever else the client raises.
         """
+        self._go_on_joining()
         try:
             batches = self._client.poll(timeout_ms=int(timeout * 1000), max_records=limit)
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -120,6 +122,16 @@ class Consumer:
                 raise
             raise UndecodableError(*stuck, error) from error
         return {tp.partition: [_record(record) for record in records] for tp, records in batches.items()}
+
+    def _go_on_joining(self) -> None:
+        """Remind the client of a rebalance that its last poll left pending.
+
+        It joins again when the leader sees other partitions than it has assigned, and takes that for settled once the
+        leader has assigned anew: where the answer to that comes in a later poll, nobody picks up the assignment.
+        """
+        coordinator = self._client._coordinator  # noqa: SLF001
+        if coordinator.join_future is not None:
+            coordinator.request_rejoin()
 
     def _set_stuck_data_aside(self) -> tuple[int, int] | None:
         """Return (partition, offset) of fetched data that raised while it was decoded, and drop that data.

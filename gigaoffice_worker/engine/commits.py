@@ -115,6 +115,9 @@ class Committer:
             )
             self._metrics.offset_resets.inc()
             self._gone(partition)
+        for partition, position in found.items():
+            # A commit that got no answer may land later than one after it: what is lower is committed again.
+            assignments[partition].committed = position
         if not due:
             return
         self._consumer.commit(due, max(0.0, until - time.monotonic()))

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 from gigaoffice_worker.core.offsets import CommitMap, CommitMapError
@@ -61,11 +61,12 @@ class Findings:
         assert not told, f"{len(told)} broken promises:\n" + "\n".join(told[:SHOWN])
 
 
-def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False) -> Findings:
+def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False, rewound: bool = False) -> Findings:
     """Check everything that the evidence can show.
 
     `ordered` is false where keys promise nothing. `resent` says that a response may come twice without a second call,
-    because the cluster's acknowledgement may have been lost.
+    because the cluster's acknowledgement may have been lost. `rewound` says that a committed position may be seen to go
+    back for a while: a broker that was frozen takes a commit late, or answers out of its memory.
     """
     outcomes = _Outcomes.of(evidence)
     findings = Findings(len(evidence.requests), samples=len(evidence.samples))
@@ -79,6 +80,7 @@ def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False) -
     faults += _acknowledged_requests(evidence)
     faults += _contents(evidence, outcomes)
     faults += _commits(evidence.samples, outcomes)
+    faults += _rewinds(evidence.samples, only_for_good=rewound)
     faults += _attempts(evidence, outcomes)
     if not resent:
         faults += _uncalled_for(evidence, outcomes)
@@ -240,10 +242,17 @@ def _commits(samples: Sequence[Sample], outcomes: _Outcomes) -> Iterator[str]:
                 early = [offset for offset, at in done[partition][:covered] if at > sample.at]
                 yield f"position {position} of partition {partition} was committed before {_some(early)} were done"
             yield from _map_faults(sample, partition, done[partition])
-    for before, after in pairwise(samples):
-        for partition, (position, _) in after.committed.items():
-            if position < before.committed.get(partition, (0, ""))[0]:
+
+
+def _rewinds(samples: Sequence[Sample], *, only_for_good: bool) -> Iterator[str]:
+    """Positions never go back, or at least don't stay there."""
+    highest: dict[int, int] = {}
+    for sample in samples:
+        for partition, (position, _) in sample.committed.items():
+            judged = not only_for_good or sample is samples[-1]
+            if judged and position < highest.get(partition, 0):
                 yield f"the committed position of partition {partition} went back to {position}"
+            highest[partition] = max(position, highest.get(partition, 0))
 
 
 def _map_faults(sample: Sample, partition: int, done: Sequence[tuple[int, int]]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests import wire
 from tests.chaos.load import mixture
 from tests.chaos.stage import hooked, longest_silence, recovered_after, report
 from tests.waiting import eventually
@@ -127,3 +128,32 @@ def test_worker_that_is_frozen_in_an_outage_loses_nothing(proxied_kafka, stage):
     findings, evidence = stage.conclude(resent=True)
     assert findings.repeated_calls <= IN_HAND
     report("worker frozen in a silent network", findings, recovery=recovered_after(evidence, woken))
+
+
+def test_partitions_added_over_a_slow_network_are_read(proxied_kafka, stage):
+    """Every answer takes longer than a poll waits, so that the rebalance goes on over several polls."""
+    _, proxy = proxied_kafka
+    load = stage.load(mixture(retried=False), rate=30)
+    workers = [stage.worker(f"worker-{n}").start() for n in range(2)]
+    for worker in workers:
+        worker.wait_ready()
+    stage.wait_calls(60)
+    proxy.latency = 0.1
+    recoveries = []
+    for partitions in (4, 5, 6):
+        wire.add_partitions(stage.bootstrap, stage.topics.requests, partitions)
+        added = time.time()
+        eventually(
+            lambda n=partitions: read(workers) == set(range(n)), f"{partitions} partitions to be read", timeout=40
+        )
+        recoveries.append(time.time() - added)
+    load.stop()
+    findings, evidence = stage.conclude()
+    assert (findings.repeated_calls, findings.duplicate_outcomes) == (0, 0)
+    assert {rec.partition for rec in evidence.requests} == set(range(6))
+    report("partitions added over a slow network", findings, runs=3, recovery=max(recoveries))
+
+
+def read(workers) -> set[int]:
+    """Return the partitions that the workers say they read."""
+    return {row["partition"] for worker in workers for row in worker.status().get("partitions", [])}

@@ -165,7 +165,7 @@ def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(three_kafk
     at_last = _settled_down(steady)
     print(f"\n{dict(havoc.made)}\nat first: {at_first}; at last: {at_last}")
 
-    findings, evidence = stage.conclude(timeout=120, resent=True)
+    findings, evidence = stage.conclude(timeout=120, resent=True, rewound=True)
     assert at_last.threads == at_first.threads
     assert at_last.files <= at_first.files + SPARE_FILES
     assert at_last.memory <= at_first.memory + SPARE_MEMORY

@@ -124,6 +124,17 @@ def test_position_that_differs_is_our_own_commit_whose_answer_did_not_come(scene
     assert scene.cluster.positions[0].position == 3
 
 
+def test_late_commit_that_put_the_position_back_is_made_good(scene):
+    scene.finish(0, 3)
+    assert scene.commit()
+    scene.cluster.positions[0] = Committed(1, "")
+    scene.committer._next_look = 0.0
+    assert scene.commit()
+    assert scene.commit()
+    assert scene.gone == []
+    assert scene.cluster.positions[0].position == 3
+
+
 def test_each_try_looks_again(scene):
     """Between two tries the topic may be deleted and created again: the old position must not follow it."""
     scene.finish(0, 3)

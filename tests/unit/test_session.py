@@ -1,4 +1,4 @@
-"""How long the coordinator keeps us without hearing from us, as the client's own heartbeats tell."""
+"""Membership of the group as the client tells of it: the session by its heartbeats, and a pending rebalance."""
 
 from __future__ import annotations
 
@@ -21,8 +21,23 @@ def heartbeat():
 
 @pytest.fixture
 def consumer(heartbeat):
-    client = SimpleNamespace(config={"session_timeout_ms": 6000}, _coordinator=SimpleNamespace(heartbeat=heartbeat))
+    coordinator = SimpleNamespace(heartbeat=heartbeat)
+    config = {"session_timeout_ms": 6000}
+    client = SimpleNamespace(config=config, _coordinator=coordinator, poll=lambda **_: {})
     return Consumer(client, "requests")
+
+
+def test_rebalance_that_a_poll_left_pending_is_gone_on_with(consumer):
+    """The client forgets it otherwise, and with it the assignment."""
+    asked = []
+    coordinator = consumer._client._coordinator
+    coordinator.request_rejoin = lambda: asked.append(True)
+    coordinator.join_future = None
+    assert consumer.poll(0.0, 10) == {}
+    assert asked == []
+    coordinator.join_future = object()
+    assert consumer.poll(0.0, 10) == {}
+    assert asked == [True]
 
 
 def test_session_is_whole_before_the_first_heartbeat(consumer):
