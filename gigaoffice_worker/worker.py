@@ -15,6 +15,8 @@ import structlog
 from gigaoffice_worker import __version__
 from gigaoffice_worker.broker import clients, topics
 from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.errors import BAD_CREDENTIALS
+from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import Config
@@ -76,7 +78,8 @@ class Worker:
         self._metrics = metrics or Metrics(__version__)
         self._verifier = TopicVerifier(config)
         self._topics = TopicWatch(self._verify_topics, self._topics_changed)
-        self._observer = Observer(self._topics, config.topics.dlq.name, _longest_request(config))
+        self._logins = LoginWatch()
+        self._observer = Observer(self._topics, self._logins, config.topics.dlq.name, _longest_request(config))
         self._engine: Engine | None = None
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
         self._watchdog_every = watchdog_interval(os.environ.get("WATCHDOG_USEC"), os.environ.get("WATCHDOG_PID"))
@@ -84,6 +87,7 @@ class Worker:
         self._told_ready = False
         self._stacks_dumped = False
         self._told_storm: str | None = None
+        self._told_refusal: str | None = None
         self._metrics.observe(self._observer.snapshot)
         port = config.side_port
         self._side_port = SidePort(
@@ -95,13 +99,14 @@ class Worker:
     def run(self) -> int:
         """Start, serve until asked to stop, drain, and return the exit code. Expected failures raise WorkerError."""
         self._listen_to_signals()
-        try:
-            self.start()
-            while not self._stop.wait(_TICK):
-                self._look_after()
-            return self._drain()
-        finally:
-            self.close()
+        with self._logins:
+            try:
+                self.start()
+                while not self._stop.wait(_TICK):
+                    self._look_after()
+                return self._drain()
+            finally:
+                self.close()
 
     def start(self) -> None:
         """Open the side port, load the handler, see to the topics, and start the threads."""
@@ -244,8 +249,17 @@ class Worker:
         if self._observer.state == "joining" and engine.consumer.joined:
             self._observer.state = "running"
             log.info("Worker running", group=self._config.consumer.group)
+        self._tell_of_the_login(self._logins.refusal)
         self._tell_of_the_storm(engine.monitor.guard.reason)
         self._tell_the_service_manager(engine)
+
+    def _tell_of_the_login(self, refusal: str | None) -> None:
+        if refusal and not self._told_refusal:
+            hint = f"{BAD_CREDENTIALS.hint} A new password in KAFKA_SASL_PASSWORD_FILE is taken without a restart."
+            log.error("Authentication lost: the cluster refuses new connections", error=refusal, hint=hint)
+        elif self._told_refusal and not refusal:
+            log.info("Authenticated again")
+        self._told_refusal = refusal
 
     def _tell_of_the_storm(self, reason: str | None) -> None:
         if reason and not self._told_storm:

@@ -9,8 +9,8 @@ import threading
 from types import TracebackType
 from typing import Any, Final, Self
 
+from gigaoffice_worker.broker.login import Password, log_in_late
 from gigaoffice_worker.config import Kafka
-from gigaoffice_worker.config.files import read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
 
 _CONNECTION: Final = re.compile(r"^<BrokerConnection .*?>: (?:Closing connection\. )?")
@@ -19,8 +19,8 @@ _CONNECTION: Final = re.compile(r"^<BrokerConnection .*?>: (?:Closing connection
 def security_kwargs(kafka: Kafka) -> dict[str, Any]:
     """Return the client's arguments for reaching the cluster safely.
 
-    A password that came from a file is read again, so that a new client follows a rotation. Raises
-    ConfigurationError if a file does not serve.
+    The password is asked for at each login, so that clients follow a rotation of its file. Raises ConfigurationError
+    if a TLS file does not serve.
     """
     kwargs: dict[str, Any] = {
         "bootstrap_servers": list(kafka.bootstrap_servers),
@@ -28,22 +28,13 @@ def security_kwargs(kafka: Kafka) -> dict[str, Any]:
         "ssl_context": ssl_context(kafka),
     }
     if kafka.sasl_mechanism:
+        log_in_late()
         kwargs |= {
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": _sasl_password(kafka),
+            "sasl_plain_password": Password(kafka),
         }
     return kwargs
-
-
-def _sasl_password(kafka: Kafka) -> str:
-    if kafka.sasl_password_file:
-        try:
-            return read_secret(kafka.sasl_password_file)
-        except (OSError, ValueError) as error:
-            message = f"KAFKA_SASL_PASSWORD_FILE={kafka.sasl_password_file!r}: {error}"
-            raise ConfigurationError(message, hint="Put the password into the file again.") from error
-    return kafka.sasl_password.reveal() if kafka.sasl_password else ""
 
 
 def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:

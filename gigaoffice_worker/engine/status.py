@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.core.scheduler import Assignment, Stage, Work
 from gigaoffice_worker.engine.consumer import ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
@@ -40,8 +41,9 @@ class Engine:
 class Observer:
     """Takes snapshots. `longest` is how long one request can take by its attempts, time-outs and delays, in seconds."""
 
-    def __init__(self, topics: TopicWatch, dlq: str, longest: float) -> None:
+    def __init__(self, topics: TopicWatch, logins: LoginWatch, dlq: str, longest: float) -> None:
         self._topics = topics
+        self._logins = logins
         self._dlq = dlq
         self._longest = longest
         self._started = time.monotonic()
@@ -100,15 +102,17 @@ class Observer:
     def _not_ready_yet(self) -> Iterator[Trouble]:
         if self.state in ("draining", "stopped"):
             yield Trouble("draining", "the worker drains")
-        yield from self._topic_trouble()
+        yield from self._cluster_trouble()
         if self._topics.report is None:
             if self._topics.error is None:
                 yield Trouble("starting", "the topics are not verified yet")
         elif not self._topics.report.missing:
             yield Trouble("joining", "the consumer group is not joined yet")
 
-    def _topic_trouble(self) -> Iterator[Trouble]:
+    def _cluster_trouble(self) -> Iterator[Trouble]:
         report, error = self._topics.report, self._topics.error
+        if refusal := self._logins.refusal:
+            yield Trouble("authentication-lost", f"the cluster refuses our login: {refusal}")
         if error is not None:
             yield Trouble("topics-unverified", f"the topics cannot be verified: {error}")
         if report is not None and report.missing:
@@ -120,7 +124,7 @@ class Observer:
         if self.state in ("draining", "stopped"):
             yield Trouble("draining", "the worker drains")
         yield from self._not_live(engine, now)
-        yield from self._topic_trouble()
+        yield from self._cluster_trouble()
         yield from _membership_trouble(engine, now)
         for topic, why in trouble.items():
             yield Trouble("delivery-blocked", f"outcomes cannot be delivered to {topic}: {why}")

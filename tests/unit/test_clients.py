@@ -71,7 +71,8 @@ def test_credentials_are_given_only_with_a_mechanism():
     assert not any(name.startswith("sasl") for name in kwargs)
     kwargs = security_kwargs(load(SASL).kafka)
     assert kwargs["security_protocol"] == "SASL_PLAINTEXT"
-    assert (kwargs["sasl_plain_username"], kwargs["sasl_plain_password"]) == ("worker", "hunter2")
+    assert (kwargs["sasl_plain_username"], kwargs["sasl_plain_password"]()) == ("worker", "hunter2")
+    assert "hunter2" not in repr(kwargs)
 
 
 def test_the_reason_that_the_client_logs_is_heard_without_the_connections_name():

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from kafka.errors import SaslAuthenticationFailedError
 
 from gigaoffice_worker.broker.preflight import preflight, probe
 from gigaoffice_worker.broker.security import security_kwargs, ssl_context
@@ -207,9 +208,9 @@ def test_a_rotated_password_is_read_from_its_file_again(tmp_path):
     file = tmp_path / "password"
     file.write_text("old\n")
     environ = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD_FILE": str(file)}
-    kafka = load(environ).kafka
+    password = security_kwargs(load(environ).kafka)["sasl_plain_password"]
     file.write_text("new\n")
-    assert security_kwargs(kafka)["sasl_plain_password"] == "new"
+    assert password() == "new"
     file.unlink()
-    with pytest.raises(ConfigurationError, match="there is no such file"):
-        security_kwargs(kafka)
+    with pytest.raises(SaslAuthenticationFailedError, match=r"KAFKA_SASL_PASSWORD_FILE=.*there is no such file"):
+        password()
