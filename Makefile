@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint bench chaos test-systemd test-image test-prometheus install clean
+.PHONY: help dev test lint bench chaos test-systemd test-image test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,13 @@ test-image: $(STAMP) ## the image, built and run (root, debootstrap, buildah, po
 
 test-prometheus: $(STAMP) ## rules and metrics with a real Prometheus (Debian's prometheus)
 	$(BIN)/python -m pytest tests/system/test_prometheus.py $(ARGS)
+
+test-page: $(STAMP) ## the status page in a real browser (Debian's chromium)
+	$(BIN)/python -m pytest tests/system/test_page.py $(ARGS)
+
+screenshots: $(STAMP) ## docs/images anew, from a worker with traffic (Debian's chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
+	$(BIN)/python -m tests.system.screenshots
 
 install: ## the worker and its systemd units on this machine (root)
 	systemd/install.sh

@@ -13,12 +13,25 @@ from typing import NamedTuple
 from gigaoffice_worker.devkafka import KafkaCluster
 
 NAMED = "KAFKA_TEST_BOOTSTRAP"
+# Seconds
 ENGINE_LIMIT = 10.0
+IMAGE_LIMIT = 240.0
+START_LIMIT = 120
 
-# In a process of its own, so that its time is limited, and its open sockets and warnings are not ours.
+# In processes of their own, so that their time is limited, and their open sockets and warnings are not ours.
 _ASK_ENGINE = """
 from testcontainers.core.docker_client import DockerClient
 DockerClient(timeout=3).client.ping()
+"""
+_FETCH_IMAGE = """
+import sys
+import docker.errors
+from testcontainers.core.docker_client import DockerClient
+images = DockerClient().client.images
+try:
+    images.get(sys.argv[1])
+except docker.errors.ImageNotFound:
+    images.pull(sys.argv[1])
 """
 
 
@@ -47,11 +60,17 @@ def any_broker() -> Iterator[Broker]:
 
 def docker_answers() -> bool:
     """Tell whether a Docker engine can be used, within ENGINE_LIMIT seconds."""
-    command = [sys.executable, "-c", _ASK_ENGINE]
+    return _said_by(_ASK_ENGINE, limit=ENGINE_LIMIT) == ""
+
+
+def _said_by(program: str, *arguments: str, limit: float) -> str:
+    """Run a program and return the last line of its error, nothing when it ended well."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
     try:
-        return subprocess.run(command, capture_output=True, timeout=ENGINE_LIMIT, check=False).returncode == 0
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return False
+        return f"no answer within {limit:g} s"
+    return "" if done.returncode == 0 else (done.stderr.strip() or "it failed without a word").splitlines()[-1]
 
 
 class _ContainerError(Exception):
@@ -66,13 +85,20 @@ def _container() -> Iterator[str]:
             from testcontainers.community.kafka import KafkaContainer
         except ImportError:
             from testcontainers.kafka import KafkaContainer
+        from testcontainers.core.config import testcontainers_config
+
+        if "TESTCONTAINERS_RYUK_DISABLED" not in os.environ:
+            # Its cleaner is a second image, which wants the engine's socket and rights that podman does not give.
+            testcontainers_config.ryuk_disabled = True
         container = KafkaContainer().with_kraft().with_env("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
+        if error := _said_by(_FETCH_IMAGE, container.image, limit=IMAGE_LIMIT):
+            raise _ContainerError(f"{container.image} cannot be had: {error}")
         try:
-            container.start(timeout=120)
+            container.start(timeout=START_LIMIT)
         except Exception as error:  # a missing image, a refused mount: whatever it is, there is the embedded Kafka
             with contextlib.suppress(Exception):
                 container.stop()
-            raise _ContainerError(str(error)) from error
+            raise _ContainerError(f"{type(error).__name__}: {error}") from error
         try:
             yield container.get_bootstrap_server()
         finally:

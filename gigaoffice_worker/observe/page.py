@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
@@ -14,7 +15,9 @@ def status_page(document: Mapping[str, Any]) -> str:
     """Return the page as HTML. A browser with scripts keeps it live; without them it shows this moment and reloads."""
     # Inside of a script element "<" is the only character that could end it.
     data = json.dumps(document, default=str).replace("<", "\\u003c")
-    return _template().replace("__STATUS__", data, 1).replace("__PLAIN__", _plain(document), 1)
+    # In one go: what is filled in may itself read like a place to be filled.
+    filling = {"__STATUS__": data, "__PLAIN__": _plain(document)}
+    return re.sub("|".join(filling), lambda place: filling[place[0]], _template())
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +31,10 @@ def _plain(document: Mapping[str, Any]) -> str:
         ("state", f"{document['state']}, {ready}"),
         *((f"why not ready ({number})", reason) for number, reason in enumerate(document["not_ready"], 1)),
         *document["requests"].items(),
+        ("shared gate", "closed" if document["gate"]["closed"] else "open"),
+        ("storm guard", document["storm_guard"]["error_type"] if document["storm_guard"]["open"] else "quiet"),
         *((f"partition {each['partition']}", _partition(each)) for each in document["partitions"]),
+        ("last failed request", _failure(document["last_error"])),
     ]
     cells = "".join(f"<tr><th>{html.escape(str(name))}<td>{html.escape(str(value))}</tr>" for name, value in rows)
     return f"<table>{cells}</table>"
@@ -36,3 +42,9 @@ def _plain(document: Mapping[str, Any]) -> str:
 
 def _partition(row: Mapping[str, Any]) -> str:
     return f"lag {row['lag']}, position {row['position']}, committed {row['committed']}, paused {row['paused']}"
+
+
+def _failure(error: Mapping[str, Any] | None) -> str:
+    if error is None:
+        return "none since the start"
+    return f"{error['at']}: {error['error_type']}, request {error['request_id'] or 'without id'}"

@@ -13,8 +13,10 @@ MISCHIEF = Path("/run/mischief")
 
 
 def handle(request):
-    """Answer after `seconds`, or do the mischief that `do` names."""
+    """Answer after `seconds`, raise an error that is called as `raise` says, or do the mischief that `do` names."""
     time.sleep(request.payload.get("seconds", 0))
+    if name := request.payload.get("raise"):
+        raise type(name, (Exception,), {})("as asked")
     if MISCHIEF.exists():
         match request.payload.get("do"):
             case "stall":

@@ -16,6 +16,9 @@ def document(**changed: object) -> dict[str, object]:
         "not_ready": [],
         "not_live": [],
         "requests": {"queued": 3, "running": 1},
+        "gate": {"closed": False},
+        "storm_guard": {"open": False, "error_type": None},
+        "last_error": None,
         "partitions": [{"partition": 0, "lag": 4, "position": 9, "committed": 5, "paused": None}],
         **changed,
     }
@@ -42,6 +45,25 @@ def test_nothing_in_the_status_becomes_markup() -> None:
     assert embedded(page)["not_ready"] == [evil]
     assert "<img" not in page
     assert page.count("<script") == status_page(document()).count("<script")
+
+
+def test_status_that_reads_like_a_place_to_be_filled_stays_text() -> None:
+    name = "__PLAIN__ and __STATUS__"
+    page = status_page(document(state=name))
+    assert embedded(page) == document(state=name)
+    assert f"<td>{name}, ready" in page
+
+
+def test_last_failure_guard_and_gate_are_told_without_scripts() -> None:
+    failure = {"at": "12:00", "error_type": "ValueError", "request_id": "r-1"}
+    guard = {"open": True, "error_type": "ModelDownError"}
+    page = status_page(document(last_error=failure, storm_guard=guard, gate={"closed": True}))
+    for row in (
+        "<th>shared gate<td>closed",
+        "<th>storm guard<td>ModelDownError",
+        "<th>last failed request<td>12:00: ValueError, request r-1",
+    ):
+        assert row in page
 
 
 def test_page_asks_nobody_but_the_worker() -> None:
