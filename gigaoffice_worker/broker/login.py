@@ -46,7 +46,7 @@ class Password(NamedTuple):
         try:
             return read_secret(path)
         except (OSError, ValueError) as error:
-            raise SaslAuthenticationFailedError(f"KAFKA_SASL_PASSWORD_FILE={path!r}: {error}") from error
+            raise SaslAuthenticationFailedError(f"KAFKA_SASL_PASSWORD_FILE={path!r} cannot be used: {error}") from error
 
 
 class _LateLogin(SaslMechanism):  # type: ignore[misc]  # the client ships no types
