@@ -52,12 +52,16 @@ def _by_instance(metric: str) -> Query:
     return Query(f"max by (instance) ({P}{metric}{{{W}}})", "{{instance}}")
 
 
+# A reason has no series before it occurs for the first time, and that is a nought, not "no data".
+NONE = f"0 * sum (up{{{W}}})"
+NOT_READY = Query(f"sum ({P}not_ready{{{W}}}) or {NONE}", "reasons")
 DEAD = 'reason=~"attempts-exhausted|timed-out|response-too-large"'
+FAILED = _rate("messages_failed_total", selector=f"{W}, {DEAD}")
 
 ROWS: Mapping[str, Sequence[Panel]] = {
     "At a glance": [
         Panel("Workers up", "Scraped workers.", "short", [Query(f"sum (up{{{W}}})", "up")], 4, "stat"),
-        Panel("Not ready", "Reasons why workers are not ready.", "short", [_sum("not_ready", "reasons")], 4, "stat"),
+        Panel("Not ready", "Reasons why workers are not ready.", "short", [NOT_READY], 4, "stat"),
         Panel(
             "Finished", "Requests finished a second.", "reqps", [Query(_rate("requests_total"), "finished")], 4, "stat"
         ),
@@ -65,7 +69,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Failed by us",
             "Share of requests that ended as dead letters, but for what requesters got wrong. The budget is 1 %.",
             "percentunit",
-            [Query(f"{_rate('messages_failed_total', selector=f'{W}, {DEAD}')} / {_rate('requests_total')}", "failed")],
+            [Query(f"({FAILED} or {NONE}) / {_rate('requests_total')}", "failed")],
             4,
             "stat",
         ),

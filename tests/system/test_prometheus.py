@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import urllib.parse
@@ -179,6 +180,23 @@ def test_a_working_worker_is_seen_and_raises_no_alert(prometheus, worker, kafka)
     assert prometheus.firing() == set()
 
 
+def panels():
+    """Yield each panel of the dashboard with its expressions, as Grafana would ask them."""
+    program = runpy.run_path(str(stage.ROOT / "deploy/grafana/generate.py"))
+    given = {"$job": "gigaoffice-worker", "$instance": ".+", "$__rate_interval": "10s"}
+    for panel in (panel for row in program["ROWS"].values() for panel in row):
+        expressions = [query.expr for query in panel.queries]
+        for variable, value in given.items():
+            expressions = [expression.replace(variable, value) for expression in expressions]
+        yield panel, expressions
+
+
+def test_figures_of_the_dashboard_are_there_before_anything_goes_wrong(prometheus):
+    figures = {panel.title: expressions[0] for panel, expressions in panels() if panel.kind == "stat"}
+    assert [title for title, expression in figures.items() if not prometheus.query(expression)] == []
+    assert prometheus.query(figures["Not ready"]) == [({}, 0.0)]
+
+
 def test_failing_requests_raise_the_burn_rate_and_then_the_storm_guard(prometheus, worker, kafka, tmp_path):
     outage = tmp_path / "outage"
     outage.touch()
@@ -193,6 +211,12 @@ def test_failing_requests_raise_the_burn_rate_and_then_the_storm_guard(prometheu
     prometheus.wait_firing("GigaOfficeWorkerStormGuard")
     outage.unlink()
     prometheus.wait_quiet()
+
+
+def test_every_panel_of_the_dashboard_has_something_to_show(prometheus):
+    asked = [(panel.title, expression) for panel, expressions in panels() for expression in expressions]
+    assert len(asked) > 40
+    assert [each for each in asked if not prometheus.query(each[1])] == []
 
 
 def _pass_time(prometheus, scrapes):
