@@ -46,7 +46,7 @@ def test_a_rotated_password_is_noticed_told_and_healed_by_its_file(cluster, topi
         "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256",
         "KAFKA_SASL_USERNAME": "worker",
         "KAFKA_SASL_PASSWORD_FILE": str(file),
-        # Whoever is locked out for longer than his session loses his partitions, and what was not committed is repeated.
+        # Whoever is locked out beyond his session loses his partitions, and what was not committed is repeated.
         "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "45000",
     }
     with Scene(cluster.bootstrap("BROKER"), topic_set, tmp_path) as scene:
