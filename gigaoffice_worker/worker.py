@@ -34,7 +34,7 @@ from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.engine.status import Engine, Observer
 from gigaoffice_worker.engine.topicwatch import TopicWatch
 from gigaoffice_worker.handlers.loading import Handler, load
-from gigaoffice_worker.observe import health
+from gigaoffice_worker.observe import health, tracing
 from gigaoffice_worker.observe.logs import dump_stacks
 from gigaoffice_worker.observe.metrics import Metrics, total
 from gigaoffice_worker.observe.page import status_page
@@ -52,6 +52,8 @@ _HOLD_DRAIN = "draining"
 _HOLD_DELIVERY = "delivery"
 # What is left of the drain time for leaving the group and closing clients once handlers have been given up.
 _CLOSE_WITHIN = 4.0
+# Seconds for the last spans: at least, and at most if the drain leaves so many.
+_FLUSH_WITHIN = (0.5, 5.0)
 
 
 class HangingHandlersError(WorkerError):
@@ -81,6 +83,10 @@ class Worker:
         self._logins = LoginWatch()
         self._observer = Observer(self._topics, self._logins, config.topics.dlq.name, _longest_request(config))
         self._engine: Engine | None = None
+        self._spans = tracing.spans(
+            os.environ, group=config.consumer.group, client_id=config.kafka.client_id, version=__version__
+        )
+        self._drain_until = 0.0
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
         self._watchdog_every = watchdog_interval(os.environ.get("WATCHDOG_USEC"), os.environ.get("WATCHDOG_PID"))
         self._next_watchdog = self._next_status = 0.0
@@ -135,6 +141,8 @@ class Worker:
             engine.delivery.stop()
             engine.delivery.join(1.0)
             engine.delivery.close(1.0)
+        if self._spans is not None:
+            self._spans.close(max(_FLUSH_WITHIN[0], min(_FLUSH_WITHIN[1], self._drain_until - time.monotonic())))
         if self._handler is not None and (engine is None or engine.pool.join(0.5)):
             _close_handler(self._handler)
         self._side_port.close(time.monotonic() + 1.0)
@@ -197,6 +205,7 @@ class Worker:
             rebuilt=self._metrics.producer_rebuilds.inc,
             send_failed=self._metrics.publish_failures.inc,
             died=self._died,
+            traced=self._spans.acknowledged if self._spans is not None else None,
         )
         delivery = Delivery(
             wire,
@@ -217,7 +226,7 @@ class Worker:
         pool = Pool(
             worker.concurrency,
             monitor,
-            Processor(handler.call, worker.attempt_timeout),
+            Processor(self._spans.around(handler.call) if self._spans else handler.call, worker.attempt_timeout),
             lambda work, verdict: delivery.deliver(work, verdict, self._request_partitions()),
             self._metrics,
             self._died,
@@ -241,6 +250,8 @@ class Worker:
         if engine is None:
             return
         engine.pool.abandon_overdue(self._config.worker.attempt_timeout)
+        if self._spans is not None:
+            self._spans.end_overdue()
         if engine.pool.all_hanging:
             message = f"{engine.pool.abandoned} handler calls hang beyond WORKER_ATTEMPT_TIMEOUT"
             raise HangingHandlersError(
@@ -317,7 +328,7 @@ class Worker:
         if engine is None:
             log.info("Worker stopped", exit_code=EXIT_DRAINED)
             return EXIT_DRAINED
-        deadline = time.monotonic() + self._config.worker.drain_timeout
+        deadline = self._drain_until = time.monotonic() + self._config.worker.drain_timeout
         log.info(
             "Worker draining", in_flight=engine.monitor.counts().running, timeout=self._config.worker.drain_timeout
         )

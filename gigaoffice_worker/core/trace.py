@@ -29,6 +29,15 @@ def trace_context(headers: Mapping[str, bytes]) -> dict[str, bytes]:
     return {TRACEPARENT: parent, TRACESTATE: state}
 
 
+def trace_fields(headers: Mapping[str, bytes]) -> dict[str, str]:
+    """Return `trace_id` and `span_id` of a valid trace context, as log lines carry them; else nothing."""
+    parent = headers.get(TRACEPARENT)
+    if parent is None or not _PARENT.fullmatch(parent):
+        return {}
+    _version, trace, span, _flags = parent.decode("ascii").split("-")
+    return {"trace_id": trace, "span_id": span}
+
+
 def _is_state(value: bytes) -> bool:
     if len(value) > _LONGEST_STATE:
         return False

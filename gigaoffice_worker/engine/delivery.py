@@ -20,7 +20,7 @@ import structlog
 
 from gigaoffice_worker.broker.producer import Producer, SendFailure, classify
 from gigaoffice_worker.core.messages import UnserialisableError, Wire, encode_response
-from gigaoffice_worker.core.records import Failure, Letter, Reason, Verdict
+from gigaoffice_worker.core.records import Failure, Letter, Reason, Record, Verdict
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.engine.outlets import Outlet, Parcel, Shipment
 
@@ -60,6 +60,8 @@ class Hooks:
     rebuilt: Callable[[], None]
     send_failed: Callable[[int], None]
     died: Callable[[BaseException], None] = _raise
+    # Who draws spans hears of each letter that is acknowledged, and how many seconds that took. Must not raise.
+    traced: Callable[[Letter, Record, float], None] | None = None
 
 
 class Delivery:
@@ -188,6 +190,8 @@ class Delivery:
             self._wake.set()
         elif parcel.outlet.repairing:
             self._wake.set()
+        if self._hooks.traced is not None and not parcel.refused:
+            self._hooks.traced(parcel.letter, parcel.shipment.work.record, self._clock() - parcel.first_sent_at)
 
     def collect(self) -> list[Delivered]:
         """Return the outcomes that have become durable since the last call (the consumer thread's)."""

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 
 import structlog
 
+from gigaoffice_worker.core.messages import last_values
 from gigaoffice_worker.core.records import Attempt, Ended, Failure, Verdict
 from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.engine.monitor import Late, Monitor
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics
@@ -154,8 +156,10 @@ class Pool:
 
 
 def where(work: Work) -> dict[str, object]:
-    """Return the facts that say which record a log line is about."""
-    return {"topic": work.record.topic, "partition": work.record.partition, "offset": work.record.offset}
+    """Return the facts that say which record a log line is about, and which trace it belongs to."""
+    record = work.record
+    place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    return {**place, **trace_fields(last_values(record.headers))}
 
 
 def _facts(work: Work, number: int, made: Attempt) -> dict[str, object]:

@@ -12,6 +12,7 @@ from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, Deadline, Ended, Failure, Request
 from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.trace import trace_fields
 
 Handler = Callable[[Request], Any]
 
@@ -51,13 +52,16 @@ class Processor:
             record.offset,
             record.timestamp,
         )
-        structlog.contextvars.bind_contextvars(request_id=work.id)
+        facts = {"request_id": work.id}
+        if request.headers:
+            facts |= trace_fields(request.headers)
+        structlog.contextvars.bind_contextvars(**facts)
         try:
             result = self._handler(request)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
             return _failed(error, time.monotonic() - started)
         finally:
-            structlog.contextvars.unbind_contextvars("request_id")
+            structlog.contextvars.unbind_contextvars(*facts)
         seconds = time.monotonic() - started
         if isinstance(result, dict) and result.get("success") is False:
             return Attempt(Ended.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))

@@ -18,13 +18,15 @@ FLOORS: Mapping[str, int] = {
     "gigachat": logging.ERROR,  # warns of each refusal, with its address; the handler's error says it too
     "httpcore": logging.WARNING,
     "httpx": logging.WARNING,
+    "urllib3": logging.ERROR,  # sends the spans; what fails there is told by the exporter
     "waitress": logging.WARNING,
     "waitress.queue": logging.ERROR,
 }
-RATE_LIMITED = frozenset({"kafka", "waitress"})
+RATE_LIMITED = frozenset({"kafka", "opentelemetry", "waitress"})
 
 _EVENTS: Mapping[str, str] = {
     "kafka": "Kafka client message",
+    "opentelemetry": "Tracing message",
     "waitress": "Side port message",
     "py": "Python warning",
 }
