@@ -10,7 +10,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 LIMIT = 30.0
@@ -151,6 +158,16 @@ def committed(bootstrap: str, group: str, topic: str) -> dict[int, tuple[int, st
         if place.error is not None:
             raise KafkaException(place.error)
     return {place.partition: (place.offset, _metadata(place)) for place in places if place.offset >= 0}
+
+
+def set_offsets(bootstrap: str, group: str, topic: str, positions: Mapping[int, int]) -> None:
+    """Commit positions for a group that has no members; KafkaException where it has some."""
+    places = [TopicPartition(topic, partition, position) for partition, position in positions.items()]
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
+        for place in future.result(LIMIT).topic_partitions:
+            if place.error is not None:
+                raise KafkaException(place.error)
 
 
 def lag(bootstrap: str, group: str, topic: str) -> int:

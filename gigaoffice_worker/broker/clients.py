@@ -6,6 +6,7 @@ one silent server would use up all of its time. It raises nothing but WorkerErro
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
 from gigaoffice_worker.broker.clock import steady_the_client
+from gigaoffice_worker.broker.decoding import limit_the_client
 from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.preflight import preflight
 from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
@@ -47,6 +49,10 @@ RECEIVE: Final = 100 * 1024 * 1024
 
 _DEAD_PEER: Final = 30
 _SILENT: Final = "the server accepts connections but does not answer as Kafka does"
+# A broker that starts, or wakes up, may answer connections before it answers this question.
+_NO_VERSION: Final = "requires >= Kafka 0.11"
+_NO_VERSION_HINT: Final = "Check that the broker has started and does not hang; Apache Kafka 2.1 or newer is needed."
+_NO_CODEC: Final = re.compile(r"Libraries for (\w+) compression codec not found")
 _SILENT_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
 
 
@@ -155,8 +161,9 @@ def reachable(config: Config, timeout: float) -> Config:
 
 @contextmanager
 def constructing(during: str, config: Config) -> Iterator[None]:
-    """Give the client its clock, and translate what its constructor raises, with the reason that it only logs."""
+    """Give the client its clock and its limits, and translate what its constructor raises, with the reason that it only logs."""
     steady_the_client()
+    limit_the_client()
     with ConnectionErrors() as heard:
         try:
             yield
@@ -167,9 +174,9 @@ def constructing(during: str, config: Config) -> Iterator[None]:
             told = to_worker_error(error, during)
             raise type(told)(f"{told}, at an address that the cluster advertises", hint=told.hint) from error
         except (AssertionError, KeyError, ValueError) as error:
-            # The client asserts and looks up what it is configured with.
-            message = f"{during}: the Kafka client refuses its configuration: {describe(error)}"
-            raise ConfigurationError(message, hint="Is a compression library missing?") from error
+            if heard.refusal:
+                raise AccessError(f"{during}: {BAD_CREDENTIALS.cause}: {heard.refusal}", hint=BAD_CREDENTIALS.hint) from error
+            raise _refused_by_the_client(error, during) from error
         except Exception as error:
             if heard.refusal or (isinstance(error, IncompatibleBrokerVersion) and config.kafka.sasl_mechanism):
                 # A refused login leaves the client without the broker's versions, which is all that it raises.
@@ -180,6 +187,18 @@ def constructing(during: str, config: Config) -> Iterator[None]:
                 raise UnreachableError(f"{during}: {_SILENT} ({heard.newest})", hint=_SILENT_HINT) from error
             told = to_worker_error(error, during)
             raise type(told)(f"{told}{heard.newest and f' ({heard.newest})'}", hint=told.hint) from error
+
+
+def _refused_by_the_client(error: Exception, during: str) -> WorkerError:
+    """Tell what the client asserts and looks up: what it is configured with, or what the broker has told of itself."""
+    text = str(error)
+    if _NO_VERSION in text:
+        return UnreachableError(f"{during}: the broker does not tell which version it has", hint=_NO_VERSION_HINT)
+    if missing := _NO_CODEC.search(text):
+        message = f"{during}: the library for {missing[1]} compression is not installed"
+        return ConfigurationError(message, hint="Install the worker anew, or set another KAFKA_PRODUCER_COMPRESSION_TYPE.")
+    message = f"{during}: the Kafka client refuses its configuration: {describe(error)}"
+    return ConfigurationError(message, hint="Check the configuration with `gigaoffice-worker check`.")
 
 
 def _ms(seconds: float) -> int:

@@ -1,7 +1,7 @@
 """The consumer as the engine wants it: plain functions for a rebalance, our own exceptions, a time limit on every call.
 
 Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
-in this file only, and held by a test: the member's generation and session, the partition whose data cannot be decoded,
+in this file only (what cannot be decoded: in `decoding`), and held by a test: the member's generation and session,
 asking for high watermarks without waiting and for several committed positions at once, a commit that is sent once, a
 rebalance that is pending.
 """
@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
+from kafka.util import Timer
 
 from gigaoffice_worker.broker.clock import STEADY
+from gigaoffice_worker.broker.decoding import UndecodableError, set_aside, watch
 from gigaoffice_worker.core.records import Record
 
 _LATEST = -1
@@ -64,16 +66,6 @@ class OutOfRangeError(Exception):
         self.positions = dict(positions)
 
 
-class UndecodableError(Exception):
-    """The client cannot decode what stands at `offset` of `partition`; nothing behind it can be read either."""
-
-    def __init__(self, partition: int, offset: int, cause: Exception) -> None:
-        super().__init__(f"record {partition}-{offset} cannot be decoded: {cause!r}")
-        self.partition = partition
-        self.offset = offset
-        self.cause = cause
-
-
 class Consumer:
     """A subscription to one topic, in partitions' numbers rather than the client's pairs."""
 
@@ -99,6 +91,7 @@ class Consumer:
                 note_assigned()
                 on_assigned(frozenset(tp.partition for tp in assigned if tp.topic == topic))
 
+        watch(self._client._fetcher)  # noqa: SLF001
         self._client.subscribe([topic], listener=Listener())
 
     def poll(self, timeout: float, limit: int) -> dict[int, list[Record]]:
@@ -108,7 +101,8 @@ class Consumer:
         """
         self._go_on_joining()
         try:
-            batches = self._client.poll(timeout_ms=int(timeout * 1000), max_records=limit)
+            # One round of the client's `poll`, which would spin through the last millisecond of its time.
+            batches = self._client._poll_once(Timer(int(timeout * 1000)), limit)  # noqa: SLF001
         except kafka_errors.OffsetOutOfRangeError as error:
             raise OutOfRangeError({tp.partition: at for tp, at in error.args[0].items()}) from error
         except kafka_errors.NoOffsetForPartitionError:
@@ -116,11 +110,9 @@ class Consumer:
             return {}
         except kafka_errors.FencedInstanceIdError as error:
             raise FencedError from error
-        except Exception as error:
-            stuck = self._set_stuck_data_aside()
-            if stuck is None:
-                raise
-            raise UndecodableError(*stuck, error) from error
+        except UndecodableError as error:
+            set_aside(self._client._fetcher, error.partition)  # noqa: SLF001
+            raise
         return {tp.partition: [_record(record) for record in records] for tp, records in batches.items()}
 
     def _go_on_joining(self) -> None:
@@ -132,20 +124,6 @@ class Consumer:
         coordinator = self._client._coordinator  # noqa: SLF001
         if coordinator.join_future is not None:
             coordinator.request_rejoin()
-
-    def _set_stuck_data_aside(self) -> tuple[int, int] | None:
-        """Return (partition, offset) of fetched data that raised while it was decoded, and drop that data.
-
-        The client would otherwise come back to the same dead iterator in a loop without end.
-        """
-        fetcher = self._client._fetcher  # noqa: SLF001
-        data = fetcher._next_partition_records  # noqa: SLF001
-        if not data:
-            return None
-        partition, offset = data.topic_partition.partition, data.next_fetch_offset
-        data.drain()
-        fetcher._next_partition_records = None  # noqa: SLF001
-        return partition, offset
 
     def membership(self) -> Membership | None:
         """Return who we are in the group, or None while we are not in it."""

@@ -13,7 +13,8 @@ from typing import Literal
 
 import structlog
 
-from gigaoffice_worker.broker.consumer import Consumer, FencedError, OutOfRangeError, UndecodableError
+from gigaoffice_worker.broker.consumer import Consumer, FencedError, OutOfRangeError
+from gigaoffice_worker.broker.decoding import UndecodableError
 from gigaoffice_worker.broker.errors import is_fatal, to_worker_error
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from gigaoffice_worker.core.pacing import Share
@@ -23,6 +24,7 @@ from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.monitor import Monitor
 from gigaoffice_worker.engine.ownership import COMMIT_WITHIN, Ownership
+from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -81,9 +83,9 @@ class ConsumerThread:
             auto_offset_reset=intake.auto_offset_reset,
             rebalance_wait=intake.rebalance_wait,
         )
-        # Replaced and never changed, so that observers may read them without a lock.
+        self._quarantine = Quarantine(intake.topic)
+        # Replaced and never changed, so that observers may read it without a lock.
         self.paused: Mapping[int, str] = {}
-        self.quarantined: Mapping[int, tuple[int, str]] = {}
         self.trouble: str | None = None
         self.clean = False
         self._failures = 0
@@ -115,6 +117,11 @@ class ConsumerThread:
     @property
     def joined(self) -> bool:
         return self.ownership.joined_at is not None
+
+    @property
+    def quarantined(self) -> Mapping[int, Undecodable]:
+        """What cannot be decoded, by partition."""
+        return self._quarantine.held
 
     def _run(self) -> None:
         try:
@@ -185,7 +192,7 @@ class ConsumerThread:
             for partition, position in error.positions.items():
                 self._start_over(partition, position)
         except UndecodableError as error:
-            self._quarantine(error)
+            self._quarantine.admit(error, time.monotonic())
         except FencedError:
             raise
         except Exception as error:  # noqa: BLE001  # no outage ends the worker once it has joined
@@ -223,17 +230,6 @@ class ConsumerThread:
         self._metrics.offset_resets.inc()
         self.ownership.begin_anew(partition)
 
-    def _quarantine(self, error: UndecodableError) -> None:
-        self.quarantined = {**self.quarantined, error.partition: (error.offset, repr(error.cause))}
-        log.error(
-            "Partition quarantined: a record cannot be decoded, and nothing is skipped",
-            topic=self._intake.topic,
-            partition=error.partition,
-            offset=error.offset,
-            error=repr(error.cause),
-            hint="stop the workers and set the group's offset behind the record to step over it",
-        )
-
     def _poll_failed(self, error: Exception) -> None:
         told = to_worker_error(error, during="reading the request topic")
         if not self.joined and is_fatal(error):
@@ -258,7 +254,7 @@ class ConsumerThread:
             self.ownership.assign(partitions)
             # The client has forgotten what was paused.
             self.paused = {}
-            self.quarantined = {p: at for p, at in self.quarantined.items() if p in self.ownership.assignments}
+            self._quarantine.keep(self.ownership.assignments)
             self._pace()
         except Exception as error:  # noqa: BLE001
             self._raised = error
@@ -270,7 +266,9 @@ class ConsumerThread:
         full = self._delivery.unsettled_bytes > MAX_BYTES
         (self._monitor.hold if full else self._monitor.release)(_HOLD_BYTES)
         wanted = self._reasons("bytes" if full else None)
-        pause, resume = wanted.keys() - self.paused.keys(), self.paused.keys() - wanted.keys()
+        # Also where only the reason is another: a partition that has just got its position was resumed with it.
+        pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
+        resume = self.paused.keys() - wanted.keys()
         known = self.ownership.assignments.keys() | self.ownership.unpositioned
         if pause:
             self._consumer.pause(pause & known)
@@ -285,10 +283,11 @@ class ConsumerThread:
             everywhere = "storm-guard"
         assignments = self.ownership.assignments
         share = Share.of(len(assignments), MAX_RECORDS, MAX_BYTES)
+        now = time.monotonic()
         reasons = dict.fromkeys(self.ownership.unpositioned, "position unknown")
         for partition, held in assignments.items():
             paused = partition in self.paused
-            if partition in self.quarantined:
+            if self._quarantine.shuts_in(partition, now):
                 reasons[partition] = "undecodable record"
             elif everywhere is not None:
                 reasons[partition] = everywhere
@@ -305,15 +304,16 @@ class ConsumerThread:
         if delivered:
             self._monitor.settle([outcome.work for outcome in delivered])
             now = time.time()
-            for outcome in delivered:
-                timestamp = outcome.work.record.timestamp
-                self._metrics.request_finished(outcome.verdict, max(0.0, now - timestamp) if timestamp else 0.0)
+            written = (outcome.work.record.timestamp for outcome in delivered)
+            ages = (max(0.0, now - timestamp) if timestamp else 0.0 for timestamp in written)
+            self._metrics.requests_finished((outcome.verdict for outcome in delivered), ages)
 
     def _watch_watermarks(self, now: float) -> None:
         for partition, assignment in self.ownership.assignments.items():
             assignment.watermark = self._consumer.watermark(partition)
             if (position := self._consumer.position(partition)) is not None:
                 self._monitor.advance(assignment, position)
+        self._quarantine.let_out(self._consumer.position)
         if now >= self._next_watermarks:
             self._next_watermarks = now + _WATERMARKS_EVERY
             self._consumer.request_watermarks(p for p in self.paused if p in self.ownership.assignments)

@@ -6,7 +6,11 @@ so they cannot be stale and a partition that is gone leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -14,14 +18,14 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from gigaoffice_worker.core.records import Ended, Reason, Verdict
 from gigaoffice_worker.observe.health import Snapshot
@@ -104,23 +108,27 @@ class Metrics:
         self._attempts[ended].inc()
         self.handler_duration.observe(seconds)
 
-    def request_finished(self, verdict: Verdict, seconds: float) -> None:
-        """Count a request whose outcome became durable `seconds` after its record was written."""
-        if verdict.reason is not None:
-            self._dead[verdict.reason].inc()
-            self._dead_lettered.inc()
-        else:
-            (self._failed if verdict.failure else self._completed).inc()
-        self.end_to_end.observe(seconds)
+    def requests_finished(self, verdicts: Iterable[Verdict], seconds: Iterable[float]) -> None:
+        """Count requests whose outcomes became durable, each so many seconds after its record was written."""
+        counts: Tally[Counter] = Tally()
+        for verdict in verdicts:
+            if verdict.reason is not None:
+                counts[self._dead[verdict.reason]] += 1
+                counts[self._dead_lettered] += 1
+            else:
+                counts[self._failed if verdict.failure else self._completed] += 1
+        for counter, number in counts.items():
+            counter.inc(number)
+        self.end_to_end.observe(*seconds)
 
     def totals(self) -> dict[str, float]:
         """Return what has been counted since the start, for those who ask twice and take the difference."""
-        calls = {sample.name: sample.value for family in self.handler_duration.collect() for sample in family.samples}
+        calls, seconds = self.handler_duration.count_and_sum()
         return {
             "finished": total(self.requests),
             "dead_lettered": sum(total(dead) for dead in self._dead.values()),
-            "handler_calls": int(calls[f"{PREFIX}handler_duration_seconds_count"]),
-            "handler_seconds": round(calls[f"{PREFIX}handler_duration_seconds_sum"], 6),
+            "handler_calls": calls,
+            "handler_seconds": round(seconds, 6),
         }
 
     def observe(self, snapshot: Callable[[], Snapshot]) -> None:
@@ -133,8 +141,48 @@ class Metrics:
     def _gauge(self, name: str, meaning: str) -> Gauge:
         return Gauge(PREFIX + name, meaning, registry=self.registry)
 
-    def _histogram(self, name: str, meaning: str) -> Histogram:
-        return Histogram(PREFIX + name, meaning, buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, meaning: str) -> Durations:
+        histogram = Durations(PREFIX + name, meaning)
+        self.registry.register(histogram)
+        return histogram
+
+
+class Durations(Collector):
+    """A histogram of seconds, at a third of what the library's own costs: several are counted for each request."""
+
+    def __init__(self, name: str, meaning: str, bounds: Sequence[float] = _SECONDS) -> None:
+        self._name = name
+        self._meaning = meaning
+        self._bounds = bounds
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, *seconds: float) -> None:
+        """Count one duration, or several at once."""
+        bounds, counts = self._bounds, self._counts
+        with self._lock:
+            for each in seconds:
+                counts[bisect_left(bounds, each)] += 1
+                self._sum += each
+
+    def count_and_sum(self) -> tuple[int, float]:
+        """Return how many durations were counted, and their sum in seconds."""
+        with self._lock:
+            return sum(self._counts), self._sum
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metric, so that a second one of its name is refused."""
+        yield HistogramMetricFamily(self._name, self._meaning)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram as it is now."""
+        with self._lock:
+            counts, total_seconds = list(accumulate(self._counts)), self._sum
+        edges = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        yield HistogramMetricFamily(
+            self._name, self._meaning, buckets=list(zip(edges, counts, strict=True)), sum_value=total_seconds
+        )
 
 
 class _Gauges(Collector):
@@ -198,6 +246,11 @@ def _per_partition(now: Snapshot) -> Iterator[Metric]:
         ("consumer_lag_records", "Records behind the committed offset, up to the end of the log.", lambda p: p.lag),
         ("consumer_lag_seconds", "Age of the oldest unfinished record; 0 when caught up.", lambda p: p.lag_seconds),
         ("committed_offset", "The committed offset.", lambda p: p.committed),
+        (
+            "quarantined_offset",
+            "Where a record stands that cannot be decoded.",
+            lambda p: p.quarantined["offset"] if p.quarantined else None,
+        ),
     )
     for name, meaning, read in columns:
         family = GaugeMetricFamily(PREFIX + name, meaning, labels=["partition"])

@@ -1,0 +1,176 @@
+"""What the client cannot decode: which partition it is, at which offset, and where the next readable record stands.
+
+The client raises from somewhere within `poll`, often without a word about the partition, and would come back to the
+same dead data in a loop without end. So its fetcher is watched where it decodes. It also decompresses whatever a batch
+claims to be: a batch of a megabyte that unpacks to gigabytes is within a topic's limits and would end the process.
+What the client keeps to itself is touched in this file only, and held by a test.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+import lz4.frame  # type: ignore[import-untyped]
+import zstandard
+from kafka import TopicPartition
+from kafka import errors as kafka_errors
+from kafka.consumer.fetcher import Fetcher
+from kafka.record import default_records, legacy_records
+
+UNPACKED_AT_LEAST: Final = 64 * 1024 * 1024
+UNPACKED_TIMES: Final = 20
+"""A batch may unpack to 64 MiB, or to twenty times its size where that is more. JSON seldom shrinks so far."""
+
+_CHUNK: Final = 1024 * 1024
+_LZ4_SHRINKS_TO: Final = 256
+"""LZ4 shrinks nothing to less than a 255th."""
+
+_LONGEST_REASON: Final = 300
+# Base offset, length, leader epoch, magic, checksum, attributes, last offset delta.
+_HEADER: Final = struct.Struct(">qiibIhi")
+_BEFORE_LENGTH_COUNTS: Final = 12
+_BYTES_IN_TEXT: Final = re.compile(r"""(?:bytearray\()?b(['"]).*?\1\)?""", re.DOTALL)
+
+# What the broker answered instead of records: it cannot read them either.
+_UNREADABLE: Final = (
+    kafka_errors.CorruptRecordError,
+    kafka_errors.UnknownError,
+    kafka_errors.UnsupportedCompressionTypeError,
+)
+
+
+class UndecodableError(Exception):
+    """The client cannot decode what stands at `offset` of `partition`; nothing behind it can be read either.
+
+    `behind` is where the next batch begins, None where that is not known. `reason` quotes nothing of the record.
+    """
+
+    def __init__(self, partition: int, offset: int, cause: Exception, behind: int | None = None) -> None:
+        self.partition = partition
+        self.offset = offset
+        self.cause = cause
+        self.behind = behind
+        self.reason = _reason(cause)
+        super().__init__(f"record {partition}-{offset} cannot be decoded: {self.reason}")
+
+
+class TooLargeUnpackedError(Exception):
+    """A batch unpacks to more than is taken."""
+
+
+def watch(fetcher: Fetcher) -> None:
+    """Let every failure to decode come out of the client as an UndecodableError."""
+    parse = fetcher._parse_fetched_data  # noqa: SLF001
+
+    def watched(completed: Any) -> Any:
+        try:
+            return parse(completed)
+        except kafka_errors.KafkaError as error:
+            # A refused right and a position outside of the log are no matter of decoding. The bare class is the
+            # client's word for an answer in which no batch is complete.
+            if isinstance(error, _UNREADABLE) or type(error) is kafka_errors.KafkaError:
+                raise UndecodableError(completed.topic_partition.partition, completed.fetched_offset, error) from error
+            raise
+
+    fetcher._parse_fetched_data = watched  # noqa: SLF001
+    fetcher.PartitionRecords = _Records
+
+
+def set_aside(fetcher: Fetcher, partition: int) -> None:
+    """Drop the fetched data of a partition that raised, or the client would come back to its dead iterator."""
+    data = fetcher._next_partition_records  # noqa: SLF001
+    if data and data.topic_partition.partition == partition:
+        data.drain()
+        fetcher._next_partition_records = None  # noqa: SLF001
+
+
+class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ships no types
+    """One partition's part of a fetch, which says where it could not be decoded."""
+
+    def __init__(self, fetch_offset: int, tp: TopicPartition, records: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(fetch_offset, tp, records, *arguments, **options)
+        self._raw: bytes = records._buffer  # noqa: SLF001
+
+    def take(self, n: int | None = None) -> list[Any]:
+        try:
+            return list(super().take(n))
+        except Exception as error:
+            offset = self.next_fetch_offset
+            behind = batch_end(self._raw, offset)
+            raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
+
+    def drain(self) -> None:
+        super().drain()
+        self._raw = b""
+
+
+def batch_end(raw: bytes, offset: int) -> int | None:
+    """Return the offset behind the batch that holds `offset`; None where the batches in `raw` do not say."""
+    at = 0
+    while at + _HEADER.size <= len(raw):
+        base, length, _, magic, _, _, delta = _HEADER.unpack_from(raw, at)
+        if magic != 2 or length + _BEFORE_LENGTH_COUNTS < _HEADER.size or delta < 0:  # nothing that it says counts
+            return None
+        end: int = base + delta + 1
+        if offset < end:
+            return end
+        at += _BEFORE_LENGTH_COUNTS + length
+    return None
+
+
+def limit_the_client() -> None:
+    """Give the client decoders that stop where a batch unpacks to too much. To be called before a client is made."""
+    for module in (default_records, legacy_records):
+        for name, decode in (("gzip_decode", gzip_decode), ("lz4_decode", lz4_decode), ("zstd_decode", zstd_decode)):
+            if hasattr(module, name):
+                setattr(module, name, decode)
+
+
+def gzip_decode(packed: bytes | memoryview) -> bytes:
+    """Unpack a batch. Raises TooLargeUnpackedError, and what the codec raises."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+        return _limited(stream.read, packed)
+
+
+def lz4_decode(packed: bytes) -> bytes:
+    """Unpack a batch. Raises TooLargeUnpackedError, and what the codec raises."""
+    if len(packed) * _LZ4_SHRINKS_TO < UNPACKED_AT_LEAST:  # nearly every batch; the stream takes ten times as long
+        return bytes(lz4.frame.decompress(packed))
+    with lz4.frame.LZ4FrameFile(io.BytesIO(packed)) as stream:
+        return _limited(stream.read, packed)
+
+
+def zstd_decode(packed: bytes) -> bytes:
+    """Unpack a batch. Raises TooLargeUnpackedError, and what the codec raises."""
+    decoder = zstandard.ZstdDecompressor()
+    with decoder.stream_reader(io.BytesIO(packed), read_across_frames=True) as stream:
+        return _limited(stream.read, packed)
+
+
+# Snappy cannot shrink anything to less than a twentieth, so it needs no limit.
+
+
+def _limited(read: Callable[[int], bytes], packed: bytes | memoryview) -> bytes:
+    left = limit = max(UNPACKED_AT_LEAST, UNPACKED_TIMES * len(packed))
+    unpacked = []
+    while chunk := read(_CHUNK):  # a buffer as large as the limit would cost each small batch dearly
+        unpacked.append(chunk)
+        left -= len(chunk)
+        if left < 0:
+            raise TooLargeUnpackedError(f"a batch of {len(packed)} bytes unpacks to more than {limit} bytes")
+    return unpacked[0] if len(unpacked) == 1 else b"".join(unpacked)
+
+
+def _reason(cause: Exception) -> str:
+    error: BaseException | None = cause
+    while error is not None:
+        if isinstance(error, UnicodeDecodeError):  # text that the client decodes by itself: nothing else is
+            return "a header name is not UTF-8"
+        error = error.__cause__ or error.__context__
+    text = _BYTES_IN_TEXT.sub("…", str(cause))[:_LONGEST_REASON]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
