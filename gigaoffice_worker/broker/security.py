@@ -56,14 +56,22 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
 
 
 def _load_client_certificate(context: ssl.SSLContext, kafka: Kafka) -> None:
-    # Without a password of ours OpenSSL would ask the terminal for one.
-    password = kafka.ssl_password.reveal() if kafka.ssl_password else ""
+    asked = False
+
+    def password() -> str:
+        # Without a password of ours OpenSSL would ask the terminal for one.
+        nonlocal asked
+        asked = True
+        return kafka.ssl_password.reveal() if kafka.ssl_password else ""
+
     try:
-        context.load_cert_chain(kafka.ssl_certfile or "", kafka.ssl_keyfile, password=lambda: password)
+        context.load_cert_chain(kafka.ssl_certfile or "", kafka.ssl_keyfile, password=password)
     except (OSError, ValueError) as error:
         files = f"KAFKA_SSL_CERTFILE={kafka.ssl_certfile!r} with KAFKA_SSL_KEYFILE={kafka.ssl_keyfile!r}"
+        why = "does not open it" if kafka.ssl_password else "is not set"
+        locked = f"the key is encrypted, and KAFKA_SSL_PASSWORD {why}"
         raise ConfigurationError(
-            f"{files}: {_reason(error)}",
+            f"{files}: {locked if asked else _reason(error)}",
             hint="Both must be in PEM form and belong together; KAFKA_SSL_PASSWORD must open the key.",
         ) from error
 
