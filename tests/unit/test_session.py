@@ -23,7 +23,7 @@ def heartbeat():
 def consumer(heartbeat):
     coordinator = SimpleNamespace(heartbeat=heartbeat)
     config = {"session_timeout_ms": 6000}
-    client = SimpleNamespace(config=config, _coordinator=coordinator, poll=lambda **_: {})
+    client = SimpleNamespace(config=config, _coordinator=coordinator, _poll_once=lambda *_: {})
     return Consumer(client, "requests")
 
 
