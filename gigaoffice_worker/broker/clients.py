@@ -49,11 +49,11 @@ RECEIVE: Final = 100 * 1024 * 1024
 
 _DEAD_PEER: Final = 30
 _SILENT: Final = "the server accepts connections but does not answer as Kafka does"
-# A broker that starts, or wakes up, may answer connections before it answers this question.
+_SILENT_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
+# What the client guesses of a broker that took its connections and did not say its version: one that has just woken up.
 _NO_VERSION: Final = "requires >= Kafka 0.11"
 _NO_VERSION_HINT: Final = "Check that the broker has started and does not hang; Apache Kafka 2.1 or newer is needed."
 _NO_CODEC: Final = re.compile(r"Libraries for (\w+) compression codec not found")
-_SILENT_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -161,7 +161,7 @@ def reachable(config: Config, timeout: float) -> Config:
 
 @contextmanager
 def constructing(during: str, config: Config) -> Iterator[None]:
-    """Give the client its clock and its limits, and translate what its constructor raises, with the reason that it only logs."""
+    """Give the client its clock and its limits; translate what its constructor raises, with the reason it only logs."""
     steady_the_client()
     limit_the_client()
     with ConnectionErrors() as heard:
@@ -174,8 +174,6 @@ def constructing(during: str, config: Config) -> Iterator[None]:
             told = to_worker_error(error, during)
             raise type(told)(f"{told}, at an address that the cluster advertises", hint=told.hint) from error
         except (AssertionError, KeyError, ValueError) as error:
-            if heard.refusal:
-                raise AccessError(f"{during}: {BAD_CREDENTIALS.cause}: {heard.refusal}", hint=BAD_CREDENTIALS.hint) from error
             raise _refused_by_the_client(error, during) from error
         except Exception as error:
             if heard.refusal or (isinstance(error, IncompatibleBrokerVersion) and config.kafka.sasl_mechanism):
@@ -196,7 +194,8 @@ def _refused_by_the_client(error: Exception, during: str) -> WorkerError:
         return UnreachableError(f"{during}: the broker does not tell which version it has", hint=_NO_VERSION_HINT)
     if missing := _NO_CODEC.search(text):
         message = f"{during}: the library for {missing[1]} compression is not installed"
-        return ConfigurationError(message, hint="Install the worker anew, or set another KAFKA_PRODUCER_COMPRESSION_TYPE.")
+        hint = "Install the worker with all its dependencies, or set another KAFKA_PRODUCER_COMPRESSION_TYPE."
+        return ConfigurationError(message, hint=hint)
     message = f"{during}: the Kafka client refuses its configuration: {describe(error)}"
     return ConfigurationError(message, hint="Check the configuration with `gigaoffice-worker check`.")
 

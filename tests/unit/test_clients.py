@@ -13,6 +13,7 @@ from kafka.consumer.subscription_state import SubscriptionState
 from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
 from gigaoffice_worker.config import load
+from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 
 SASL = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "worker", "KAFKA_SASL_PASSWORD": "hunter2"}
 
@@ -93,3 +94,33 @@ def test_what_other_threads_log_is_heard_only_on_request():
         thread.start()
         thread.join()
     assert (ours.newest, everybodys.newest) == ("", "elsewhere")
+
+
+def test_a_broker_that_does_not_tell_its_version_counts_as_unreachable():
+    """A broker that wakes up takes connections before it answers, and the client asserts that it is an ancient one."""
+    with (
+        pytest.raises(UnreachableError, match="connecting: the broker does not tell which version it has") as told,
+        clients.constructing("connecting", load({})),
+    ):
+        raise AssertionError("Transactional/Idempotent producer requires >= Kafka 0.11 Brokers")
+    assert told.value.exit_code == 69
+    assert "Kafka 2.1" in told.value.hint
+
+
+def test_the_client_guesses_that_a_broker_without_a_version_is_an_ancient_one():
+    """What the client asserts, in its own words."""
+    with (
+        pytest.raises(UnreachableError),
+        clients.constructing("connecting", load({})),
+    ):
+        KafkaProducer(bootstrap_servers="127.0.0.1:1", api_version=(0, 10, 2), enable_idempotence=True, acks="all")
+
+
+def test_a_missing_compression_library_is_named_with_what_to_do():
+    with (
+        pytest.raises(ConfigurationError, match="the library for snappy compression is not installed") as told,
+        clients.constructing("connecting", load({})),
+    ):
+        raise AssertionError("Libraries for snappy compression codec not found")
+    assert told.value.exit_code == 78
+    assert "KAFKA_PRODUCER_COMPRESSION_TYPE" in told.value.hint

@@ -910,7 +910,9 @@ def test_standard_output_that_is_closed_from_the_start_does_no_harm():
 
 def test_a_process_that_is_interrupted_leaves_no_traceback_in_the_log():
     source = (
-        "import structlog, time\nfrom gigaoffice_worker.observe.logs import configure\n"
+        "import signal, structlog, time\nfrom gigaoffice_worker.observe.logs import configure\n"
+        # Python leaves the signal ignored where its parent does, as a shell does for what it runs in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "configure('INFO', 'json')\nstructlog.get_logger().info('Up')\ntime.sleep(30)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -930,3 +932,19 @@ def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_tracebac
     assert line["error_type"] == "ConnectionResetError"
     assert line["error"] == "reset by peer"
     assert "traceback" not in line
+
+
+@pytest.mark.parametrize(
+    "logger, text, told",
+    [
+        ("kafka.future", "'Cancelled' object is not callable", 0),
+        ("kafka.future", "'NoneType' object is not callable", 1),
+        ("my_handler", "'Cancelled' object is not callable", 1),
+    ],
+)
+def test_only_the_client_bug_that_means_nothing_is_left_out(log, logger, text, told):
+    try:
+        raise TypeError(text)  # noqa: TRY301
+    except TypeError:
+        logging.getLogger(logger).exception("Error processing errback")
+    assert len(log.lines()) == told
