@@ -95,24 +95,39 @@ def test_kills_at_any_moment_lose_nothing(stage):
 def test_crash_repeats_nothing_that_was_done_behind_slow_requests(stage):
     """Forty requests of 20 s hold the committed offsets back; 2,000 others are done behind them."""
     stage.make()
+    crash_behind_slow(stage, slow=40, seconds=20)
+
+
+def test_crash_repeats_nothing_that_was_done_behind_one_request_of_a_minute(stage):
+    """One request holds the committed offset of the only partition back; 2,000 others are done behind it."""
+    stage.make(1)
+    crash_behind_slow(stage, slow=1, seconds=60)
+
+
+def crash_behind_slow(stage, *, slow: int, seconds: int) -> None:
     worker = stage.worker(WORKER_CONCURRENCY="48").start().wait_ready()
-    groups = [[request(f"slow-{n}", f"slow-{n}", seconds=20), *plain(50, prefix=f"{n}-")] for n in range(40)]
+    each = 2000 // slow
+    groups = [[request(f"slow-{n}", f"slow-{n}", seconds=seconds), *plain(each, prefix=f"{n}-")] for n in range(slow)]
     stage.send(itertools.chain.from_iterable(groups))
-    eventually(lambda: stage.count(stage.topics.responses) >= 2000, "2,000 responses", timeout=18, interval=0.1)
+    eventually(
+        lambda: stage.count(stage.topics.responses) >= 2000, "2,000 responses", timeout=seconds - 2.0, interval=0.1
+    )
     stage.load(plain(10_000, prefix="later-"), rate=40)
     time.sleep(1.5)
     held = {partition: position for partition, (position, _) in stage.watch.samples[-1].committed.items()}
     died = kill(worker)
     worker.start().wait_ready()
     time.sleep(1.0)
-    findings, evidence = stage.conclude()
+    findings, evidence = stage.conclude(timeout=seconds + 60.0)
     assert not stale_repeats(evidence, [died])
-    slow = [place for place in findings.repeated if b"rslow-" in _value(evidence, place)]
-    assert len(slow) == 40
+    repeated = [place for place in findings.repeated if b"rslow-" in _value(evidence, place)]
+    assert len(repeated) == slow
     # The premise: without the commit map all of this would have been done again.
     behind = [place for place in _places(evidence) if place.offset >= held[place.partition]]
     assert len(behind) > 2000
-    report("crash with 2,000 done behind 20 s calls", findings, recovery=recovered_after(evidence, died))
+    report(
+        f"crash with 2,000 done behind {slow} calls of {seconds} s", findings, recovery=recovered_after(evidence, died)
+    )
 
 
 def _places(evidence):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.chaos.load import mixture, plain, request
-from tests.chaos.stage import longest_silence, recovered_after, report
+from tests.chaos.stage import longest_silence, recovered_after, report, wait_listening
 from tests.waiting import eventually
 
 SESSION = 6.0
@@ -72,6 +72,7 @@ def test_members_that_come_and_go_every_two_seconds_repeat_nothing(stage):
         guest = guests[n % 2]
         due = time.monotonic() + 2.0
         if n >= 2 and guest.process.poll() is None:
+            wait_listening(guest)
             guest.signal(signal.SIGTERM)
             assert guest.wait(15) == 0
         else:

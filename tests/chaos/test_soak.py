@@ -16,7 +16,7 @@ import pytest
 
 from tests import wire
 from tests.chaos.load import mixture
-from tests.chaos.stage import longest_silence, report
+from tests.chaos.stage import longest_silence, report, wait_listening
 from tests.waiting import eventually
 
 MINUTES = float(os.environ.get("CHAOS_MINUTES", "10"))
@@ -92,6 +92,7 @@ class Havoc:
 
     def worker_stopped(self) -> Iterator[None]:
         worker = self.dice.choice(self.others)
+        wait_listening(worker)
         worker.signal(signal.SIGTERM)
         yield
         # In an outage of the brokers it may have to give up what it could not deliver.
