@@ -117,7 +117,9 @@ def worker(kafka_bootstrap: str, topic_set: TopicSet, tmp_path: Path) -> Iterato
 
     yield make
     for process in made:
-        process.__exit__(None, None, None)
+        process.end()
+    for process in made:
+        process.check_secrets()
 
 
 def settings(bootstrap: str, topics: TopicSet) -> dict[str, str]:

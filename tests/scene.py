@@ -77,9 +77,10 @@ class Scene(AbstractContextManager["Scene"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for worker in self.workers:
-            worker.__exit__(kind, error, tb)
+            worker.end()
         if error is None:
             for worker in self.workers:
+                worker.check_secrets()
                 check_logs(worker)
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+SHORTEST_SECRET = 8
+"""Shorter ones would be found by chance."""
 
 HANDLER = "tests.handlers:handle"
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,10 +56,13 @@ class WorkerProcess:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._secrets: set[str] = set()
+        self._answers: dict[str, str] = {}
 
     def start(self) -> Self:
         """Start it, or start it again: the log is appended to."""
         (self._runtime / "port").unlink(missing_ok=True)
+        self._note_secrets()
         with self.log_file.open("ab") as output, self.error_file.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gigaoffice_worker", "run"],
@@ -71,10 +78,35 @@ class WorkerProcess:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.end()
+        if error is None:
+            self.check_secrets()
+
+    def end(self) -> None:
+        """End it at once, if it runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
             self._process.wait(10)
+
+    def check_secrets(self) -> None:
+        """Fail if one of the secrets that it was given stands in anything that it wrote or answered."""
+        self._note_secrets()
+        said = {"standard output": self.log_file, "standard error": self.error_file}
+        for secret in self._secrets:
+            for where, file in said.items():
+                assert not file.exists() or secret.encode() not in file.read_bytes(), f"a secret on {where}"
+            told = [path for path, body in self._answers.items() if secret in body]
+            assert not told, f"a secret in the answers to {told}"
+
+    def _note_secrets(self) -> None:
+        """Take down what the secrets are now: a file may hold another one later."""
+        for name, value in self._environment.items():
+            if any(word in name for word in ("PASSWORD", "TOKEN", "SECRET", "CREDENTIALS")):
+                file = Path(value)
+                text = file.read_text().strip() if name.endswith("_FILE") and file.is_file() else value
+                if len(text) >= SHORTEST_SECRET and not name.endswith(("_URL", "_SCOPE")):
+                    self._secrets |= {text, base64.b64encode(text.encode()).decode().rstrip("=")}
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -107,6 +139,13 @@ class WorkerProcess:
 
     def ask(self, path: str) -> tuple[int, str]:
         """Return (status, body) of a page of the side port; status 0 while nobody answers."""
+        code, body = self._ask(path)
+        # The newest only, and any earlier one in which a secret stands.
+        if not any(secret in self._answers.get(path, "") for secret in self._secrets):
+            self._answers[path] = body
+        return code, body
+
+    def _ask(self, path: str) -> tuple[int, str]:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
