@@ -38,7 +38,7 @@ test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (roo
 
 test-image: $(STAMP) ## the image, built and run (root, debootstrap, buildah, podman, runc), and the deployment files
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
-	$(BIN)/python -m pytest tests/system/test_files.py tests/system/test_image.py $(ARGS)
+	$(BIN)/python -m pytest tests/system/test_files.py tests/system/test_image.py tests/system/test_testcontainers.py $(ARGS)
 
 test-prometheus: $(STAMP) ## rules and metrics with a real Prometheus (Debian's prometheus)
 	$(BIN)/python -m pytest tests/system/test_prometheus.py $(ARGS)

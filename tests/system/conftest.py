@@ -1,5 +1,5 @@
 """Tests that need root and a machine's own tools. They are collected only where they are named:
-make test-systemd, test-image, test-prometheus. What is missing is said as the reason of a skip."""
+make test-systemd, test-image, test-prometheus, test-page. What is missing is said as the reason of a skip."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def booted(debian: Path, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory):
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """A Debian 12 that runs its own systemd, with the worker installed by systemd/install.sh."""
-    need("systemd-nspawn", "nsenter", because="systemd-container util-linux")
-    with machine.Machine(debian, tmp_path_factory.mktemp("machine"), wheelhouse) as booted:
+    need("debootstrap", "systemd-nspawn", "nsenter", because="debootstrap systemd-container util-linux")
+    debian, wheels = request.getfixturevalue("debian"), request.getfixturevalue("wheelhouse")
+    with machine.Machine(debian, tmp_path_factory.mktemp("machine"), wheels) as booted:
         booted.install_worker()
         yield booted

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.system import stage
+from tests.waiting import eventually
 
 # What a machine without systemd as its first process, or inside of a sandbox itself, lets a container have.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=512:512", "--health-interval=disable")
+RUNTIME = ("--runtime=runc", "--cgroup-manager=cgroupfs")
 RESTRICTIONS = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--tmpfs=/tmp")
 
 
@@ -20,8 +26,10 @@ class Engine:
     """Everything that is made is removed at the end."""
 
     def __init__(self, directory: Path) -> None:
-        self._storage = (f"--root={directory}/storage", f"--runroot={directory}/run")
         self._directory = directory
+        # podman takes no more than 50 characters of this, and a socket's path may have 107 bytes.
+        self._short = Path(tempfile.mkdtemp(prefix="podman-", dir="/tmp"))
+        self._storage = (f"--root={directory}/storage", f"--runroot={self._short}/run")
 
     def __enter__(self) -> Self:
         self._directory.mkdir()
@@ -31,6 +39,7 @@ class Engine:
         self._podman("rm", "--all", "--force", "--time=0", check=False)
         self._podman("umount", "--all", "--force", check=False)
         shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._short, ignore_errors=True)
 
     def import_root(self, root: Path, name: str) -> None:
         """Make an image out of a root directory."""
@@ -39,22 +48,38 @@ class Engine:
             subprocess.run(command, stdin=tar.stdout, check=True, timeout=300, capture_output=True)
         assert tar.returncode == 0
 
+    @contextlib.contextmanager
+    def service(self) -> Iterator[Path]:
+        """Answer Docker's API on a socket for as long as the context lasts."""
+        socket = self._short / "podman.sock"
+        config = self._directory / "containers.conf"
+        config.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
+        with (self._directory / "service.log").open("wb") as log:
+            service = subprocess.Popen(
+                ["podman", *RUNTIME, *self._storage, "system", "service", "--time=0", f"unix://{socket}"],  # noqa: S607
+                env={**os.environ, "CONTAINERS_CONF": str(config)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            eventually(socket.exists, "podman to listen")
+            yield socket
+        finally:
+            service.terminate()
+            service.wait(20)
+
     def build(self, source: Path, name: str, wheels: Path, **arguments: str) -> str:
         """Build the Dockerfile without a package index; return what the build said."""
         given = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheelhouse", **arguments}
-        return stage.run(
-            "buildah",
-            *self._storage,
-            "build",
-            "--format=docker",  # the other one has no HEALTHCHECK
-            "--isolation=chroot",
-            "--network=host",  # which this isolation wants; it is not used
-            f"--volume={wheels}:/wheelhouse:ro",
-            *(f"--build-arg={key}={value}" for key, value in given.items()),
-            f"--tag={name}",
-            str(source),
-            limit=600,
-        )
+        values = [f"--build-arg={key}={value}" for key, value in given.items()]
+        return self._build(name, f"--volume={wheels}:/wheelhouse:ro", *values, str(source))
+
+    def lay_over(self, base: str, directory: Path, name: str) -> None:
+        """Make an image out of another one and the files of a directory, at the places that they have in it."""
+        recipe = self._directory / "Containerfile"
+        recipe.write_text(f"FROM {base}\nCOPY . /\n")
+        self._build(name, f"--file={recipe}", str(directory))
 
     def image(self, name: str) -> dict[str, Any]:
         """Return what the image says about itself."""
@@ -75,6 +100,10 @@ class Engine:
     def exec(self, name: str, *command: str, check: bool = True) -> str:
         return self._podman("exec", name, *command, check=check)
 
+    def names(self) -> list[str]:
+        """Return the names of all containers, ended or not."""
+        return self._podman("ps", "--all", "--format={{.Names}}").split()
+
     def healthcheck(self, name: str) -> str:
         """Run the image's own HEALTHCHECK and return what it makes of the container."""
         self._podman("healthcheck", "run", name, check=False)
@@ -93,8 +122,12 @@ class Engine:
     def logs(self, name: str) -> list[str]:
         return self._podman("logs", name).splitlines()
 
+    def _build(self, name: str, *words: str) -> str:
+        # The other format has no HEALTHCHECK. This isolation wants the host's network, which is not used.
+        fixed = ("--format=docker", "--isolation=chroot", "--network=host", f"--tag={name}")
+        return stage.run("buildah", *self._storage, "build", *fixed, *words, limit=600)
+
     def _podman(self, *arguments: str, check: bool = True) -> str:
-        runtime = ("--runtime=runc", "--cgroup-manager=cgroupfs")
-        said = stage.run("podman", *runtime, *self._storage, *arguments, limit=200, check=check)
+        said = stage.run("podman", *RUNTIME, *self._storage, *arguments, limit=200, check=check)
         # Without systemd around it, podman mourns the timers of health checks, which are not used here.
         return "".join(line for line in said.splitlines(keepends=True) if not line.startswith("time="))

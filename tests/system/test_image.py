@@ -23,8 +23,9 @@ BUILD_TOOLS = ("cc", "gcc", "g++", "make", "ld", "as", "pip", "pip3", "git")
 
 
 @pytest.fixture(scope="module")
-def engine(debian, wheelhouse, tmp_path_factory):
-    need("buildah", "podman", "runc", because="buildah podman runc")
+def engine(request, tmp_path_factory):
+    need("debootstrap", "buildah", "podman", "runc", because="debootstrap buildah podman runc")
+    debian, wheelhouse = request.getfixturevalue("debian"), request.getfixturevalue("wheelhouse")
     directory = tmp_path_factory.mktemp("image")
     source = directory / "source"
     source.mkdir()
