@@ -1,6 +1,9 @@
 # The worker on a slim Python: docker build --build-arg REVISION="$(git rev-parse HEAD)" -t gigaoffice-worker .
-# Pin BASE to a digest where builds must be repeatable. pip's variables are arguments too: PIP_INDEX_URL for an index of
-# your own, PIP_FIND_LINKS with PIP_NO_INDEX for a directory that is mounted into the build.
+# A tag moves. Where builds must be repeatable, give BASE with the digest that your registry names for it:
+#   docker buildx imagetools inspect python:3.13-slim-bookworm --format '{{.Manifest.Digest}}'
+#   docker build --build-arg BASE=python:3.13-slim-bookworm@sha256:… .
+# pip's variables are arguments too: PIP_INDEX_URL for an index of your own, PIP_FIND_LINKS with PIP_NO_INDEX for a
+# directory that is mounted into the build.
 ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
