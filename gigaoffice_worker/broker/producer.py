@@ -6,11 +6,14 @@ What is done with a failed send, and when a new life begins, is decided in `engi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.memory_records import MemoryRecordsBuilder
 
 from gigaoffice_worker.core.records import Letter
 
@@ -53,23 +56,67 @@ def classify(error: BaseException) -> SendFailure:
     return SendFailure.STUCK
 
 
+Acknowledged = Callable[[object], None]
+Failed = Callable[[BaseException], None]
+
+
+class _Receipt(NamedTuple):
+    """Whom to tell of one record, which is number `number` of its batch, from 0."""
+
+    number: int
+    acknowledged: Acknowledged
+    failed: Failed
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenBatch:
+    """One of the client's batches while records are added to it, and whom to tell of those that we added."""
+
+    batch: Any
+    receipts: list[_Receipt] = field(default_factory=list)
+
+    def add(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Add a record; False when the batch is full or on its way."""
+        added = self.batch.records.append(None, letter.key, letter.value, letter.headers)
+        if added is None:
+            return False
+        self.receipts.append(_Receipt(added.offset, acknowledged, failed))
+        return True
+
+    def answered(self, answer: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
+        """Tell each record what became of it; called once, on the client's thread."""
+        error_of = answer[2]
+        for number, acknowledged, failed in self.receipts:
+            if error_of is None:
+                acknowledged(None)
+            else:
+                failed(error_of(number))
+
+
 class Producer:
     """The client's producer behind the few calls that delivery needs. Thread-safe."""
 
     def __init__(self, client: KafkaProducer) -> None:
         self._client = client
+        # The newest batch of each partition; guarded by the client's own lock of that partition.
+        self._open: dict[TopicPartition, _OpenBatch] = {}
+        settings = client._accumulator.config  # noqa: SLF001
+        if settings["linger_ms"] <= 1:
+            # The client counts in whole milliseconds and spins through the last one: to linger for one takes it some
+            # thirty turns a record, and gains nothing, because one request at a time lets batches fill by themselves.
+            settings["linger_ms"] = 0
         if client.config["acks"] == 0:
             _write_what_nobody_answers(client._sender._client)  # noqa: SLF001
 
-    def send(
-        self, letter: Letter, acknowledged: Callable[[object], None], failed: Callable[[BaseException], None]
-    ) -> None:
+    def send(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> None:
         """Hand a record to the client; one of the callbacks runs later, mostly on the client's thread.
 
         Raises TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
         """
         try:
-            future = self._append(letter) or self._client.send(
+            if self._append(letter, acknowledged, failed):
+                return
+            future = self._client.send(
                 letter.topic,
                 value=letter.value,
                 key=letter.key,
@@ -87,32 +134,66 @@ class Producer:
         partition = letter.partition
         return partition if partition in (self._client.partitions_for(letter.topic) or ()) else None
 
-    def _append(self, letter: Letter) -> Any:
-        """Append a record to its batch as `send` does, less what that costs for checking what is known here.
+    def _append(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Append a record to its batch as `send` does, less what that costs: checks, and a future for each record.
 
-        None where the partition is not known, or the size is for the client to refuse. Also the only way for a record
-        without key and value, which Kafka allows and `send` does not.
+        False where the partition is not known, or the size is for the client to refuse: then `send` has to.
         """
-        client = self._client
-        partition = letter.partition
-        empty = letter.key is None and letter.value is None
-        if partition is None and empty:
+        if len(letter.value or b"") > _SMALL:
+            return False
+        accumulator = self._client._accumulator  # noqa: SLF001
+        opened = self._open.get((letter.topic, letter.partition))
+        if opened is not None:
+            at = opened.batch.topic_partition
+            with accumulator._tp_lock(at):  # noqa: SLF001
+                queue = accumulator._batches[at]  # noqa: SLF001
+                if queue and queue[-1] is opened.batch and opened.add(letter, acknowledged, failed):
+                    return True
+        partition = self._known_partition(letter)
+        if partition is None:
+            return False
+        at = TopicPartition(letter.topic, partition)
+        with accumulator._tp_lock(at):  # noqa: SLF001
+            if accumulator._closed:  # noqa: SLF001
+                message = "the producer was stopped"
+                raise RuntimeError(message)
+            queue = accumulator._batches[at]  # noqa: SLF001
+            opened = self._open.get(at)
+            # Another thread may have begun a batch meanwhile.
+            if (
+                opened is None
+                or not queue
+                or queue[-1] is not opened.batch
+                or not opened.add(letter, acknowledged, failed)
+            ):
+                self._open[at] = opened = self._new_batch(at)
+                opened.add(letter, acknowledged, failed)
+                queue.append(opened.batch)
+                accumulator._incomplete.add(opened.batch)  # noqa: SLF001
+        # Only now has the sender something to decide: there is a first record, or the batch before is full.
+        self._client._sender.wakeup()  # noqa: SLF001
+        return True
+
+    def _known_partition(self, letter: Letter) -> int | None:
+        """Return the partition that a record is for, if the client knows that it is there."""
+        client, partition = self._client, letter.partition
+        if partition is None and letter.key is None and letter.value is None:
+            # Kafka allows a record of nothing, and `send` does not.
             partition = min(client.partitions_for(letter.topic) or (), default=None)
             if partition is None:
                 raise TopicUnavailableError(letter.topic)
         # None until the topic's metadata has been fetched, which `send` waits for.
         known = client._metadata.partitions_for_topic(letter.topic)  # noqa: SLF001
-        if partition is None or not known or partition not in known or len(letter.value or b"") > _SMALL:
-            return None
-        at = TopicPartition(letter.topic, partition)
-        future, full, new = client._accumulator.append(at, None, letter.key, letter.value, letter.headers)  # noqa: SLF001
-        if full or new:
-            client._sender.wakeup()  # noqa: SLF001
-        return future
+        return partition if known and partition in known else None
 
-    def linger(self, seconds: float) -> None:
-        """Let batches wait for `seconds` from now on; the client reads its own setting anew for every decision."""
-        self._client._accumulator.config["linger_ms"] = int(seconds * 1000)  # noqa: SLF001
+    def _new_batch(self, at: TopicPartition) -> _OpenBatch:
+        settings = self._client._accumulator.config  # noqa: SLF001
+        records = MemoryRecordsBuilder(
+            settings["message_version"], settings["compression_attrs"], settings["batch_size"]
+        )
+        opened = _OpenBatch(ProducerBatch(at, records))
+        opened.batch.produce_future.add_callback(opened.answered)
+        return opened
 
     @property
     def broken(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Work:
     seconds: float = 0.0
     failure: Failure | None = None
     lane: Lane | None = None
+    # Counts requests in the order in which they were received.
+    number: int = 0
 
 
 @dataclass(order=True, slots=True)
@@ -88,14 +91,19 @@ class Scheduler:
     A *lane* is what must run one at a time and in order: the records of one key (`key`), of one partition
     (`partition`), or nothing (`none`, and records without a key under `key`). The first request of a lane is ready,
     running or waiting for its retry; the others wait behind it until `free` is called for it.
+
+    What is ready runs in the order in which it was received, however late it became ready: a lane that has much to do
+    has the oldest requests, and to let it wait its turn among all lanes would let it run alone in the end.
     """
 
     def __init__(self, ordering: Ordering) -> None:
         self._ordering = ordering
         self._lanes: dict[Lane, deque[Work]] = {}
-        self._ready: deque[Work] = deque()
+        # Ready on arrival, in that order; and what became ready later, as a heap by number.
+        self._fresh: deque[Work] = deque()
+        self._freed: list[tuple[int, Work]] = []
         self._retries: list[_Retry] = []
-        self._numbers = 0
+        self._numbers = itertools.count()
         self._queued = 0
 
     @property
@@ -111,12 +119,13 @@ class Scheduler:
     @property
     def ready(self) -> int:
         """How many requests could run now."""
-        return len(self._ready)
+        return len(self._fresh) + len(self._freed)
 
     @property
     def ready_since(self) -> float | None:
         """When the request that runs next became ready."""
-        return self._ready[0].ready_at if self._ready else None
+        work = self._first()
+        return work.ready_at if work is not None else None
 
     @property
     def next_due(self) -> float | None:
@@ -127,6 +136,7 @@ class Scheduler:
         """Queue a request that was just received."""
         self._queued += 1
         work.stage = Stage.QUEUED
+        work.number = next(self._numbers)
         work.lane = self._lane_of(work)
         if work.lane is not None:
             lane = self._lanes.get(work.lane)
@@ -134,20 +144,15 @@ class Scheduler:
                 lane.append(work)
                 return
             self._lanes[work.lane] = deque()
-        self._make_ready(work, now)
+        work.ready_at = now
+        self._fresh.append(work)
 
     def take(self, now: float, only: Work | None = None) -> Work | None:
         """Return the request to run now, as begun at `now`; None when nothing, or not `only`, is ready."""
         if self._retries:
             self._promote_due(now)
-        if only is not None:
-            if only not in self._ready:
-                return None
-            self._ready.remove(only)
-            work = only
-        elif self._ready:
-            work = self._ready.popleft()
-        else:
+        work = self._first() if only is None else only
+        if work is None or not self._remove(work):
             return None
         self._queued -= 1
         work.stage = Stage.RUNNING
@@ -158,22 +163,39 @@ class Scheduler:
             work.first_at = now
         return work
 
+    def _first(self) -> Work | None:
+        """Return what is ready and was received first."""
+        if self._freed and not (self._fresh and self._fresh[0].number < self._freed[0][0]):
+            return self._freed[0][1]
+        return self._fresh[0] if self._fresh else None
+
+    def _remove(self, work: Work) -> bool:
+        """Take a request off what is ready; False when it is not."""
+        if self._fresh and self._fresh[0] is work:
+            self._fresh.popleft()
+        elif self._freed and self._freed[0][1] is work:
+            heapq.heappop(self._freed)
+        elif work in self._fresh:
+            self._fresh.remove(work)
+        elif (entry := (work.number, work)) in self._freed:
+            self._freed.remove(entry)
+            heapq.heapify(self._freed)
+        else:
+            return False
+        return True
+
     def _promote_due(self, now: float) -> None:
-        """Make ready what waited for its due time. It goes first: it is older than what is ready."""
-        due: list[Work] = []
+        """Make ready what waited for its due time."""
         while self._retries and self._retries[0].due <= now:
-            due.append(heapq.heappop(self._retries).work)
-        for work in reversed(due):
+            work = heapq.heappop(self._retries).work
             work.stage = Stage.QUEUED
-            work.ready_at = now
             self._queued += 1
-            self._ready.appendleft(work)
+            self._make_ready(work, now)
 
     def retry(self, work: Work, due: float) -> None:
         """Let a request that ran wait until `due`; its lane stays closed."""
-        self._numbers += 1
         work.stage = Stage.WAITING_RETRY
-        heapq.heappush(self._retries, _Retry(due, self._numbers, work))
+        heapq.heappush(self._retries, _Retry(due, work.number, work))
 
     def free(self, work: Work, now: float) -> None:
         """Open the lane of a request that needs no further attempt, so that the next one in it may run."""
@@ -187,12 +209,14 @@ class Scheduler:
 
     def forget(self, assignment: Assignment) -> None:
         """Drop every request of a lost partition that is not running."""
-        self._ready = deque(work for work in self._ready if work.assignment is not assignment)
+        self._fresh = deque(work for work in self._fresh if work.assignment is not assignment)
+        self._freed = [entry for entry in self._freed if entry[1].assignment is not assignment]
+        heapq.heapify(self._freed)
         kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
         heapq.heapify(kept)
         self._retries = kept
         self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
-        self._queued = len(self._ready) + sum(map(len, self._lanes.values()))
+        self._queued = self.ready + sum(map(len, self._lanes.values()))
 
     def retries(self) -> Iterator[tuple[float, Work]]:
         """Walk over what waits for a retry, as (due, request), in no order."""
@@ -209,4 +233,4 @@ class Scheduler:
 
     def _make_ready(self, work: Work, now: float) -> None:
         work.ready_at = now
-        self._ready.append(work)
+        heapq.heappush(self._freed, (work.number, work))

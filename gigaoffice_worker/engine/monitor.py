@@ -69,7 +69,7 @@ class Monitor:
         self._has_standby = False
         self._alert = False
         self._benched = 0
-        self._called = False
+        self._called = 0
         self._holds: set[str] = set()
         self._leased_until = math.inf
         self._running: dict[Work, int] = {}
@@ -103,7 +103,7 @@ class Monitor:
                     # Whoever leaves with work sees to it that a thread stands by while any is idle, or nobody would
                     # wake for what is due later.
                     if self._scheduler.ready or not self._has_standby:
-                        self._wake_one()
+                        self._wake_idle()
                     return work
                 hot = False
                 self._wait(now)
@@ -134,7 +134,7 @@ class Monitor:
             self._benched += 1
             self._bench.wait()
             self._benched -= 1
-            self._called = False
+            self._called = max(0, self._called - 1)
             return
         self._has_standby = True
         nap = self._nap(now)
@@ -152,14 +152,21 @@ class Monitor:
         due = self._scheduler.next_due
         return min(max(0.0, due - now), _LONGEST_NAP) if due is not None else None
 
-    def _wake_one(self) -> None:
-        """See to it that an idle thread looks at what is ready; one that will by itself in a moment is left alone."""
+    def _wake_idle(self) -> None:
+        """See to it that idle threads look at what is ready; one that will by itself in a moment is left alone.
+
+        One is enough where calls are quick. Where they are not, all that there is work for are called at once: to let
+        each call the next one would have each wait for the interpreter first.
+        """
+        wanted = max(1, self._scheduler.ready) if self._call_seconds >= PATIENCE else 1
         if self._has_standby:
+            wanted -= 1
             if not self._alert:
                 self._standby.notify()
-        elif self._benched and not self._called:
-            self._called = True
-            self._bench.notify()
+        more = min(wanted, self._benched) - self._called
+        if more > 0:
+            self._called += more
+            self._bench.notify(more)
 
     def conclude(self, work: Work, run: int, made: Attempt) -> Verdict | Late | None:
         """Note what came of run number `run`: a verdict to deliver, None for a retry, or why it is too late."""
@@ -199,7 +206,7 @@ class Monitor:
                 reason = made.failure.type if made.failure else "TransientError"
                 until = self.gate.close(now, reason, made.retry_after, self._rng)
                 self._scheduler.retry(work, until)
-                self._wake_one()
+                self._wake_idle()
                 return None
         return self._failed(work, made, now)
 
@@ -223,7 +230,7 @@ class Monitor:
     def _retry(self, work: Work, due: float) -> None:
         self._scheduler.retry(work, due)
         # The standby thread may sleep towards a later due time.
-        self._wake_one()
+        self._wake_idle()
 
     def _got_through(self, work: Work, now: float) -> None:
         self.gate.passed()
@@ -238,7 +245,7 @@ class Monitor:
         """Let another request probe, if `work` did: it will tell nothing."""
         if self._probe is work:
             self._probe = None
-            self._wake_one()
+            self._wake_idle()
 
     # Delivery
 
@@ -246,7 +253,7 @@ class Monitor:
         """Open the lane of a request whose outcome was published later than by its own thread."""
         with self._lock:
             self._scheduler.free(work, self._clock())
-            self._wake_one()
+            self._wake_idle()
 
     # The consumer thread
 
@@ -261,7 +268,7 @@ class Monitor:
                     assignment.held_bytes += work.size
                     self._scheduler.add(work, now)
             if self._scheduler.ready:
-                self._wake_one()
+                self._wake_idle()
 
     def settle(self, works: Iterable[Work]) -> None:
         """Note that the outcomes of these requests are durable."""

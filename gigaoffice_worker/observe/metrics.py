@@ -25,13 +25,32 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from gigaoffice_worker.core.records import Ended, Reason, Verdict
 from gigaoffice_worker.observe.health import Snapshot
 
 PREFIX = "gigaoffice_worker_"
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
+_BOUNDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    15.0,
+    30.0,
+    60.0,
+    120.0,
+    180.0,
+    300.0,
+)
 
 
 class Metrics:
@@ -150,7 +169,7 @@ class Metrics:
 class Durations(Collector):
     """A histogram of seconds, at a third of what the library's own costs: several are counted for each request."""
 
-    def __init__(self, name: str, meaning: str, bounds: Sequence[float] = _SECONDS) -> None:
+    def __init__(self, name: str, meaning: str, bounds: Sequence[float] = _BOUNDS) -> None:
         self._name = name
         self._meaning = meaning
         self._bounds = bounds
@@ -179,7 +198,7 @@ class Durations(Collector):
         """Yield the histogram as it is now."""
         with self._lock:
             counts, total_seconds = list(accumulate(self._counts)), self._sum
-        edges = [*(floatToGoString(bound) for bound in self._bounds), "+Inf"]
+        edges = [*map(str, self._bounds), "+Inf"]
         yield HistogramMetricFamily(
             self._name, self._meaning, buckets=list(zip(edges, counts, strict=True)), sum_value=total_seconds
         )

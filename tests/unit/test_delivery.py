@@ -72,9 +72,6 @@ class FakeProducer:
         self.stopped = True
         return self.ends
 
-    def linger(self, seconds: float) -> None:
-        """Batches are none of a fake's business."""
-
 
 class Ended(NamedTuple):
     offset: int

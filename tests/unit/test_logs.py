@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from gigaoffice_worker.observe.log_bridge import RateLimiter, StdlibBridge, Suppressed
 from gigaoffice_worker.observe.log_lines import MASK, MAX_LINE, LineFormat
 from gigaoffice_worker.observe.log_writer import BackgroundWriter
-from gigaoffice_worker.observe.logs import configure, dump_stacks
+from gigaoffice_worker.observe.logs import configure, dump_stacks, tell_left_out
 
 ROOT = Path(__file__).parents[2]
 UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -538,6 +538,16 @@ def test_a_storm_of_kafka_lines_is_thinned_out_and_counted(log):
     [summary] = lines[4:]
     assert (summary["event"], summary["suppressed"]) == ("Repeated messages left out", 497)
     assert summary["template"] == "Connect attempt to %s returned error %d"
+
+
+def test_what_was_left_out_is_told_before_a_last_line_and_once(log):
+    for _ in range(10):
+        logging.getLogger("kafka.conn").error("again")
+    tell_left_out()
+    structlog.get_logger().info("Worker stopped")
+    lines = log.lines()
+    assert [line["event"] for line in lines[3:]] == ["Repeated messages left out", "Worker stopped"]
+    assert lines[3]["suppressed"] == 7
 
 
 def test_lines_of_a_handlers_own_library_are_not_thinned_out(log):

@@ -87,7 +87,7 @@ class Scene:
             if monitor.guard.reason is None or monitor._probe is None:
                 return scheduler.ready + due == 0
             probe = monitor._probe
-            return probe not in scheduler._ready and not any(
+            return probe not in [*scheduler._fresh, *(each for _, each in scheduler._freed)] and not any(
                 work is probe and at <= self.time.now for at, work in scheduler.retries()
             )
 

@@ -231,16 +231,17 @@ def test_a_request_that_waits_for_its_retry_delays_nobody_but_its_lane() -> None
     assert first.attempt == 2
 
 
-def test_due_retries_go_before_what_is_ready_and_in_the_order_of_their_due_times() -> None:
-    scheduler, partition = Scheduler("none"), Partition()
-    late, early, fresh = (partition.work() for _ in range(3))
-    scheduler.add(late, 0.0)
-    scheduler.add(early, 0.0)
+def test_what_is_ready_runs_in_the_order_in_which_it_was_received_however_late_it_became_ready() -> None:
+    scheduler, partition = Scheduler("key"), Partition()
+    retried, head, behind, fresh = (partition.work(key) for key in (b"retried", b"busy", b"busy", None))
+    scheduler.add(retried, 0.0)
+    scheduler.add(head, 0.0)
     taken(scheduler)
-    scheduler.retry(late, 2.0)
-    scheduler.retry(early, 1.0)
+    scheduler.add(behind, 0.0)
     scheduler.add(fresh, 0.0)
-    assert taken(scheduler, 3.0) == [early, late, fresh]
+    scheduler.retry(retried, 2.0)
+    scheduler.free(head, 1.0)
+    assert taken(scheduler, 3.0) == [retried, behind, fresh]
 
 
 def test_first_attempt_is_remembered_and_every_run_is_counted() -> None:
