@@ -35,7 +35,7 @@ from gigaoffice_worker.engine.status import Engine, Observer
 from gigaoffice_worker.engine.topicwatch import TopicWatch
 from gigaoffice_worker.handlers.loading import Handler, load
 from gigaoffice_worker.observe import health, tracing
-from gigaoffice_worker.observe.logs import dump_stacks
+from gigaoffice_worker.observe.logs import dump_stacks, tell_left_out
 from gigaoffice_worker.observe.metrics import Metrics, total
 from gigaoffice_worker.observe.page import status_page
 from gigaoffice_worker.observe.server import Answer, SidePort
@@ -326,6 +326,7 @@ class Worker:
         self._observer.state = "draining"
         self._notifier.stopping()
         if engine is None:
+            tell_left_out()
             log.info("Worker stopped", exit_code=EXIT_DRAINED)
             return EXIT_DRAINED
         deadline = self._drain_until = time.monotonic() + self._config.worker.drain_timeout
@@ -344,6 +345,7 @@ class Worker:
             raise self._death
         code = EXIT_DRAINED if engine.consumer.clean else EXIT_ABANDONED
         counts = engine.monitor.counts()
+        tell_left_out()
         log.info(
             "Worker stopped",
             exit_code=code,

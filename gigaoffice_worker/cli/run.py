@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import structlog
 
@@ -54,6 +54,8 @@ def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arg
 
 def _outcome(config: Config, metrics: Metrics) -> int:
     """Let the worker live; return the exit code, with the reason as the last line of the log."""
+    from gigaoffice_worker.observe.logs import tell_left_out
+
     try:
         from gigaoffice_worker.worker import Worker
 
@@ -62,10 +64,12 @@ def _outcome(config: Config, metrics: Metrics) -> int:
             log.warning("Configuration warning", warning=warning)
         return Worker(config, metrics=metrics).run()
     except WorkerError as error:
+        tell_left_out()
         log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
         _tell_whoever_does_not_read_the_log(error)
         return error.exit_code
     except BaseException as error:  # SystemExit too, out of somebody's handler: the log has to know it
+        tell_left_out()
         log.critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
         return _UNEXPECTED
 
@@ -103,9 +107,16 @@ def _refused(error: ConfigurationError) -> int:
 
 
 def _tell_whoever_does_not_read_the_log(error: WorkerError) -> None:
-    # At a terminal the log line has just been read by the same eyes.
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    # Where both lead to one place (a terminal, the journal, one file) the log line has just been read by the same eyes.
+    if not _lead_to_one_place(sys.stdout, sys.stderr):
         terminal.report(error)
+
+
+def _lead_to_one_place(*streams: TextIO) -> bool:
+    try:
+        return len({(found.st_dev, found.st_ino) for found in (os.fstat(stream.fileno()) for stream in streams)}) == 1
+    except (OSError, ValueError):  # closed, or none of the system's
+        return False
 
 
 def _listen_to_signals_from_the_start() -> None:

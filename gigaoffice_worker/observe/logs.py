@@ -31,6 +31,7 @@ class LogSink:
         self._lines = lines
         self._writer = writer
         self._undo: list[Callable[[], object]] = []
+        self._summarize: Callable[[float], object] = lambda now: None  # noqa: ARG005
 
     def hide(self, secret: str) -> None:
         """Print asterisks instead of `secret` from now on, wherever it turns up (at least four characters)."""
@@ -39,6 +40,15 @@ class LogSink:
     def emit(self, level: str, event: object, facts: Mapping[str, object], created: float) -> None:
         """Write one record of the moment `created` (Unix seconds). Never blocks, never raises."""
         self._writer.write(self._lines.line(level, event, facts, created))
+
+    def tell_left_out(self) -> None:
+        """Say how many repeated lines were left out and not told yet."""
+        self._summarize(time.time())
+
+    def summarize_by(self, summarize: Callable[[float], object]) -> None:
+        """Let `summarize(now)` say what was left out: when asked, and when the sink closes."""
+        self._summarize = summarize
+        self.on_close(self.tell_left_out)
 
     def close(self, timeout: float = _EXIT_FLUSH) -> None:
         """Write what is queued, for at most `timeout` seconds, and give stdlib logging and the hooks back."""
@@ -83,6 +93,13 @@ def configure(
     atexit.register(sink.close)
     sink.on_close(partial(atexit.unregister, sink.close))
     return sink
+
+
+def tell_left_out() -> None:
+    """Say how many repeated lines were left out, before a line that is to be the last one."""
+    sink = _outlet().sink
+    if sink is not None:
+        sink.tell_left_out()
 
 
 def dump_stacks(log: structlog.typing.FilteringBoundLogger, reason: str) -> None:
@@ -144,7 +161,7 @@ def _bind_structlog(outlet: _Outlet, sink: LogSink, threshold: int) -> None:
 def _bind_stdlib(sink: LogSink, threshold: int) -> None:
     bridge = StdlibBridge(sink.emit, context=structlog.contextvars.get_contextvars, limiter=RateLimiter())
     root = logging.getLogger()
-    sink.on_close(lambda: bridge.flush_summaries(time.time()))
+    sink.summarize_by(bridge.flush_summaries)
     for name, floor in FLOORS.items():
         logger = logging.getLogger(name)
         sink.on_close(partial(logger.setLevel, logger.level))

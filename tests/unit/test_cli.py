@@ -204,6 +204,22 @@ def test_run_gives_up_on_a_cluster_that_does_not_answer(silent_server):
     assert_stopped(done, 69)
 
 
+def test_run_says_why_it_stopped_once_where_both_outputs_lead_to_one_place():
+    done = subprocess.run(
+        [sys.executable, "-m", "gigaoffice_worker", "run"],
+        env=clean({"KAFKA_BOOTSTRAP_SERVERS": NOBODY, **IMPATIENT}),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 69
+    assert "error: " not in done.stdout
+    assert_stopped(done, 69)
+
+
 def test_run_refuses_a_handler_that_cannot_be_loaded():
     done = command("run", WORKER_HANDLER="no.such:thing")
     assert_one_message(done, 78, "no.such")
