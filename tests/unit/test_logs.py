@@ -632,7 +632,8 @@ def test_a_stalled_reader_costs_lines_but_no_time(pipe):
     numbers = [int(line.split()[0]) for line in written if len(line) > 490]
     assert numbers == list(range(len(numbers)))  # the first ones, without a hole
     assert 50_000 <= len(numbers) * 500 <= 100_000  # what the pipe holds, 64 KiB
-    assert dropped.total == 2_000 - len(numbers)
+    # Where the queue was half free for a moment, the line that tells of the gap is one of the lines that were lost.
+    assert dropped.total - (2_000 - len(numbers)) in {0, 1}
     assert dropped.threads == {"log-writer"}
 
 
