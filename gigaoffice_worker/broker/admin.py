@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from kafka import errors as kafka_errors
 from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
@@ -30,6 +30,14 @@ class TopicState:
     replication: int
     """The least number of replicas that a partition of it has."""
     has_leaders: bool
+    operations: frozenset[str]
+
+
+class Group(NamedTuple):
+    """A consumer group as its coordinator describes it; `operations` are what we may do with it."""
+
+    state: str
+    members: int
     operations: frozenset[str]
 
 
@@ -123,14 +131,33 @@ class Admin:
 
     def max_message_bytes(self, names: Iterable[str]) -> dict[str, int]:
         """Return the largest record batch that each topic takes, where it exists and we may know (DESCRIBE_CONFIGS)."""
-        wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {MAX_MESSAGE_BYTES: None}) for name in names]
-        found: dict[str, int] = {}
-        for response in self._client.describe_configs(wanted) if wanted else ():
-            for error_code, _message, _type, name, entries in response.resources:
-                settings = {entry[0]: entry[1] for entry in entries} if error_code == 0 else {}
-                if MAX_MESSAGE_BYTES in settings:
-                    found[name] = int(settings[MAX_MESSAGE_BYTES])
-        return found
+        found = self.settings(names, [MAX_MESSAGE_BYTES])
+        return {name: int(settings[MAX_MESSAGE_BYTES]) for name, settings in found.items() if settings}
+
+    def settings(self, names: Iterable[str], wanted: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Return these settings of each topic that exists, where we may know them (DESCRIBE_CONFIGS)."""
+        keys = dict.fromkeys(wanted)
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name, dict(keys)) for name in names]
+        return {
+            name: {entry[0]: entry[1] for entry in entries if entry[0] in keys}
+            for response in (self._client.describe_configs(asked) if asked else ())
+            for error_code, _message, _type, name, entries in response.resources
+            if error_code == 0
+        }
+
+    def brokers(self) -> list[tuple[str, int]]:
+        """Return host and port of each broker, as the cluster gives them out."""
+        return [(str(each["host"]), int(each["port"])) for each in self._client.describe_cluster()["brokers"]]
+
+    def group(self, name: str) -> Group:
+        """Ask a consumer group's coordinator about it."""
+        found = self._client.describe_consumer_groups([name])[0]
+        return Group(found.state, len(found.members), frozenset(found.authorized_operations))
+
+    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        """Return the positions that a group has committed, by topic and partition."""
+        found = self._client.list_consumer_group_offsets(group)
+        return {(each.topic, each.partition): int(at.offset) for each, at in found.items()}
 
 
 def admin(config: Config, timeout: float) -> Admin:

@@ -15,7 +15,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
 from gigaoffice_worker.broker.errors import to_worker_error
-from gigaoffice_worker.broker.probe import committed_offset, describe_group
+from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -134,8 +134,8 @@ class Exchange:
         until = time.monotonic() + self._timeout
         topics = self._config.topics
         config = reachable(self._config, self._timeout)
-        wanted = [topics.requests.name, *([topics.responses.name] if self._answers else [])]
-        partitions = _existing(config, wanted, max(0.1, until - time.monotonic()))
+        rights = {topics.requests.name: "WRITE", **({topics.responses.name: "READ"} if self._answers else {})}
+        partitions = existing(config, rights, max(0.1, until - time.monotonic()))
         if self._answers:
             self._consumer = _reader(config, self._timeout)
             self._stack.callback(self._consumer.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
@@ -149,8 +149,8 @@ def why_no_answer(config: Config, place: Source, timeout: float) -> str:
     group = config.consumer.group
     try:
         with admin(config, timeout) as client:
-            members = describe_group(client, group).members
-            position = committed_offset(client, group, place.topic, place.partition)
+            members = client.group(group).members
+            position = client.committed(group).get((place.topic, place.partition))
     except Exception:  # noqa: BLE001  # this only adds to a message
         return ""
     if members == 0:
@@ -165,21 +165,6 @@ def why_no_answer(config: Config, place: Source, timeout: float) -> str:
     return (
         f"The group {group} has {members} member(s) and is not done with it: {waiting} in partition {place.partition}."
     )
-
-
-def _existing(config: Config, names: list[str], timeout: float) -> dict[str, int]:
-    """Return the topics' numbers of partitions. Raises WorkerError naming those that are missing."""
-    try:
-        with admin(config, timeout) as client:
-            states = client.describe(names)
-    except Exception as error:
-        raise to_worker_error(error, "looking for the topics") from error
-    if missing := [name for name in names if name not in states]:
-        raise WorkerError(
-            f"there is no topic {' and no topic '.join(missing)}",
-            hint="`gigaoffice-worker topics` creates what is missing. Are these the names that the worker has?",
-        )
-    return {name: states[name].partitions for name in names}
 
 
 def _reader(config: Config, timeout: float) -> KafkaConsumer:

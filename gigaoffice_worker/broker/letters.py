@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple, Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
 from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 from gigaoffice_worker.core.letters import Filters, Moment, Span, progressed
@@ -57,7 +57,7 @@ class LetterReader:
         usable = reachable(self._config, self._timeout)
         least, most = _REQUEST_MS
         request_ms = min(most, max(least, self._limit_ms()))
-        self.partitions = list(range(partitions(usable, self.topic, "READ", self._timeout)))
+        self.partitions = list(range(existing(usable, {self.topic: "READ"}, self._timeout)[self.topic]))
         kwargs = {
             **consumer_kwargs(usable),
             "group_id": self._group,
@@ -175,24 +175,6 @@ class LetterReader:
                 group = f", and READ on the group {self._group}" if self._group else ""
                 told = AccessError(str(told), hint=f"Grant the user READ on the topic {self.topic}{group}.")
             raise told from error
-
-
-def partitions(config: Config, topic: str, right: str, timeout: float) -> int:
-    """Return how many partitions a topic has; `right` is what will be needed there. Raises WorkerErrors only."""
-    try:
-        with admin(config, timeout) as client:
-            states = client.describe([topic])
-    except WorkerError:
-        raise  # the login was refused: no right would help
-    except Exception as error:
-        told = to_worker_error(error, f"looking for the topic {topic}")
-        if isinstance(told, AccessError):
-            told = AccessError(str(told), hint=f"Grant the user {right} on the topic {topic}.")
-        raise told from error
-    if topic not in states:
-        hint = "`gigaoffice-worker topics` creates what is missing. Is this the name that the worker has?"
-        raise WorkerError(f"there is no topic {topic}", hint=hint)
-    return states[topic].partitions
 
 
 def _letter(record: Any) -> Record:

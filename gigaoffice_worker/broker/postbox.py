@@ -13,7 +13,7 @@ from kafka.partitioner import DefaultPartitioner
 
 from gigaoffice_worker.broker.clients import constructing, producer_kwargs, reachable
 from gigaoffice_worker.broker.errors import to_worker_error
-from gigaoffice_worker.broker.letters import partitions
+from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -50,7 +50,7 @@ class Postbox:
 
     def __enter__(self) -> Self:
         usable = reachable(self._config, self._timeout)
-        partitions(usable, self._topic, "WRITE", self._timeout)
+        existing(usable, {self._topic: "WRITE"}, self._timeout)
         limit = min(self._timeout, _REQUEST_LIMIT)
         kwargs = {
             **producer_kwargs(usable, _NAME),

@@ -11,12 +11,12 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from kafka import errors as kafka_errors
 
-from gigaoffice_worker.broker import preflight
-from gigaoffice_worker.broker.admin import Admin, TopicState, admin
+from gigaoffice_worker.broker import preflight, topic_settings
+from gigaoffice_worker.broker.admin import Admin, Group, TopicState, admin
 from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -52,14 +52,6 @@ class Finding(NamedTuple):
     found: str
     mend: str = ""
     exit_code: int = 0
-
-
-class Group(NamedTuple):
-    """A consumer group as its coordinator describes it; `operations` are what we may do with it."""
-
-    state: str
-    members: int
-    operations: frozenset[str]
 
 
 def steps(config: Config, begin: Callable[[str], None] = lambda step: None) -> Iterator[Finding]:  # noqa: ARG005
@@ -111,21 +103,12 @@ def describe_group(client: Admin, group: str, patience: float = 0.0) -> Group:
     until = time.monotonic() + patience
     while True:
         try:
-            found = _kafka(client).describe_consumer_groups([group])[0]
+            return client.group(group)
         except _NO_COORDINATOR_YET:
             # The cluster makes the topic of committed offsets when it is first asked for a coordinator.
             if time.monotonic() + _LOOK_AGAIN > until:
                 raise
             time.sleep(_LOOK_AGAIN)
-        else:
-            return Group(found.state, len(found.members), frozenset(found.authorized_operations))
-
-
-def committed_offset(client: Admin, group: str, topic: str, partition: int) -> int | None:
-    """Return the position that a group has committed for a partition. Raises the client's errors."""
-    offsets = _kafka(client).list_consumer_group_offsets(group)
-    found = {(each.topic, each.partition): int(at.offset) for each, at in offsets.items()}
-    return found.get((topic, partition))
 
 
 # The steps
@@ -172,7 +155,7 @@ def _login(kafka: Kafka) -> str:
 
 def _brokers(client: Admin, kafka: Kafka, limit: float, step: str) -> Finding:
     """See whether the addresses that the cluster gives out work from here: clients use those, not the bootstrap's."""
-    addresses = [_address(each) for each in _kafka(client).describe_cluster()["brokers"]]
+    addresses = [_address(*each) for each in client.brokers()]
     until = time.monotonic() + limit
     for address in addresses:
         left = until - time.monotonic()
@@ -193,12 +176,24 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
         mend = "Check that all brokers run."
         return Finding(step, Mark.BAD, "a partition has no leader", mend, WorkerError.exit_code)
     found = f"partitions {state.partitions}, replication {state.replication}, {needed} permitted"
+    settings = client.settings({spec.name, config.topics.requests.name}, topic_settings.READ)
+    if not settings.get(spec.name):
+        return Finding(step, Mark.WEAK, f"{found}, its settings cannot be read", "Grant the user DESCRIBE_CONFIGS.")
+    of_requests = settings.get(config.topics.requests.name, {})
+    remarks = list(topic_settings.remarks(spec, settings[spec.name], of_requests, state))
     if differences := _differences(spec, state):
         mend = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
-        return Finding(step, Mark.WEAK, found, mend)
-    if spec.name not in client.max_message_bytes([spec.name]):
-        return Finding(step, Mark.WEAK, f"{found}, its settings cannot be read", "Grant the user DESCRIBE_CONFIGS.")
-    return Finding(step, Mark.GOOD, found)
+        remarks.append(topic_settings.Remark(mend, fatal=False))
+    found = f"{found}; {topic_settings.summary(settings[spec.name])}"
+    return _judged(step, found, remarks)
+
+
+def _judged(step: str, found: str, remarks: list[topic_settings.Remark]) -> Finding:
+    if not remarks:
+        return Finding(step, Mark.GOOD, found)
+    fatal = any(each.fatal for each in remarks)
+    code = WorkerError.exit_code if fatal else 0
+    return Finding(step, Mark.BAD if fatal else Mark.WEAK, found, "\n".join(each.text for each in remarks), code)
 
 
 def _differences(spec: TopicSpec, state: TopicState) -> list[str]:
@@ -248,10 +243,5 @@ def _skipped(step: str) -> Finding:
     return Finding(step, Mark.SKIPPED, "not tried", exit_code=UnreachableError.exit_code)
 
 
-def _address(broker: dict[str, Any]) -> str:
-    host = str(broker["host"])
-    return f"[{host}]:{broker['port']}" if ":" in host else f"{host}:{broker['port']}"
-
-
-def _kafka(client: Admin) -> Any:
-    return client._client  # noqa: SLF001  # these two questions nobody else has
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

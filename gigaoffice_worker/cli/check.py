@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> 
     yield probe.Finding("configuration", probe.Mark.GOOD, "valid")
     for warning in config.warnings:
         yield probe.Finding("configuration", probe.Mark.WEAK, warning)
+    yield _times(config)
+    yield _tracing()
     yield _handler(config)
     if not offline:
         yield from probe.steps(config, begin=lambda step: progress.show(f"{step} …"))
@@ -77,6 +80,26 @@ def _handler(config: Config) -> Finding:
     return Finding("handler", Mark.GOOD, f"{name} can be loaded")
 
 
+def _times(config: Config) -> Finding:
+    from gigaoffice_worker.broker.clients import DELIVERY_TIMEOUT
+    from gigaoffice_worker.broker.probe import Finding, Mark
+    from gigaoffice_worker.cli import check_times
+
+    found = check_times.summary(config, DELIVERY_TIMEOUT) + check_times.note(config)
+    remarks = list(check_times.remarks(config))
+    return Finding("time limits", Mark.WEAK if remarks else Mark.GOOD, found, "\n".join(remarks))
+
+
+def _tracing() -> Finding:
+    from gigaoffice_worker.broker.probe import Finding, Mark
+    from gigaoffice_worker.observe.tracing import switch
+
+    found = switch(os.environ)
+    if found.trouble:
+        return Finding("spans", Mark.WEAK, f"asked for, and not sent: {found.trouble}", found.mend)
+    return Finding("spans", Mark.GOOD, "sent over OTLP/HTTP" if found.on else "off")
+
+
 def _print_settings(settings: list[Setting]) -> None:
     width = max(len(each.name) for each in settings)
     for each in settings:
@@ -89,8 +112,8 @@ def _print_finding(finding: Finding) -> None:
     if sys.stdout.isatty():
         mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
     print(f"{mark} {finding.step}: {finding.found}")
-    if finding.mend:
-        print(f"    {finding.mend}")
+    for line in finding.mend.splitlines():
+        print(f"    {line}")
     sys.stdout.flush()
 
 

@@ -130,15 +130,21 @@ def test_topics_that_the_cluster_refuses_are_a_wrong_configuration(cli, kafka_bo
 # check
 
 
-def test_check_is_content_with_a_cluster_that_has_all_that_is_needed(cli, made_topics):
+def test_check_is_content_with_what_topics_makes(cli, topic_set):
+    assert cli("topics").returncode == 0
     done = cli("check")
     assert done.returncode == 0, done.stdout
     findings = [line for line in done.stdout.splitlines() if line and line[0] in "✓!✗-"]
     assert all(line.startswith("✓") for line in findings)
     for step in ("reach", "authentication", "brokers", "group"):
         assert sum(line.startswith(f"✓ {step}") for line in findings) == 1
-    assert f"✓ topic {made_topics.requests}: partitions 3, replication 1, READ permitted" in findings
-    assert f"✓ topic {made_topics.dlq}: partitions 1, replication 1, WRITE permitted" in findings
+    assert f"✓ topic {topic_set.requests}: partitions 3, replication 1, READ permitted; " in done.stdout
+    assert (
+        f"✓ topic {topic_set.dlq}: partitions 1, replication 1, WRITE permitted; max.message.bytes 1114124, "
+        "retention 7 d, cleanup.policy delete, min.insync.replicas 1"
+    ) in findings
+    assert "TimeoutStopSec" in done.stdout
+    assert "✓ spans: off" in findings
 
 
 def test_check_finds_missing_topics_and_does_not_create_them(cli, kafka_bootstrap, names):
@@ -160,6 +166,35 @@ def test_check_takes_a_difference_for_a_warning(cli, made_topics):
     assert done.returncode == 0
     assert f"! topic {made_topics.dlq}: partitions 1" in done.stdout
     assert "Configured is partitions 2" in done.stdout
+
+
+def test_check_tells_settings_of_topics_that_will_lose_or_block(cli, kafka_bootstrap, topic_set):
+    odd = (
+        (topic_set.requests, {"cleanup.policy": "compact"}),
+        (topic_set.responses, {"retention.ms": "60000"}),
+        (topic_set.dlq, {"max.message.bytes": "1000000"}),
+    )
+    for name, odd_settings in odd:
+        wire.create_topics(kafka_bootstrap, {name: 1}, config=odd_settings)
+    done = cli("check", "--json")
+    assert done.returncode == 1
+    found = {each["step"]: each for each in json.loads(done.stdout)["findings"]}
+    requests, responses, dlq = (found[f"topic {name}"] for name in topic_set[:3])
+    assert (requests["mark"], responses["mark"], dlq["mark"]) == ("bad", "weak", "bad")
+    assert "Set cleanup.policy=delete" in requests["mend"]
+    assert "retention 1 min" in responses["found"]
+    assert "Set retention.ms to 3600000" in responses["mend"]
+    assert "Set max.message.bytes to 1114124 or more" in dlq["mend"]
+
+
+def test_check_tells_time_limits_that_do_not_fit_and_a_handler_that_cannot_be_loaded(cli, made_topics):
+    done = cli("check", WORKER_DRAIN_TIMEOUT="0", WORKER_HANDLER="no_such_module:handle")
+    assert done.returncode == 78
+    assert "! time limits: attempt 120 s, drain 0 s" in done.stdout
+    assert "set WORKER_DRAIN_TIMEOUT above 0" in done.stdout
+    assert "✗ handler: WORKER_HANDLER no_such_module:handle: module no_such_module cannot be imported" in done.stdout
+    assert "put its directory on PYTHONPATH" in done.stdout
+    assert f"✓ topic {made_topics.requests}" in done.stdout
 
 
 def test_check_of_a_cluster_with_one_dead_bootstrap_server_is_found_wanting(cli, kafka_bootstrap, made_topics):
@@ -253,7 +288,7 @@ def test_check_names_the_permission_that_is_missing(guarded, guarded_cli, topic_
     done = guarded_cli("check")
     assert done.returncode == 77
     assert "✓ authentication: SCRAM-SHA-256 as worker (SASL_PLAINTEXT)" in done.stdout
-    assert f"✓ topic {topic_set.requests}: partitions 3, replication 1, READ permitted\n" in done.stdout
+    assert f"✓ topic {topic_set.requests}: partitions 3, replication 1, READ permitted; " in done.stdout
     assert f"✗ topic {topic_set.responses}: authorization failed: WRITE is not permitted" in done.stdout
     assert f"Grant the user WRITE on the topic {topic_set.responses}." in done.stdout
     assert f"✗ topic {topic_set.dlq}: asking the cluster: authorization failed" in done.stdout

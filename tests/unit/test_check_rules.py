@@ -1,0 +1,86 @@
+"""What `check` says of time limits and of topics' settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from gigaoffice_worker.broker.admin import TopicState
+from gigaoffice_worker.broker.topic_settings import remarks, summary
+from gigaoffice_worker.cli import check_times
+from gigaoffice_worker.config import load
+
+STATE = TopicState(partitions=1, replication=1, has_leaders=True, operations=frozenset())
+USUAL = {
+    "max.message.bytes": "1048588",
+    "retention.ms": "604800000",
+    "cleanup.policy": "delete",
+    "min.insync.replicas": "1",
+}
+LARGER = {**USUAL, "max.message.bytes": "1114124"}
+
+
+def said(role, settings=None, requests=USUAL):
+    spec = {each.role: each for each in load({}).topics}[role]
+    usual = LARGER if role == "dlq" else USUAL
+    return [(each.fatal, each.text) for each in remarks(spec, {**usual, **(settings or {})}, requests, STATE)]
+
+
+@pytest.mark.parametrize("role", ["requests", "responses", "dlq"])
+def test_nothing_is_said_of_what_the_worker_creates(role):
+    assert said(role) == []
+
+
+@pytest.mark.parametrize("role,fatal", [("requests", True), ("responses", False), ("dlq", True)])
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_compaction_is_told_of_any_topic(role, fatal, policy):
+    ((found, text),) = said(role, {"cleanup.policy": policy})
+    assert found is fatal
+    assert "Set cleanup.policy=delete" in text
+
+
+@pytest.mark.parametrize("size,fatal", [("1048588", False), ("1048587", True)])
+def test_dead_letters_need_room_for_a_request_and_its_headers(size, fatal):
+    ((found, text),) = said("dlq", {"max.message.bytes": size})
+    assert found is fatal
+    assert "1114124 or more" in text
+
+
+@pytest.mark.parametrize("role", ["requests", "responses", "dlq"])
+def test_short_retention_is_told_and_none_is_fine(role):
+    ((fatal, text),) = said(role, {"retention.ms": "60000"})
+    assert not fatal
+    assert "Set retention.ms to" in text
+    assert said(role, {"retention.ms": "-1"}) == []
+
+
+def test_more_replicas_in_sync_than_there_are_block_every_write():
+    ((fatal, text),) = said("responses", {"min.insync.replicas": "2"})
+    assert fatal
+    assert "min.insync.replicas to 1" in text
+
+
+def test_a_summary_reads_like_a_line():
+    assert summary(USUAL) == ("max.message.bytes 1048588, retention 7 d, cleanup.policy delete, min.insync.replicas 1")
+    assert "retention without end" in summary({"retention.ms": "-1"})
+
+
+def test_nothing_is_said_of_the_default_time_limits():
+    config = load({})
+    assert list(check_times.remarks(config)) == []
+    assert "TimeoutStopSec, a container's stop period: 35 s" in check_times.summary(config, 120.0)
+    assert "more than 25 s" in check_times.note(config)
+    assert check_times.note(load({"WORKER_DRAIN_TIMEOUT": "120"})) == ""
+
+
+@pytest.mark.parametrize(
+    "environment,what",
+    [
+        ({"KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS": "4000"}, "KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS to a third"),
+        ({"WORKER_REBALANCE_WAIT": "31"}, "set WORKER_REBALANCE_WAIT below"),
+        ({"WORKER_DRAIN_TIMEOUT": "0"}, "set WORKER_DRAIN_TIMEOUT above 0"),
+        ({"WORKER_RETRY_DELAY": "90"}, "WORKER_RETRY_DELAY has no effect"),
+    ],
+)
+def test_time_limits_that_do_not_fit_are_told_with_what_to_do(environment, what):
+    (text,) = check_times.remarks(load(environment))
+    assert what in text
