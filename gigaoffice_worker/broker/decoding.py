@@ -34,7 +34,7 @@ _LONGEST_REASON: Final = 300
 # Base offset, length, leader epoch, magic, checksum, attributes, last offset delta.
 _HEADER: Final = struct.Struct(">qiibIhi")
 _BEFORE_LENGTH_COUNTS: Final = 12
-_BYTES_IN_TEXT: Final = re.compile(r"""(?:bytearray\()?b(['"]).*?\1\)?""", re.DOTALL)
+_BYTES_IN_TEXT: Final = re.compile(r"""(?:bytearray\()?\bb(['"]).*?\1""", re.DOTALL)
 
 # What the broker answered instead of records: it cannot read them either.
 _UNREADABLE: Final = (
