@@ -13,11 +13,19 @@ import pytest
 from tests.system import machine, stage
 
 ROOM = Path(__file__).parent
+# Seconds. The first test on a machine also waits for a Debian, the wheels and Kafka to be fetched.
+TIMEOUT = 1800
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     asked_for = any(Path(argument.partition("::")[0]).resolve().is_relative_to(ROOM) for argument in config.args)
     return None if asked_for else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOM) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
 def need(*tools: str, root: bool = True, because: str) -> None:
