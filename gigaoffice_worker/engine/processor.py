@@ -20,6 +20,8 @@ Handler = Callable[[Request], Any]
 # wait for ever.
 LONGEST_MESSAGE = 10_000
 LONGEST_RETRY_AFTER = 24 * 3600.0
+# Timers of handlers that keep their deadline are not exact.
+_EARLY = 0.01
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +61,8 @@ class Processor:
         try:
             result = self._handler(request)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
-            return _failed(error, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            return _failed(error, seconds, overdue=seconds > self._attempt_timeout - _EARLY)
         finally:
             structlog.contextvars.unbind_contextvars(*facts)
         seconds = time.monotonic() - started
@@ -68,16 +71,18 @@ class Processor:
         return Attempt(Ended.ANSWERED, seconds, result)
 
 
-def _failed(error: BaseException, seconds: float) -> Attempt:
+def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
+    """Say what an error means; one that comes when the time is used up is a time-out, whatever its handler calls it."""
+    failed = Ended.TIMED_OUT if overdue else Ended.FAILED
     failure = Failure(type(error).__name__, _message(error))
     match error:
         case RejectedError():
             return Attempt(Ended.REJECTED, seconds, failure=failure)
         case TransientError():
             # A class of the handler's own may have skipped the constructor.
-            ended = Ended.SHARED if getattr(error, "shared", False) else Ended.FAILED
+            ended = Ended.SHARED if getattr(error, "shared", False) else failed
             return Attempt(ended, seconds, failure=failure, retry_after=_delay(getattr(error, "retry_after", None)))
-    return Attempt(Ended.FAILED, seconds, failure=failure)
+    return Attempt(failed, seconds, failure=failure)
 
 
 def _message(error: BaseException) -> str:

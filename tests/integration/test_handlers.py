@@ -76,6 +76,21 @@ def test_http_keeps_to_the_attempts_deadline(scene, service):
     assert worker.metric("handler_abandoned_threads") == 0
 
 
+def test_a_service_that_never_answers_in_time_ends_timed_out(scene, service):
+    scene.make()
+    service.answer = lambda exchange: exchange.pause(30)
+    scene.ready(
+        WORKER_HANDLER="http",
+        HTTP_HANDLER_URL=service.url,
+        **{**QUICK, "WORKER_ATTEMPT_TIMEOUT": "0.5", "WORKER_MAX_ATTEMPTS": "2"},
+    )
+    scene.send(ask("slow"))
+    (response,) = scene.wait_responses(1)
+    (letter,) = scene.dead_letters()
+    assert letter.header("dlq-reason") == b"timed-out"
+    assert letter.header("dlq-error-type").decode() == response.error["type"] in {"NoAnswerError", "AttemptTimeout"}
+
+
 def test_a_rate_limit_and_a_wrong_token_lose_no_request(scene, service, tmp_path):
     scene.make()
     token = tmp_path / "token"

@@ -171,3 +171,22 @@ def test_lines_logged_by_a_handler_name_its_request_and_no_later_line_does() -> 
     attempt(handler)
     assert seen == [{"request_id": "r-1"}]
     assert structlog.contextvars.get_contextvars() == {}
+
+
+@pytest.mark.parametrize(
+    "error,ended",
+    [
+        (TransientError("no answer"), Ended.TIMED_OUT),
+        (ValueError("broken off"), Ended.TIMED_OUT),
+        (RejectedError("no"), Ended.REJECTED),
+        (TransientError("wait", shared=True), Ended.SHARED),
+    ],
+)
+def test_a_failure_at_the_deadline_is_a_time_out_unless_it_says_otherwise(error, ended) -> None:
+    def handler(request: Request) -> None:
+        assert request.deadline.remaining() == 0
+        raise error
+
+    made = Processor(handler, 0.0).attempt(work_with())
+    assert made.ended is ended
+    assert made.failure == Failure(type(error).__name__, str(error))
