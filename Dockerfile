@@ -10,17 +10,20 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
-# http for WORKER_HANDLER=http; further extras are separated by commas.
-ARG EXTRAS=http
+# Which lock: image.txt has what WORKER_HANDLER=http needs, image-gigachat.txt also the GigaChat client.
+ARG REQUIREMENTS=image.txt
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
 COPY gigaoffice_worker gigaoffice_worker
 # pip stays behind in a virtual environment of its own.
 RUN python3 -m venv /tools \
  && python3 -m venv --without-pip /opt/gigaoffice-worker \
  && /tools/bin/pip wheel --no-deps --wheel-dir /wheel . \
- && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install "$(echo /wheel/*.whl)[${EXTRAS}]"
+ && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install \
+    --require-hashes --only-binary :all: --requirement "requirements/${REQUIREMENTS}" \
+ && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install --no-deps --no-index /wheel/*.whl
 
 FROM ${BASE}
 ARG REVISION=unknown

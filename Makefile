@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint bench chaos test-systemd test-image test-prometheus test-page screenshots install clean
+.PHONY: help dev test lint lock audit bench chaos test-systemd test-image test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,25 @@ lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+LOCK := --quiet --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+  --no-emit-trusted-host --unsafe-package gigaoffice-worker
+
+lock: $(STAMP) ## what the image installs, anew, by hashes: requirements/ (ARGS="--upgrade")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	$(BIN)/pip-compile $(LOCK) --extra http -o requirements/image.txt $(ARGS) pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --extra http --extra gigachat -o requirements/image-gigachat.txt $(ARGS) pyproject.toml
+	sed -i -e '/^# WARNING/,$$d' -e 's/ (pyproject.toml)//' \
+	  -e '1i # What the image installs, each file by its hash. Written by `make lock`; change pyproject.toml, not this.' \
+	  requirements/*.txt
+
+audit: $(STAMP) ## lock and licences, an SBOM (sbom.json), known weaknesses of what the image installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	$(BIN)/python -m pytest -q tests/unit/test_supply_chain.py
+	$(BIN)/cyclonedx-py requirements requirements/image-gigachat.txt -o sbom.json
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/image-gigachat.txt || { \
+	  echo "Not audited, or found wanting: the line above has the reason. Where it says that a package was not found," \
+	    "the index in use does not serve the vulnerability service." >&2; exit 1; }
 
 bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --only W1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "systemd,systemd-sysv,python3,python3-venv,ca-certificates"
-SHIPPED = ("gigaoffice_worker", "systemd", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("gigaoffice_worker", "requirements", "systemd", "pyproject.toml", "README.md", "LICENSE")
 
 
 def debian() -> Path:
@@ -46,8 +46,11 @@ def wheelhouse(directory: Path) -> Path:
     tree.mkdir()
     wheels = directory / "wheels"
     # setuptools too, so that an image can be built without a network.
-    wanted = [f"{source(tree)}[http]", "setuptools>=77"]
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", f"--wheel-dir={wheels}", *wanted, limit=600)
+    wanted = [str(source(tree)), "setuptools>=77"]
+    pip = [sys.executable, "-m", "pip"]
+    run(*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={wheels}", *wanted, limit=600)
+    locked = ["--require-hashes", "--only-binary=:all:", f"--requirement={tree / 'requirements' / 'image.txt'}"]
+    run(*pip, "download", "--quiet", f"--dest={wheels}", *locked, limit=600)
     return wheels
 
 
