@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # seconds after which somebody at a terminal wants to know what is going on
 _REWRITE = 0.25  # seconds between two states of the progress line
 _CLEAR_LINE = "\r\x1b[K"
+_TRACING_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 class UsageError(WorkerError):
@@ -138,6 +139,11 @@ def hide_secrets(config: Config, sink: LogSink) -> None:
     """See to it that no log line shows a secret of the configuration."""
     for secret in _secrets(config):
         sink.hide(secret.reveal())
+    for name in _TRACING_HEADERS:
+        # The exporter quotes what it cannot read.
+        for header in os.environ.get(name, "").split(","):
+            sink.hide(header.strip())
+            sink.hide(header.partition("=")[2].strip())
 
 
 def _secrets(value: object) -> Iterator[Secret]:

@@ -112,7 +112,14 @@ class Spans:
             self._end(span, "AttemptTimeout")
 
     def close(self, timeout: float) -> bool:
-        """Send what is waiting, for at most `timeout` seconds; False when that was not enough."""
+        """Send what is waiting, for at most `timeout` seconds; False when that was not enough.
+
+        Calls that are still running have been given up: their requests are redelivered.
+        """
+        with self._lock:
+            running = list(self._open)
+        for span in running:
+            self._end(span, "Abandoned")
         # The SDK's own limit is fixed at half a minute.
         closing = threading.Thread(target=self._provider.shutdown, name="spans-close", daemon=True)
         closing.start()

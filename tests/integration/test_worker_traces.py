@@ -60,7 +60,14 @@ def test_spans_reach_a_collector_and_the_service_behind_the_handler(scene):
 def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(scene):
     pytest.importorskip("opentelemetry.sdk.trace")
     scene.make()
-    worker = scene.ready(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", WORKER_DRAIN_TIMEOUT="3")
+    worker = scene.ready(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_HEADERS="a header that is none but a secret",
+        WORKER_DRAIN_TIMEOUT="3",
+    )
     scene.send(*[ask(f"r{n}", "k") for n in range(3)])
     scene.wait_responses(3)
     assert worker.stop(8) == 0
+    log = worker.log_file.read_text()
+    assert "Tracing message" in log
+    assert "secret" not in log

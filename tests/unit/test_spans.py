@@ -156,6 +156,12 @@ def test_closing_sends_what_is_waiting():
     assert len(stage.found()) == 1
 
 
+def test_closing_ends_the_spans_of_calls_that_still_run():
+    stage = Stage(BatchSpanProcessor)
+    stage.spans.around(lambda asked: stage.spans.close(5.0))(request())
+    assert [span.attributes["error.type"] for span in stage.found()] == ["Abandoned"]
+
+
 def test_closing_does_not_wait_for_a_collector_that_hangs():
     class Hanging(SpanExporter):
         def __init__(self):
