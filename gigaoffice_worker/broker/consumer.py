@@ -155,8 +155,8 @@ class Consumer:
         found = self._client.committed(self._at(partition), metadata=True, timeout_ms=int(timeout * 1000))
         return Committed(found.offset, found.metadata or "") if found is not None else None
 
-    def all_committed(self, partitions: Iterable[int], timeout: float) -> dict[int, int]:
-        """Return the committed positions of those partitions that have one, by one question.
+    def all_committed(self, partitions: Iterable[int], timeout: float) -> dict[int, Committed]:
+        """Return what is committed for those partitions that have something, by one question.
 
         Raises CommitRetriableError or CommitRefusedError.
         """
@@ -166,7 +166,7 @@ class Consumer:
             found = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
         except kafka_errors.KafkaError as error:
             raise _retriable_or_refused(error) from error
-        return {tp.partition: at.offset for tp, at in found.items()}
+        return {tp.partition: Committed(at.offset, at.metadata or "") for tp, at in found.items()}
 
     def start_of_log(self, partition: int, timeout: float) -> int:
         """Return the lowest offset that the log holds. Raises the client's errors, KafkaTimeoutError among them."""

@@ -115,9 +115,10 @@ class Committer:
             )
             self._metrics.offset_resets.inc()
             self._gone(partition)
-        for partition, position in found.items():
-            # A commit that got no answer may land later than one after it: what is lower is committed again.
-            assignments[partition].committed = position
+        for partition, at in found.items():
+            # A commit that got no answer may land later than one after it: a lower position or an older map of what is
+            # finished beyond it is committed over again.
+            assignments[partition].committed, assignments[partition].committed_text = at
         if not due:
             return
         self._consumer.commit(due, max(0.0, until - time.monotonic()))

@@ -34,11 +34,11 @@ class Cluster:
         self.commits: list[dict[int, int]] = []
         self.asked: list[set[int]] = []
 
-    def all_committed(self, partitions, timeout: float) -> dict[int, int]:
+    def all_committed(self, partitions, timeout: float) -> dict[int, Committed]:
         self.asked.append(set(partitions))
         if self.unreadable:
             raise self.unreadable.popleft()
-        return {p: self.positions[p].position for p in partitions if p in self.positions}
+        return {p: self.positions[p] for p in partitions if p in self.positions}
 
     def commit(self, positions: Mapping[int, Committed], timeout: float) -> None:
         self.commits.append({partition: at.position for partition, at in positions.items()})
@@ -133,6 +133,22 @@ def test_late_commit_that_put_the_position_back_is_made_good(scene):
     assert scene.commit()
     assert scene.gone == []
     assert scene.cluster.positions[0].position == 3
+
+
+def test_late_commit_that_put_back_only_the_map_is_made_good(scene):
+    scene.monitor.offer([scene.partitions[0].work()])
+    scene.finish(0)
+    assert scene.commit()
+    older = scene.cluster.positions[0]
+    scene.finish(0)
+    assert scene.commit()
+    newer = scene.cluster.positions[0]
+    assert newer != older
+    scene.cluster.positions[0] = older
+    scene.committer._next_look = 0.0
+    assert scene.commit()
+    assert scene.commit()
+    assert scene.cluster.positions[0] == newer
 
 
 def test_each_try_looks_again(scene):
