@@ -30,8 +30,8 @@ def test_broker_killed_and_restarted_again_and_again_loses_nothing(own_kafka, ma
 
 def broker_killed(cluster, make_stage, *, runs: int) -> None:
     stage = make_stage(cluster).make()
-    load = stage.load(mixture(retried=False), rate=50)
     worker = stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     recoveries = []
     for n in range(runs):
@@ -92,8 +92,8 @@ def test_rolling_restart_of_three_brokers_loses_nothing(three_kafkas, make_stage
 
 def test_broker_frozen_for_less_than_the_delivery_time_out_doubles_nothing(own_kafka, make_stage):
     stage = make_stage(own_kafka).make()
-    load = stage.load(mixture(retried=False), rate=50)
     stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     thawed = []
     for seconds in (4.0, 12.0):
@@ -118,8 +118,8 @@ def test_broker_frozen_for_less_than_the_delivery_time_out_doubles_nothing(own_k
 def test_broker_frozen_for_longer_than_the_delivery_time_out_loses_nothing(own_kafka, make_stage, runs):
     """The producer is replaced, and everything it held is sent again in its order."""
     stage = make_stage(own_kafka).make()
-    load = stage.load(mixture(retried=False), rate=50)
     worker = stage.worker(**hooked(delivery_timeout="4")).start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     thawed = []
     for n in range(runs):

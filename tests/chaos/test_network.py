@@ -26,8 +26,8 @@ def stage(proxied_kafka, make_stage):
 
 def test_slow_network_repeats_nothing(proxied_kafka, stage):
     _, proxy = proxied_kafka
-    load = stage.load(mixture(retried=False), rate=30)
     stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=30)
     stage.wait_calls(60)
     proxy.latency, proxy.rate = 0.2, 40_000
     slowed = time.time()
@@ -44,8 +44,8 @@ def test_slow_network_repeats_nothing(proxied_kafka, stage):
 
 def test_connections_that_break_again_and_again_repeat_nothing(proxied_kafka, stage):
     _, proxy = proxied_kafka
-    load = stage.load(mixture(retried=False), rate=50)
     stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     started = time.time()
     breaks = 25
@@ -63,8 +63,8 @@ def test_connections_that_break_again_and_again_repeat_nothing(proxied_kafka, st
 @pytest.mark.parametrize("seconds", [pytest.param(4.0, marks=pytest.mark.quick), 15.0])
 def test_network_that_falls_silent_loses_nothing(proxied_kafka, stage, seconds):
     _, proxy = proxied_kafka
-    load = stage.load(mixture(retried=False), rate=50)
     worker = stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     proxy.mute = True
     time.sleep(seconds)
@@ -111,8 +111,8 @@ def test_clock_that_jumps_by_an_hour_disturbs_nothing(proxied_kafka, stage, step
 
 def test_worker_that_is_frozen_in_an_outage_loses_nothing(proxied_kafka, stage):
     _, proxy = proxied_kafka
-    load = stage.load(mixture(retried=False), rate=50)
     worker = stage.worker().start().wait_ready()
+    load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)
     proxy.mute = True
     time.sleep(1.0)
