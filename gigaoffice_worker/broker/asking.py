@@ -14,6 +14,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
+from gigaoffice_worker.broker.decoding import watch
 from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
@@ -90,9 +91,8 @@ class Exchange:
             raise WorkerError(f"a request with the id {request_id!r} is waiting for its answer already")
         letter = Letter(self._config.topics.requests.name, key, value, list(headers.items()))
 
-        def acknowledged(metadata: Any) -> None:
-            place = Source(metadata.topic, metadata.partition, metadata.offset)
-            self._outcomes.put(Sent(request_id, place, None))
+        def acknowledged(partition: int, offset: int) -> None:
+            self._outcomes.put(Sent(request_id, Source(letter.topic, partition, offset), None))
 
         def failed(error: BaseException) -> None:
             self._outcomes.put(Sent(request_id, None, _told(error, f"sending request {request_id}")))
@@ -177,7 +177,9 @@ def _reader(config: Config, timeout: float) -> KafkaConsumer:
         "auto_offset_reset": "latest",  # only if the responses are deleted under our hands
     }
     with constructing("connecting to read responses", config):
-        return KafkaConsumer(**kwargs)
+        client = KafkaConsumer(**kwargs)
+    watch(client._fetcher)  # noqa: SLF001
+    return client
 
 
 def _go_to_the_end(consumer: KafkaConsumer, topic: str, partitions: int) -> None:

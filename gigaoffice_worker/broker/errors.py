@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from kafka import errors as kafka
 
+from gigaoffice_worker.broker.decoding import UndecodableError
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 LONGEST_TEXT: Final = 300
@@ -244,6 +245,9 @@ def to_worker_error(exc: BaseException, during: str) -> WorkerError:
     """Return the exception that ends a command; `during` says what was being done, as in "listing topics"."""
     if isinstance(exc, WorkerError):
         return exc
+    if isinstance(exc, UndecodableError):
+        hint = "Nothing behind it in its partition can be read. Choose other partitions, or what is newer."
+        return WorkerError(f"{during}: {exc}", hint=hint)
     known = rule(exc)
     return known.ends_as(f"{during}: {describe(exc)}", hint=known.hint)
 

@@ -13,6 +13,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
+from gigaoffice_worker.broker.decoding import watch
 from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.config import Config
@@ -73,6 +74,7 @@ class LetterReader:
         }
         with constructing("connecting to read dead letters", usable):
             self._client = KafkaConsumer(**kwargs)
+        watch(self._client._fetcher)  # noqa: SLF001
         self._stack.callback(self._client.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
         return self
 

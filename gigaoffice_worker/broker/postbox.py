@@ -88,7 +88,7 @@ class Postbox:
             return None
 
     def _send(self, letter: Record, headers: list[tuple[str, bytes]]) -> None:
-        def acknowledged(_: object) -> None:
+        def acknowledged(_partition: int, _offset: int) -> None:
             self._outcomes.put(Sent(letter.source))
 
         def failed(error: BaseException) -> None:

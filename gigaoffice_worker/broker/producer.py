@@ -56,7 +56,8 @@ def classify(error: BaseException) -> SendFailure:
     return SendFailure.STUCK
 
 
-Acknowledged = Callable[[object], None]
+# Called with the partition and the offset that the record has got; the offset is -1 where nobody acknowledges.
+Acknowledged = Callable[[int, int], None]
 Failed = Callable[[BaseException], None]
 
 
@@ -85,10 +86,11 @@ class _OpenBatch:
 
     def answered(self, answer: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
         """Tell each record what became of it; called once, on the client's thread."""
-        error_of = answer[2]
+        first, _, error_of = answer
+        partition = self.batch.topic_partition.partition
         for number, acknowledged, failed in self.receipts:
             if error_of is None:
-                acknowledged(None)
+                acknowledged(partition, first + number if first >= 0 else -1)
             else:
                 failed(error_of(number))
 
@@ -126,7 +128,7 @@ class Producer:
         except kafka_errors.KafkaTimeoutError as error:
             message = f"no metadata for topic {letter.topic}: is it there, and are we allowed to see it?"
             raise TopicUnavailableError(message) from error
-        future.add_callback(acknowledged)
+        future.add_callback(lambda sent: acknowledged(sent.partition, sent.offset))
         future.add_errback(failed)
 
     def _existing(self, letter: Letter) -> int | None:

@@ -54,7 +54,7 @@ class Parcel:
         parcel.alone = self.alone
         return parcel
 
-    def acknowledged(self, _metadata: object) -> None:
+    def acknowledged(self, _partition: int, _offset: int) -> None:
         """Note the acknowledgement; called on the client's thread."""
         if self.outlet.answered(self):
             self.outlet.on_acknowledged(self)

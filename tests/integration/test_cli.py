@@ -26,7 +26,8 @@ from confluent_kafka.admin import (
 )
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import wire
+from tests import batches, wire
+from tests.batches import RawRecord
 from tests.certificates import Authority
 from tests.conftest import settings
 from tests.waiting import eventually
@@ -415,6 +416,25 @@ def test_send_without_an_answer_says_what_to_look_at(cli, made_topics):
     assert (done.returncode, done.stdout) == (1, "")
     assert f"no response to request alone within {NONE_IN_TIME} s (it stands at {made_topics.requests}-" in done.stderr
     assert f"The group {made_topics.group} has no members: no worker is running." in done.stderr
+
+
+def test_send_names_a_response_that_the_client_cannot_decode(cli, kafka_bootstrap, made_topics):
+    unreadable = batches.batch([RawRecord(b"k", b"{}", ((b"\xff", b"v"),))])
+    stop = threading.Event()
+
+    def respond() -> None:
+        while not stop.wait(0.2):
+            batches.produce(kafka_bootstrap, made_topics.responses, unreadable)
+
+    responder = threading.Thread(target=respond)
+    responder.start()
+    try:
+        done = cli("send", '{"query": "x"}')
+    finally:
+        stop.set()
+        responder.join()
+    assert done.returncode == 1
+    assert "cannot be decoded: a header name is not UTF-8" in done.stderr
 
 
 def test_send_without_waiting_tells_where_the_request_stands(cli, kafka_bootstrap, made_topics):

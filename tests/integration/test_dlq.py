@@ -24,7 +24,8 @@ from gigaoffice_worker.core.letters import Filters
 from gigaoffice_worker.core.messages import Wire
 from gigaoffice_worker.core.records import Failure, Reason, Record
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import wire
+from tests import batches, wire
+from tests.batches import RawRecord
 from tests.conftest import TopicSet, settings
 from tests.scene import MARKER, Scene, ask
 from tests.waiting import eventually
@@ -310,30 +311,30 @@ def test_a_rate_is_not_exceeded(desk):
 
 
 def test_a_killed_replay_repeats_no_more_than_what_was_not_committed(desk):
-    desk.make().put(*(desk.letter(f"r-{number}") for number in range(60)))
+    desk.make().put(*(desk.letter(f"r-{number}") for number in range(200)))
     with desk.start("replay", "--rate", "20") as run:
         desk.wait_for(30)
         run.kill()
         run.wait(10)
     written, committed = desk.count(), desk.progress()
-    assert written < 60
+    assert written < 200
     assert 0 < committed <= written
     assert desk("replay").returncode == 0
     found = Counter(int(rec.key[2:]) for rec in desk.requests())
     again = set(range(committed, written))
-    assert found == {number: 2 if number in again else 1 for number in range(60)}
+    assert found == {number: 2 if number in again else 1 for number in range(200)}
 
 
 def test_an_interrupted_replay_repeats_nothing(desk):
-    desk.make().put(*(desk.letter(f"r-{number}") for number in range(60)))
+    desk.make().put(*(desk.letter(f"r-{number}") for number in range(200)))
     with desk.start("replay", "--rate", "20") as run:
         desk.wait_for(10)
         run.send_signal(signal.SIGINT)
         assert run.wait(20) == 130
         assert "dead letters replayed" in run.stdout.read()
-    assert 10 <= desk.count() < 60
+    assert 10 <= desk.count() < 200
     assert desk("replay").returncode == 0
-    assert sorted(int(rec.key[2:]) for rec in desk.requests()) == list(range(60))
+    assert sorted(int(rec.key[2:]) for rec in desk.requests()) == list(range(200))
 
 
 def test_of_two_replays_with_the_same_filters_one_ends(desk):
@@ -488,3 +489,12 @@ def test_a_cluster_that_goes_away_ends_the_replay_which_goes_on_later(topic_set)
         found = Counter(int(rec.key[2:]) for rec in desk.requests())
         assert set(found) == set(range(40))
         assert found.total() < 40 + 15
+
+
+def test_a_letter_that_the_client_cannot_decode_is_named_and_ends_the_command(desk):
+    desk.make().put(desk.letter("r-0"))
+    at = batches.produce(desk.bootstrap, desk.topics.dlq, batches.batch([RawRecord(b"k", b"{}", ((b"\xff", b"v"),))]))
+    for command in ("list", "replay"):
+        done = desk(command)
+        assert done.returncode == 1
+        assert f"record 0-{at} cannot be decoded: a header name is not UTF-8" in done.stderr

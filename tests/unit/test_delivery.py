@@ -39,7 +39,7 @@ class Sent:
     """A letter in the hands of a producer, and how to answer for it."""
 
     letter: Letter
-    acknowledge: Callable[[object], None]
+    acknowledge: Callable[[int, int], None]
     fail: Callable[[BaseException], None]
 
     @property
@@ -62,7 +62,7 @@ class FakeProducer:
         self.stopped = False
 
     def send(
-        self, letter: Letter, acknowledged: Callable[[object], None], failed: Callable[[BaseException], None]
+        self, letter: Letter, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
     ) -> None:
         if self.raises is not None:
             raise self.raises
@@ -160,7 +160,7 @@ class Scene:
         for sent in chosen:
             self.producer.on_wire.remove(sent)
             if error is None:
-                sent.acknowledge(None)
+                sent.acknowledge(0, 7)
             else:
                 sent.fail(error)
 
@@ -509,7 +509,7 @@ def test_late_answers_of_the_old_producer_count_for_nothing() -> None:
     scene.turn()
     scene.turn()
     assert scene.on_wire() == [0, 1, 2]
-    old[0].acknowledge(None)
+    old[0].acknowledge(0, 7)
     old[1].fail(STUCK)
     old[2].fail(TOO_LARGE)
     scene.turn()
@@ -599,7 +599,7 @@ def test_a_producer_that_does_not_end_is_kept_and_not_listened_to() -> None:
     old.broken = True
     scene.turn()
     assert scene.delivery._retired == [old]
-    old.on_wire[0].acknowledge(None)
+    old.on_wire[0].acknowledge(0, 7)
     assert scene.collect() == []
     scene.let_all_through()
     assert scene.ended == [Ended(0, None)]
@@ -794,7 +794,7 @@ def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() ->
                 if next(rounds) % 97 == 96:
                     sent.fail(TOO_LARGE)
                 else:
-                    sent.acknowledge(None)
+                    sent.acknowledge(0, 7)
             stop.wait(0.0005)
 
     def handler(number: int) -> None:
