@@ -93,14 +93,24 @@ def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False, r
 def stale_repeats(evidence: Evidence, deaths: Sequence[float], *, within: float = 1.0) -> list[str]:
     """Return the calls that were repeated although their outcome had been durable for `within` seconds at the first
     death behind it, and so had to be committed. `deaths` are times of the clock, in seconds.
+
+    A death counts from the end of the call on: what a worker has sent may become durable after it has died.
     """
     outcomes = _Outcomes.of(evidence)
     called: set[Place] = set()
+    ended: dict[Place, float] = {}
     found = []
-    for place, call in _starts(evidence.calls):
+    for call in evidence.calls:
+        place = Place(call.partition, call.offset)
         done = outcomes.done_at(place) / 1000
+        if call.moment == "end":
+            # The last one before it was durable is the one that it came of; the cluster counts in milliseconds.
+            if call.at <= done + 0.001:
+                ended[place] = call.at
+            continue
         if call.attempt == 1 and place in called and done < call.at:
-            death = min((death for death in deaths if done <= death < call.at), default=None)
+            since = min(done, ended.get(place, done))
+            death = min((death for death in deaths if since <= death < call.at), default=None)
             if death is None:
                 found.append(f"{place} was called again although nothing had died since it was done")
             elif death - done > within:

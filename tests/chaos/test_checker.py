@@ -13,7 +13,7 @@ import pytest
 
 from gigaoffice_worker.core.offsets import CommitMap
 from tests import wire
-from tests.chaos.checker import Findings, examine
+from tests.chaos.checker import Findings, examine, stale_repeats
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request
 from tests.waiting import eventually
@@ -242,3 +242,24 @@ def test_request_that_the_cluster_lost_is_told_apart():
 def test_attempt_that_is_left_out_is_seen():
     third = [call._replace(attempt=3) for call in calls(2)]
     assert examine(evidence(calls=[*calls(0, 1), *third])).faults[0] == "0-2: attempt 3 after 0"
+
+
+@pytest.mark.parametrize(
+    "done, deaths, told",
+    [
+        (10.1, [10.5, 20.0], []),
+        (10.1, [12.0], ["0-0 was called again, done 1.9 s before a death"]),
+        (10.1, [9.0], ["0-0 was called again although nothing had died since it was done"]),
+        # Sent, and durable only after its worker had died: the death behind the next call is not the one that counts.
+        (10.6, [10.5, 20.0], []),
+    ],
+)
+def test_repeated_call_is_stale_where_its_outcome_was_old_at_the_death_that_it_comes_of(done, deaths, told):
+    requests = [Rec(0, 0, b"k", b'{"id": "r0"}', [], 0)]
+    names = [("source-topic", b"t"), ("source-partition", b"0"), ("source-offset", b"0")]
+    responses = [Rec(0, 0, b"k", b"{}", names, int(done * 1000))]
+    calls = [
+        Call(moment, "r0", "k", 0, 0, 1, pid, at)
+        for moment, pid, at in (("start", 1, 9.9), ("end", 1, 10.0), ("start", 2, 25.0))
+    ]
+    assert stale_repeats(Evidence("t", requests, responses, [], calls), deaths) == told
