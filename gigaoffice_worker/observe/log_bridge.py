@@ -30,9 +30,10 @@ _EVENTS: Mapping[str, str] = {
     "waitress": "Side port message",
     "py": "Python warning",
 }
-# Of each request that a producer stopped by force had in flight, kafka-python 2.3.3 calls the exception as a function.
-# Nobody waits for those any more, so its ERROR with a traceback would tell of nothing whenever a producer is replaced.
-_HARMLESS = ("kafka.future", "'Cancelled' object is not callable")
+# kafka-python 2.3.3 calls the exception as a function where requests of a producer fail for good: stopped by force, or
+# not answered within the delivery time-out. The engine goes by the age of what it has sent, and tells of it itself.
+_HARMLESS_IN = "kafka.future"
+_HARMLESS = re.compile(r"'(Cancelled|\w+Error)' object is not callable")
 _NO_SUCH_BATCH = re.compile(r"ProducerBatch object at 0x[0-9a-f]+> is not in deque")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
@@ -181,7 +182,7 @@ def _floor(name: str) -> int:
 
 def _is_harmless(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return isinstance(error, TypeError) and (record.name, str(error)) == _HARMLESS
+    return record.name == _HARMLESS_IN and isinstance(error, TypeError) and bool(_HARMLESS.fullmatch(str(error)))
 
 
 def is_end_of_a_stopped_producer(thread: str, error: BaseException) -> bool:

@@ -949,6 +949,7 @@ def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_tracebac
     "logger, text, told",
     [
         ("kafka.future", "'Cancelled' object is not callable", 0),
+        ("kafka.future", "'RequestTimedOutError' object is not callable", 0),
         ("kafka.future", "'NoneType' object is not callable", 1),
         ("my_handler", "'Cancelled' object is not callable", 1),
     ],
