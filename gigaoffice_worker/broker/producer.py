@@ -5,7 +5,7 @@ What is done with a failed send, and when a new life begins, is decided in `engi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.sender import PartitionResponse
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from gigaoffice_worker.core.records import Letter
@@ -107,6 +108,7 @@ class Producer:
             # The client counts in whole milliseconds and spins through the last one: to linger for one takes it some
             # thirty turns a record, and gains nothing, because one request at a time lets batches fill by themselves.
             settings["linger_ms"] = 0
+        _fail_for_good(client._sender)  # noqa: SLF001
         if client.config["acks"] == 0:
             _write_what_nobody_answers(client._sender._client)  # noqa: SLF001
 
@@ -210,11 +212,27 @@ class Producer:
         its finaliser does not flush either. Futures of a stopped producer must not be trusted: some never resolve.
         """
         sender = self._client._sender  # noqa: SLF001
+        # It would look for batches that are on the wire among those that wait, and its thread would end by not finding
+        # them, with the connections left open.
+        self._client._accumulator.abort_incomplete_batches = lambda: None  # noqa: SLF001
         sender.force_close()
         sender.join(timeout)
         self._client._unregister_cleanup()  # noqa: SLF001
         self._client._closed = True  # noqa: SLF001
         return not sender.is_alive()
+
+
+def _fail_for_good(sender: Any) -> None:
+    """See to it that a request that is not to be tried again fails its batches.
+
+    The client hands on the error where its class is wanted, stumbles over it, and the futures never resolve.
+    """
+
+    def failed(batches: Iterable[ProducerBatch], _node_id: int, error: Exception) -> None:
+        for batch in batches:
+            sender._complete_batch(batch, PartitionResponse(error=type(error), error_message=str(error)))  # noqa: SLF001
+
+    sender._failed_produce = failed  # noqa: SLF001
 
 
 def _write_what_nobody_answers(network: Any) -> None:

@@ -83,7 +83,7 @@ def _tune_the_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    sys.setswitchinterval(0.01)
+    sys.setswitchinterval(0.02)
 
 
 def _open_logs(config: Config, metrics: Metrics) -> LogSink:

@@ -30,11 +30,6 @@ _EVENTS: Mapping[str, str] = {
     "waitress": "Side port message",
     "py": "Python warning",
 }
-# kafka-python 2.3.3 calls the exception as a function where requests of a producer fail for good: stopped by force, or
-# not answered within the delivery time-out. The engine goes by the age of what it has sent, and tells of it itself.
-_HARMLESS_IN = "kafka.future"
-_HARMLESS = re.compile(r"'(Cancelled|\w+Error)' object is not callable")
-_NO_SUCH_BATCH = re.compile(r"ProducerBatch object at 0x[0-9a-f]+> is not in deque")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
@@ -55,8 +50,6 @@ class StdlibBridge(logging.Handler):
         """Write one record; what can't be read becomes a line that says so."""
         root = record.name.partition(".")[0]
         if record.levelno < _floor(record.name):  # somebody lowered the level of one of its children
-            return
-        if _is_harmless(record):
             return
         suppressed = 0
         if root in RATE_LIMITED:
@@ -178,21 +171,6 @@ def _floor(name: str) -> int:
             return FLOORS[name]
         name = name.rpartition(".")[0]
     return logging.NOTSET
-
-
-def _is_harmless(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return record.name == _HARMLESS_IN and isinstance(error, TypeError) and bool(_HARMLESS.fullmatch(str(error)))
-
-
-def is_end_of_a_stopped_producer(thread: str, error: BaseException) -> bool:
-    """Say whether a thread ended by what a producer stopped by force in an outage may trip over at its very end.
-
-    kafka-python 2.3.3 looks for a batch that was on the wire among those that wait. The thread had to end anyway.
-    """
-    return (
-        thread.endswith("-network-thread") and isinstance(error, ValueError) and bool(_NO_SUCH_BATCH.search(str(error)))
-    )
 
 
 def _event(root: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from gigaoffice_worker.observe.log_bridge import FLOORS, RateLimiter, StdlibBridge, is_end_of_a_stopped_producer
+from gigaoffice_worker.observe.log_bridge import FLOORS, RateLimiter, StdlibBridge
 from gigaoffice_worker.observe.log_lines import LineFormat
 from gigaoffice_worker.observe.log_writer import CAPACITY, BackgroundWriter
 
@@ -186,8 +186,6 @@ def _bind_hooks(sink: LogSink) -> None:
         if args.exc_value is None or isinstance(args.exc_value, SystemExit):
             return
         name = args.thread.name if args.thread is not None else "unknown"
-        if is_end_of_a_stopped_producer(name, args.exc_value):
-            return
         facts = {"thread": name, "exc_info": args.exc_value}
         sink.emit("critical", "Unexpected error ended a thread", facts, time.time())
 

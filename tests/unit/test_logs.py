@@ -943,38 +943,3 @@ def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_tracebac
     assert line["error_type"] == "ConnectionResetError"
     assert line["error"] == "reset by peer"
     assert "traceback" not in line
-
-
-@pytest.mark.parametrize(
-    "logger, text, told",
-    [
-        ("kafka.future", "'Cancelled' object is not callable", 0),
-        ("kafka.future", "'RequestTimedOutError' object is not callable", 0),
-        ("kafka.future", "'NoneType' object is not callable", 1),
-        ("my_handler", "'Cancelled' object is not callable", 1),
-    ],
-)
-def test_only_the_client_bug_that_means_nothing_is_left_out(log, logger, text, told):
-    try:
-        raise TypeError(text)  # noqa: TRY301
-    except TypeError:
-        logging.getLogger(logger).exception("Error processing errback")
-    assert len(log.lines()) == told
-
-
-@pytest.mark.parametrize(
-    "name, text, told",
-    [
-        ("worker-network-thread", "<kafka.producer.producer_batch.ProducerBatch object at 0x7f03> is not in deque", 0),
-        ("worker-network-thread", "another", 1),
-        ("handler-1", "<kafka.producer.producer_batch.ProducerBatch object at 0x7f03> is not in deque", 1),
-    ],
-)
-def test_only_the_end_of_a_stopped_producers_thread_is_left_out(log, name, text, told):
-    def end():
-        raise ValueError(text)
-
-    thread = threading.Thread(target=end, name=name)
-    thread.start()
-    thread.join()
-    assert len(log.lines()) == told

@@ -1,0 +1,75 @@
+"""The producer around the client's own sender and accumulator, without a broker."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from kafka import TopicPartition
+from kafka import errors as kafka_errors
+from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.sender import PartitionResponse, Sender
+
+from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.core.records import Letter
+
+AT = TopicPartition("responses", 1)
+
+
+class Scene:
+    """A producer whose batches the test answers for, and what it has told of its records."""
+
+    def __init__(self) -> None:
+        self.accumulator = RecordAccumulator(message_version=2, linger_ms=1, batch_size=400)
+        metadata = SimpleNamespace(partitions_for_topic=lambda _: {0, 1}, request_update=lambda: None)
+        network = SimpleNamespace(wakeup=lambda: None, cluster=metadata)
+        self.sender = Sender(network, metadata, self.accumulator, retries=0, metrics=None)
+        client = SimpleNamespace(
+            config={"acks": -1}, _accumulator=self.accumulator, _sender=self.sender, _metadata=metadata
+        )
+        self.producer = Producer(client)
+        self.told: dict[str, object] = {}
+
+    def send(self, *names: str) -> None:
+        for name in names:
+            letter = Letter(AT.topic, name.encode(), b"x" * 100, [], AT.partition)
+            self.producer.send(
+                letter,
+                lambda partition, offset, name=name: self.told.update({name: (partition, offset)}),
+                lambda error, name=name: self.told.update({name: error}),
+            )
+
+    def on_the_wire(self):
+        return self.accumulator._batches[AT].popleft()
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_each_record_of_a_batch_hears_where_it_landed(scene):
+    scene.send("a", "b", "c", "d", "e")
+    first, second = scene.on_the_wire(), scene.on_the_wire()
+    scene.sender._complete_batch(second, PartitionResponse(error=None, base_offset=40, log_append_time=-1))
+    assert scene.told == {"d": (1, 40), "e": (1, 41)}
+    scene.sender._complete_batch(first, PartitionResponse(error=None, base_offset=7, log_append_time=-1))
+    assert [scene.told[name] for name in "abc"] == [(1, 7), (1, 8), (1, 9)]
+
+
+def test_each_record_of_a_refused_batch_hears_its_own_error(scene):
+    scene.send("a", "b")
+    answer = PartitionResponse(
+        error=kafka_errors.InvalidRecordError, record_errors=[(1, "no key")], error_message="refused"
+    )
+    scene.sender._complete_batch(scene.on_the_wire(), answer)
+    assert isinstance(scene.told["b"], kafka_errors.InvalidRecordError)
+    assert "no key" in str(scene.told["b"])
+    assert "no key" not in str(scene.told["a"])
+
+
+def test_request_that_is_not_tried_again_fails_its_records(scene):
+    scene.send("a")
+    scene.sender._failed_produce([scene.on_the_wire()], 0, kafka_errors.RequestTimedOutError("too slow"))
+    assert isinstance(scene.told["a"], kafka_errors.RequestTimedOutError)
+    assert "too slow" in str(scene.told["a"])
