@@ -91,7 +91,6 @@ def test_kills_at_any_moment_lose_nothing(stage):
     )
 
 
-@pytest.mark.quick
 def test_crash_repeats_nothing_that_was_done_behind_slow_requests(stage):
     """Forty requests of 20 s hold the committed offsets back; 2,000 others are done behind them."""
     stage.make()

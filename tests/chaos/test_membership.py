@@ -38,7 +38,7 @@ def share(count, *workers):
     eventually(shared, f"{count} partitions to be shared by {len(workers)}", timeout=40)
 
 
-@pytest.mark.parametrize("runs", [pytest.param(1, marks=pytest.mark.quick), 3])
+@pytest.mark.parametrize("runs", [1, 3])
 def test_worker_frozen_past_its_session_loses_nothing_and_commits_nothing_stale(stage, runs):
     stage.make(4)
     stage.load(mixture(), rate=50)
