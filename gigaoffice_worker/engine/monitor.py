@@ -103,7 +103,7 @@ class Monitor:
                     # Whoever leaves with work sees to it that a thread stands by while any is idle, or nobody would
                     # wake for what is due later.
                     if self._scheduler.ready or not self._has_standby:
-                        self._wake_idle()
+                        self._wake_idle(now)
                     return work
                 hot = False
                 self._wait(now)
@@ -152,13 +152,14 @@ class Monitor:
         due = self._scheduler.next_due
         return min(max(0.0, due - now), _LONGEST_NAP) if due is not None else None
 
-    def _wake_idle(self) -> None:
+    def _wake_idle(self, now: float) -> None:
         """See to it that idle threads look at what is ready; one that will by itself in a moment is left alone.
 
         One is enough where calls are quick. Where they are not, all that there is work for are called at once: to let
         each call the next one would have each wait for the interpreter first.
         """
-        wanted = max(1, self._scheduler.ready) if self._call_seconds >= PATIENCE else 1
+        shut = self._barred(now) or self.gate.closed(now) or self.guard.reason is not None
+        wanted = 1 if shut or self._call_seconds < PATIENCE else max(1, self._scheduler.ready)
         if self._has_standby:
             wanted -= 1
             if not self._alert:
@@ -206,7 +207,7 @@ class Monitor:
                 reason = made.failure.type if made.failure else "TransientError"
                 until = self.gate.close(now, reason, made.retry_after, self._rng)
                 self._scheduler.retry(work, until)
-                self._wake_idle()
+                self._wake_idle(now)
                 return None
         return self._failed(work, made, now)
 
@@ -230,7 +231,7 @@ class Monitor:
     def _retry(self, work: Work, due: float) -> None:
         self._scheduler.retry(work, due)
         # The standby thread may sleep towards a later due time.
-        self._wake_idle()
+        self._wake_idle(self._clock())
 
     def _got_through(self, work: Work, now: float) -> None:
         self.gate.passed()
@@ -245,15 +246,16 @@ class Monitor:
         """Let another request probe, if `work` did: it will tell nothing."""
         if self._probe is work:
             self._probe = None
-            self._wake_idle()
+            self._wake_idle(self._clock())
 
     # Delivery
 
     def free(self, work: Work) -> None:
         """Open the lane of a request whose outcome was published later than by its own thread."""
         with self._lock:
-            self._scheduler.free(work, self._clock())
-            self._wake_idle()
+            now = self._clock()
+            self._scheduler.free(work, now)
+            self._wake_idle(now)
 
     # The consumer thread
 
@@ -268,7 +270,7 @@ class Monitor:
                     assignment.held_bytes += work.size
                     self._scheduler.add(work, now)
             if self._scheduler.ready:
-                self._wake_idle()
+                self._wake_idle(now)
 
     def settle(self, works: Iterable[Work]) -> None:
         """Note that the outcomes of these requests are durable."""

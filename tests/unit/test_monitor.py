@@ -773,3 +773,25 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
     assert monitor.counts() == Counts(0, 0, 0, 0)
     assert [partition.assignment.held_records for partition in partitions] == [0, 0, 0]
     assert [len(partition.assignment.tracker) for partition in partitions] == [0, 0, 0]
+
+
+def test_slow_calls_begin_at_once_on_as_many_threads_as_there_is_work_for() -> None:
+    monitor = Monitor(Scheduler("none"), RetryPolicy(), Gate(RetryPolicy()), StormGuard(StormLimits()))
+    taken, go = [], threading.Event()
+    for _ in range(8):
+
+        def serve() -> None:
+            while (work := monitor.take()) is not None:
+                taken.append(work)
+                go.wait(5)
+
+        threading.Thread(target=serve).start()
+    eventually(lambda: monitor._benched == 7, "the threads to be idle")
+    partition = Partition()
+    try:
+        monitor.offer([partition.work() for _ in range(5)])
+        assert monitor._called >= 4  # before any of them has had a chance to call the next
+        eventually(lambda: len(taken) == 5, "five calls at once")
+    finally:
+        monitor.stop()
+        go.set()
