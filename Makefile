@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint lock audit bench chaos test-systemd test-image test-prometheus test-page screenshots install clean
+.PHONY: help dev test lint lock audit bench chaos test-security test-systemd test-image test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	$(BIN)/python -m pytest -m "not chaos or quick" $(ARGS)
+	$(BIN)/python -m pytest -m "not (chaos or long) or quick" $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check
@@ -51,6 +51,12 @@ chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fil
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
 	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,README.md)
+
+test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by case; fills the tables of docs/security.md
+	@rm -f .security.jsonl
+	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest \
+	  tests/integration/test_tls_sasl.py tests/integration/test_acls.py tests/integration/test_sideport_abuse.py $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.tables .security.jsonl docs/security.md)
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)

@@ -183,6 +183,7 @@ def test_topics_that_exist_need_no_right_to_create(account, environment, present
     assert command(environment, "topics").returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_any_one_of_its_rights_a_command_says_which_is_missing(
     account, environment, request, topic_set, cluster, name

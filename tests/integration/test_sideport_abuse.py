@@ -128,6 +128,7 @@ def pace(scene):
     return (count() - before) / (time.monotonic() - began)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("abuse", ABUSES)
 def test_abuse_of_the_side_port_slows_nothing_down(shared_scene, worker, abuse):
     process = psutil.Process(worker.pid)
