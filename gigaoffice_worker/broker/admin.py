@@ -18,6 +18,8 @@ from gigaoffice_worker.config import Config, TopicSpec
 
 MAX_MESSAGE_BYTES: Final = "max.message.bytes"
 
+_BACKOFF_MS: Final = 50
+
 _OPERATIONS_SINCE: Final = 8
 """The version of the metadata request that can ask what we may do with a topic."""
 
@@ -74,6 +76,17 @@ class _PunctualClient(KafkaClient):  # type: ignore[misc]  # the client ships no
     def poll(self, timeout_ms: float | None = None, future: Any = None) -> Any:
         left = self._deadline.remaining() * 1000
         return super().poll(timeout_ms=left if timeout_ms is None else min(timeout_ms, left), future=future)
+
+
+class _PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client ships no types
+    """The administration client that waits for a node to ask: just after a connection broke, there is none."""
+
+    def send_request(self, request: Any, node_id: Any = None) -> Any:
+        while node_id is None:
+            node_id = self._client.least_loaded_node()
+            if node_id is None:  # the client would wait for that as for a node
+                self._client.poll(timeout_ms=_BACKOFF_MS)
+        return super().send_request(request, node_id)
 
 
 class Admin:
@@ -176,7 +189,7 @@ def admin(config: Config, timeout: float) -> Admin:
         usable = reachable(config, deadline.remaining())
         try:
             kwargs = admin_kwargs(usable, deadline.remaining())
-            return Admin(KafkaAdminClient(**kwargs, kafka_client=client), clients[0], deadline)
+            return Admin(_PatientAdminClient(**kwargs, kafka_client=client), clients[0], deadline)
         except BaseException:
             for each in clients:
                 each.close()
