@@ -98,11 +98,12 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
 
     def take(self, n: int | None = None) -> list[Any]:
         try:
-            return list(super().take(n))
+            records: list[Any] = super().take(n)
         except Exception as error:
             offset = self.next_fetch_offset
             behind = batch_end(self._raw, offset)
             raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
+        return records
 
     def drain(self) -> None:
         super().drain()

@@ -82,7 +82,25 @@ def log_in_late() -> None:
         register_sasl_mechanism(name, _LateLogin, overwrite=True)
 
 
-class LoginWatch(logging.Handler):
+class ConnectionListener(logging.Handler):
+    """A context that listens to what the client logs of its connections."""
+
+    def __enter__(self) -> Self:
+        logging.getLogger("kafka.conn").addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        logging.getLogger("kafka.conn").removeHandler(self)
+
+    @staticmethod
+    def text(record: logging.LogRecord) -> str:
+        """Return a message without the connection that it begins with."""
+        return _CONNECTION.sub("", record.getMessage())
+
+
+class LoginWatch(ConnectionListener):
     """A context that listens to the logins of all clients: nothing but the client's log tells of a refused one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -98,19 +116,10 @@ class LoginWatch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of a refused login, or of one that succeeded."""
-        text = _CONNECTION.sub("", record.getMessage())
+        text = self.text(record)
         if record.levelno >= logging.ERROR and "Sasl" in text:
             # What closes the connection says less than the broker's answer before it.
             told = text if text.startswith("SaslAuthenticate error") else self.refusal or text
             self._refused = (self._clock(), told)
         elif text.startswith("Authenticated as "):
             self._refused = None
-
-    def __enter__(self) -> Self:
-        logging.getLogger("kafka.conn").addHandler(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        logging.getLogger("kafka.conn").removeHandler(self)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import ssl
 import threading
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any
 
-from gigaoffice_worker.broker.login import Password, log_in_late
+from gigaoffice_worker.broker.login import ConnectionListener, Password, log_in_late
 from gigaoffice_worker.config import Kafka
 from gigaoffice_worker.core.errors import ConfigurationError
-
-_CONNECTION: Final = re.compile(r"^<BrokerConnection .*?>: (?:Closing connection\. )?")
 
 
 def security_kwargs(kafka: Kafka) -> dict[str, Any]:
@@ -81,7 +77,7 @@ def _reason(error: Exception) -> str:
     return str(reason).replace("_", " ").lower()
 
 
-class ConnectionErrors(logging.Handler):
+class ConnectionErrors(ConnectionListener):
     """A context that listens to what the client logs of failed connections: it tells the reason nowhere else.
 
     Only the thread that made it is listened to, unless `every_thread`.
@@ -98,15 +94,6 @@ class ConnectionErrors(logging.Handler):
         """Keep a message without the connection that it begins with."""
         if self._thread not in {None, record.thread}:
             return
-        self.newest = _CONNECTION.sub("", record.getMessage())
+        self.newest = self.text(record)
         if "Sasl" in self.newest:
             self.refusal = self.newest
-
-    def __enter__(self) -> Self:
-        logging.getLogger("kafka.conn").addHandler(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        logging.getLogger("kafka.conn").removeHandler(self)
