@@ -150,8 +150,7 @@ class Producer:
         if opened is not None:
             at = opened.batch.topic_partition
             with accumulator._tp_lock(at):  # noqa: SLF001
-                queue = accumulator._batches[at]  # noqa: SLF001
-                if queue and queue[-1] is opened.batch and opened.add(letter, acknowledged, failed):
+                if self._join(at, letter, acknowledged, failed):
                     return True
         partition = self._known_partition(letter)
         if partition is None:
@@ -161,22 +160,22 @@ class Producer:
             if accumulator._closed:  # noqa: SLF001
                 message = "the producer was stopped"
                 raise RuntimeError(message)
-            queue = accumulator._batches[at]  # noqa: SLF001
-            opened = self._open.get(at)
             # Another thread may have begun a batch meanwhile.
-            if (
-                opened is None
-                or not queue
-                or queue[-1] is not opened.batch
-                or not opened.add(letter, acknowledged, failed)
-            ):
+            if not self._join(at, letter, acknowledged, failed):
                 self._open[at] = opened = self._new_batch(at)
                 opened.add(letter, acknowledged, failed)
-                queue.append(opened.batch)
+                accumulator._batches[at].append(opened.batch)  # noqa: SLF001
                 accumulator._incomplete.add(opened.batch)  # noqa: SLF001
         # Only now has the sender something to decide: there is a first record, or the batch before is full.
         self._client._sender.wakeup()  # noqa: SLF001
         return True
+
+    def _join(self, at: TopicPartition, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Add a record to the newest batch of its partition, whose lock is held; False when a new one is needed."""
+        opened, queue = self._open.get(at), self._client._accumulator._batches[at]  # noqa: SLF001
+        if opened is None or not queue or queue[-1] is not opened.batch:
+            return False
+        return opened.add(letter, acknowledged, failed)
 
     def _known_partition(self, letter: Letter) -> int | None:
         """Return the partition that a record is for, if the client knows that it is there."""
