@@ -22,16 +22,21 @@ def write(table: str, **cells: str) -> None:
             file.write(json.dumps({"table": table, "cells": cells}) + "\n")
 
 
+def put_between_markers(text: str, name: str, found: str) -> str:
+    """Return `text` with `found` between the markers of that name. Raises ValueError where it has none."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"no {begin} and {end} in the text")
+    return f"{before}{begin}\n{found}\n{end}{after}"
+
+
 def filled(text: str, table: str, rows: Sequence[dict[str, str]]) -> str:
     """Return `text` with the rows between the table's markers. Raises ValueError where it has none."""
-    begin, end = f"<!-- {table}:begin -->", f"<!-- {table}:end -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"no {begin} and {end} in the text")
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     shown = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-    return f"{before}{begin}\n{shown}\n{end}{after}"
+    return put_between_markers(text, table, shown)
 
 
 def first_cells(text: str, table: str) -> list[str]:

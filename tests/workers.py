@@ -202,6 +202,20 @@ class WorkerProcess:
             time.sleep(0.05)
 
 
+def run_command(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in an environment that holds nothing but PATH and what it is given."""
+    return subprocess.run(
+        [sys.executable, "-m", "gigaoffice_worker", *arguments],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def _parsed(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.tables import put_between_markers
+
 RESULTS = "CHAOS_RESULTS"
-BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
+TABLE = "chaos"
 LEGEND = (
     "Seconds to recover count from the end of the last fault until every partition had outcomes again; where faults\n"
     "follow each other without a pause, they are the longest time for which a partition had none. A dead worker is\n"
@@ -76,20 +78,11 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def put_between_markers(text: str, found: str) -> str:
-    """Return `text` with `found` between the markers. Raises ValueError where it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no {BEGIN} and {END} in the text")
-    return f"{before}{BEGIN}\n{found}\n{END}{after}"
-
-
 def main(arguments: Sequence[str]) -> None:
     found = f"{table(read(Path(arguments[0])))}\n\n{LEGEND}"
     print(found)
     for readme in map(Path, arguments[1:]):
-        readme.write_text(put_between_markers(readme.read_text(encoding="utf-8"), found), encoding="utf-8")
+        readme.write_text(put_between_markers(readme.read_text(encoding="utf-8"), TABLE, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

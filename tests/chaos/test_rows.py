@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.rows import BEGIN, END, RESULTS, Row, main, put_between_markers, read, table, write
+from tests.chaos.rows import RESULTS, TABLE, Row, main, read, table, write
+from tests.tables import put_between_markers
 
 pytestmark = pytest.mark.quick
 
+BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
 ROW = Row("broker killed", 2, 1234, 0, 5, 6, 1.26)
 
 
@@ -41,4 +43,4 @@ def test_rows_are_kept_in_a_file_and_written_between_the_markers(tmp_path, monke
 
 def test_text_without_markers_is_refused():
     with pytest.raises(ValueError, match="chaos:begin"):
-        put_between_markers("no markers", "table")
+        put_between_markers("no markers", TABLE, "table")

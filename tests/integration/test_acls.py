@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -24,7 +21,7 @@ from gigaoffice_worker.devkafka import KafkaCluster
 from tests import tables, wire
 from tests.conftest import settings
 from tests.waiting import eventually
-from tests.workers import ROOT, WorkerProcess
+from tests.workers import ROOT, WorkerProcess, run_command
 
 PASSWORD = "secret-of-the-account"
 
@@ -144,25 +141,12 @@ def present(cluster, topic_set):
     wire.produce(door, topic_set.dlq, [(b"r-1", b'{"id": "r-1"}', headers)])
 
 
-def command(environment, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "gigaoffice_worker", *arguments],
-        env={"PATH": os.environ["PATH"], **environment},
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("name", [each for each in COMMANDS if each not in {"run", "send"}])
 def test_a_command_works_with_exactly_its_rights(account, environment, request, name):
     if name != "topics":
         request.getfixturevalue("present")
     account.give(*COMMANDS[name].rights)
-    done = command(environment, *COMMANDS[name].arguments)
+    done = run_command(environment, *COMMANDS[name].arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -172,7 +156,7 @@ def test_worker_and_requester_work_with_exactly_their_rights_although_creation_i
     account.give(*SERVING, *COMMANDS["send"].rights)
     with WorkerProcess(tmp_path, {**environment, "WORKER_HANDLER": "echo"}) as worker:
         worker.wait_ready()
-        done = command(environment, "send", "hello")
+        done = run_command(environment, "send", "hello")
         assert done.returncode == 0, done.stdout + done.stderr
         eventually(lambda: worker.metric("commits_total", result="ok"), "a commit")
         assert worker.stop() == 0
@@ -180,7 +164,7 @@ def test_worker_and_requester_work_with_exactly_their_rights_although_creation_i
 
 def test_topics_that_exist_need_no_right_to_create(account, environment, present):
     account.give(*(Right(DESCRIBE, topic) for topic in TOPICS))
-    assert command(environment, "topics").returncode == 0
+    assert run_command(environment, "topics").returncode == 0
 
 
 @pytest.mark.long
@@ -194,7 +178,7 @@ def test_without_any_one_of_its_rights_a_command_says_which_is_missing(
     account.give(*rights)
     for missing in rights:
         account.take(missing)
-        done = command(environment, *COMMANDS[name].arguments)
+        done = run_command(environment, *COMMANDS[name].arguments)
         said = done.stdout + done.stderr
         assert done.returncode == 77, f"without {missing}: {said}"
         assert "Traceback" not in said

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,7 +17,7 @@ from gigaoffice_worker.devkafka import KafkaCluster
 from tests import tables
 from tests.certificates import Authority
 from tests.conftest import settings
-from tests.workers import ROOT
+from tests.workers import ROOT, run_command
 
 PASSWORD, KEY_PASSWORD = "correct-horse-7", "battery-staple-8"
 LISTENERS = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL", "BOTH": "SASL_SSL", "OLD": "SSL"}
@@ -189,16 +187,7 @@ LIMIT = 12.0
 
 def run(command: str, topic_set, environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], float]:
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "gigaoffice_worker", command],
-        env={"PATH": os.environ["PATH"], "METRICS_PORT": "0", **settings("", topic_set), **environment},
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command({"METRICS_PORT": "0", **settings("", topic_set), **environment}, command)
     said = done.stdout + done.stderr
     assert "Traceback" not in said, said
     for secret in (PASSWORD, KEY_PASSWORD):
