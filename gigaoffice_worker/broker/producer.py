@@ -5,10 +5,12 @@ What is done with a failed send, and when a new life begins, is decided in `engi
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
@@ -62,27 +64,30 @@ Acknowledged = Callable[[int, int], None]
 Failed = Callable[[BaseException], None]
 
 
-class _Receipt(NamedTuple):
-    """Whom to tell of one record, which is number `number` of its batch, from 0."""
-
-    number: int
-    acknowledged: Acknowledged
-    failed: Failed
+# Whom to tell of one record, behind its number in the batch, from 0.
+_Receipt = tuple[int, Acknowledged, Failed]
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenBatch:
-    """One of the client's batches while records are added to it, and whom to tell of those that we added."""
+    """One of the client's batches while records are added to it, and whom to tell of those that we added.
+
+    `queue` holds what waits for the sender in the partition, and `lock` is the client's own of that partition.
+    """
 
     batch: Any
+    queue: deque[Any]
+    lock: threading.Lock
     receipts: list[_Receipt] = field(default_factory=list)
 
     def add(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
-        """Add a record; False when the batch is full or on its way."""
+        """Add a record, under the lock; False when the batch is full, on its way, or not the newest any more."""
+        if not self.queue or self.queue[-1] is not self.batch:
+            return False
         added = self.batch.records.append(None, letter.key, letter.value, letter.headers)
         if added is None:
             return False
-        self.receipts.append(_Receipt(added.offset, acknowledged, failed))
+        self.receipts.append((added.offset, acknowledged, failed))
         return True
 
     def answered(self, answer: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
@@ -145,37 +150,28 @@ class Producer:
         """
         if len(letter.value or b"") > _SMALL:
             return False
-        accumulator = self._client._accumulator  # noqa: SLF001
         opened = self._open.get((letter.topic, letter.partition))
         if opened is not None:
-            at = opened.batch.topic_partition
-            with accumulator._tp_lock(at):  # noqa: SLF001
-                if self._join(at, letter, acknowledged, failed):
+            with opened.lock:
+                if opened.add(letter, acknowledged, failed):
                     return True
         partition = self._known_partition(letter)
         if partition is None:
             return False
         at = TopicPartition(letter.topic, partition)
+        accumulator = self._client._accumulator  # noqa: SLF001
         with accumulator._tp_lock(at):  # noqa: SLF001
             if accumulator._closed:  # noqa: SLF001
                 message = "the producer was stopped"
                 raise RuntimeError(message)
             # Another thread may have begun a batch meanwhile.
-            if not self._join(at, letter, acknowledged, failed):
-                self._open[at] = opened = self._new_batch(at)
+            opened = self._open.get(at)
+            if opened is None or not opened.add(letter, acknowledged, failed):
+                opened = self._open[at] = self._begin_batch(at)
                 opened.add(letter, acknowledged, failed)
-                accumulator._batches[at].append(opened.batch)  # noqa: SLF001
-                accumulator._incomplete.add(opened.batch)  # noqa: SLF001
         # Only now has the sender something to decide: there is a first record, or the batch before is full.
         self._client._sender.wakeup()  # noqa: SLF001
         return True
-
-    def _join(self, at: TopicPartition, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
-        """Add a record to the newest batch of its partition, whose lock is held; False when a new one is needed."""
-        opened, queue = self._open.get(at), self._client._accumulator._batches[at]  # noqa: SLF001
-        if opened is None or not queue or queue[-1] is not opened.batch:
-            return False
-        return opened.add(letter, acknowledged, failed)
 
     def _known_partition(self, letter: Letter) -> int | None:
         """Return the partition that a record is for, if the client knows that it is there."""
@@ -189,13 +185,18 @@ class Producer:
         known = client._metadata.partitions_for_topic(letter.topic)  # noqa: SLF001
         return partition if known and partition in known else None
 
-    def _new_batch(self, at: TopicPartition) -> _OpenBatch:
-        settings = self._client._accumulator.config  # noqa: SLF001
+    def _begin_batch(self, at: TopicPartition) -> _OpenBatch:
+        """Put an empty batch behind those that wait in a partition, whose lock is held."""
+        accumulator = self._client._accumulator  # noqa: SLF001
+        settings = accumulator.config
         records = MemoryRecordsBuilder(
             settings["message_version"], settings["compression_attrs"], settings["batch_size"]
         )
-        opened = _OpenBatch(ProducerBatch(at, records))
-        opened.batch.produce_future.add_callback(opened.answered)
+        batch, queue = ProducerBatch(at, records), accumulator._batches[at]  # noqa: SLF001
+        opened = _OpenBatch(batch, queue, accumulator._tp_lock(at))  # noqa: SLF001
+        batch.produce_future.add_callback(opened.answered)
+        queue.append(batch)
+        accumulator._incomplete.add(batch)  # noqa: SLF001
         return opened
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class StormGuard:
         self._limits = limits
         # One bucket a second, so that a fast handler's minute costs no more memory than a slow one's.
         self._buckets: deque[_Bucket] = deque()
+        self._newest_ends = -math.inf
         self._total = 0
         self._errors: Counter[str] = Counter()
         self._reason: str | None = None
@@ -90,8 +92,9 @@ class StormGuard:
         """Note a finished request, with its error type if it ran out of attempts; True when that trips the guard."""
         if not self._limits.enabled:
             return False
-        self._expire(now)
-        self._bucket(now).add(error_type)
+        if now >= self._newest_ends:
+            self._begin_second(now)
+        self._buckets[-1].add(error_type)
         self._total += 1
         if error_type is None:
             return False
@@ -109,16 +112,15 @@ class StormGuard:
         """Open intake: a probing request was answered or rejected. What was seen before counts no more."""
         self._reason = None
         self._buckets.clear()
+        self._newest_ends = -math.inf
         self._total = 0
         self._errors.clear()
 
-    def _bucket(self, now: float) -> _Bucket:
-        if not self._buckets or self._buckets[-1].second != int(now):
-            self._buckets.append(_Bucket(int(now)))
-        return self._buckets[-1]
-
-    def _expire(self, now: float) -> None:
-        while self._buckets and self._buckets[0].second <= now - _WINDOW:
+    def _begin_second(self, now: float) -> None:
+        """Open a bucket for this second, and drop those that are older than a minute."""
+        self._buckets.append(_Bucket(int(now)))
+        self._newest_ends = int(now) + 1.0
+        while self._buckets[0].second <= now - _WINDOW:
             bucket = self._buckets.popleft()
             self._total -= bucket.total
             self._errors -= bucket.errors

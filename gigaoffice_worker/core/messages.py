@@ -6,9 +6,9 @@ and it keeps integers beyond 64 bits exact where others silently make floats of 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -64,8 +64,11 @@ def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
     return request_id, payload
 
 
-def encode_response(request_id: str, verdict: Verdict, seconds: float, at: datetime) -> bytes:
-    """Return the JSON value of a response. Raises UnserialisableError when the handler's result is no JSON."""
+def encode_response(request_id: str, verdict: Verdict, seconds: float, at: float) -> bytes:
+    """Return the JSON value of a response that is written `at`, in seconds since the epoch.
+
+    Raises UnserialisableError when the handler's result is no JSON.
+    """
     failed = verdict.reason is not None or verdict.failure is not None
     failure = verdict.failure
     try:
@@ -97,7 +100,7 @@ class Wire:
         """Return the response to `record` with the encoded `value`."""
         return Letter(self.responses, record.key, value, _origin(record, traced=True), partition)
 
-    def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: datetime) -> Letter:
+    def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: float) -> Letter:
         """Return the dead letter: the record byte for byte, and behind its headers why it is here."""
         headers = [(name, value if value is not None else b"") for name, value in record.headers]
         about: list[tuple[str, str]] = [
@@ -158,9 +161,14 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _iso(at: datetime) -> str:
-    at = at if at.tzinfo is UTC else at.astimezone(UTC)
-    return at.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+def _iso(at: float) -> str:
+    second, milliseconds = divmod(int(at * 1000), 1000)
+    return f"{_whole_second(second)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=4)
+def _whole_second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
 def _where(error: Exception) -> str:

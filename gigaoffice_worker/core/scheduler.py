@@ -151,8 +151,13 @@ class Scheduler:
         """Return the request to run now, as begun at `now`; None when nothing, or not `only`, is ready."""
         if self._retries:
             self._promote_due(now)
-        work = self._first() if only is None else only
-        if work is None or not self._remove(work):
+        if only is None:
+            work = self._pop()
+            if work is None:
+                return None
+        elif self._remove(only):
+            work = only
+        else:
             return None
         self._queued -= 1
         work.stage = Stage.RUNNING
@@ -169,13 +174,16 @@ class Scheduler:
             return self._freed[0][1]
         return self._fresh[0] if self._fresh else None
 
+    def _pop(self) -> Work | None:
+        """Take off what is ready and was received first."""
+        fresh, freed = self._fresh, self._freed
+        if freed and not (fresh and fresh[0].number < freed[0][0]):
+            return heapq.heappop(freed)[1]
+        return fresh.popleft() if fresh else None
+
     def _remove(self, work: Work) -> bool:
         """Take a request off what is ready; False when it is not."""
-        if self._fresh and self._fresh[0] is work:
-            self._fresh.popleft()
-        elif self._freed and self._freed[0][1] is work:
-            heapq.heappop(self._freed)
-        elif work in self._fresh:
+        if work in self._fresh:
             self._fresh.remove(work)
         elif (entry := (work.number, work)) in self._freed:
             self._freed.remove(entry)

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
@@ -37,8 +37,7 @@ _REBUILD_EVERY = 1.0
 _STOP_SENDER_WITHIN = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """An outcome that is durable, with what it was."""
 
     work: Work
@@ -136,7 +135,7 @@ class Delivery:
         return self._post(shipment)
 
     def _ship(self, work: Work, verdict: Verdict, request_partitions: int) -> Shipment:
-        at = datetime.now(UTC)
+        at = time.time()
         letters: list[Letter] = []
         if verdict.reason is None:
             try:

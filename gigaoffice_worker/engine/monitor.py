@@ -66,6 +66,8 @@ class Monitor:
         self._standby = threading.Condition(self._lock)
         self._bench = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
+        self._observed = False
         self._has_standby = False
         self._alert = False
         self._benched = 0
@@ -92,10 +94,10 @@ class Monitor:
         """
         me = threading.get_ident()
         with self._lock:
+            now = self._clock()
             if done is not None:
-                self._scheduler.free(done, self._clock())
+                self._scheduler.free(done, now)
             while not self._stopped:
-                now = self._clock()
                 work = self._next(now) if (hot and self._last_taker == me) or self._worth_a_thread(now) else None
                 if work is not None:
                     self._last_take, self._last_taker = now, me
@@ -107,6 +109,7 @@ class Monitor:
                     return work
                 hot = False
                 self._wait(now)
+                now = self._clock()
             return None
 
     def _worth_a_thread(self, now: float) -> bool:
@@ -158,6 +161,8 @@ class Monitor:
         One is enough where calls are quick. Where they are not, all that there is work for are called at once: to let
         each call the next one would have each wait for the interpreter first.
         """
+        if self._alert and self._call_seconds < PATIENCE:
+            return
         shut = self._barred(now) or self.gate.closed(now) or self.guard.reason is not None
         wanted = 1 if shut or self._call_seconds < PATIENCE else max(1, self._scheduler.ready)
         if self._has_standby:
@@ -175,7 +180,8 @@ class Monitor:
             if self._running.get(work) != run:
                 return Late.ABANDONED
             del self._running[work]
-            self._changed.notify_all()
+            if self._observed:
+                self._changed.notify_all()
             if work.assignment.lost:
                 self._look_for_another_probe(work)
                 return Late.LOST
@@ -283,7 +289,8 @@ class Monitor:
                 assignment.tracker.settle(work.record.offset)
                 assignment.held_records -= 1
                 assignment.held_bytes -= work.size
-            self._changed.notify_all()
+            if self._observed:
+                self._changed.notify_all()
 
     def hold(self, reason: str) -> None:
         """Start no attempt until `release` is called with the same reason."""
@@ -326,7 +333,9 @@ class Monitor:
         """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""
         with self._lock:
             if self._running or self._delivering:
+                self._observed = True
                 self._changed.wait(timeout)
+                self._observed = False
             return not self._running and not self._delivering
 
     # The supervisor and the observers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 import structlog
 
@@ -24,6 +25,16 @@ LONGEST_RETRY_AFTER = 24 * 3600.0
 _EARLY = 0.01
 
 log = structlog.get_logger(__name__)
+
+
+def _context_variable(name: str) -> ContextVar[Any]:
+    """Return the variable behind a name of structlog's context: set directly, it costs a tenth."""
+    token = structlog.contextvars.bind_contextvars(**{name: None})[name]
+    token.var.reset(token)
+    return token.var
+
+
+_REQUEST_ID: Final = _context_variable("request_id")
 
 
 class Processor:
@@ -54,17 +65,19 @@ class Processor:
             record.offset,
             record.timestamp,
         )
-        facts = {"request_id": work.id}
-        if request.headers:
-            facts |= trace_fields(request.headers)
-        structlog.contextvars.bind_contextvars(**facts)
+        trace = trace_fields(request.headers) if request.headers else {}
+        if trace:
+            structlog.contextvars.bind_contextvars(**trace)
+        bound = _REQUEST_ID.set(work.id)
         try:
             result = self._handler(request)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
             seconds = time.monotonic() - started
             return _failed(error, seconds, overdue=seconds > self._attempt_timeout - _EARLY)
         finally:
-            structlog.contextvars.unbind_contextvars(*facts)
+            _REQUEST_ID.reset(bound)
+            if trace:
+                structlog.contextvars.unbind_contextvars(*trace)
         seconds = time.monotonic() - started
         if isinstance(result, dict) and result.get("success") is False:
             return Attempt(Ended.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))

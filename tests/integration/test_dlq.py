@@ -67,7 +67,7 @@ class Desk:
         value = value or json.dumps({"id": name, "query": MARKER}).encode()
         original = Record(self.topics.requests, partition, 5, 0.0, name.encode(), value, headers)
         letter = Wire("", self.topics.dlq, "g", "1").dead_letter(
-            original, reason, Failure(error, "no answer"), 5, datetime.now(UTC)
+            original, reason, Failure(error, "no answer"), 5, time.time()
         )
         return letter.key, letter.value, letter.headers
 

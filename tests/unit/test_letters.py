@@ -25,14 +25,14 @@ from gigaoffice_worker.core.messages import Wire
 from gigaoffice_worker.core.records import Failure, Headers, Reason, Record, Source
 from tests.unit.making import record
 
-NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 WIRE = Wire("responses", "dlq", "group", "1.0")
 
 
 def dead(original: Record, reason: Reason = Reason.REJECTED, error: str = "ValueError", message: str = "no") -> Record:
     """Return the dead letter of a request, as it is read again."""
     letter = WIRE.dead_letter(original, reason, Failure(error, message), 5, NOW)
-    return Record("dlq", 0, 7, NOW.timestamp(), letter.key, letter.value, letter.headers)
+    return Record("dlq", 0, 7, NOW, letter.key, letter.value, letter.headers)
 
 
 def again(letter: Record) -> Record:
@@ -87,7 +87,7 @@ def test_a_count_of_replays_that_cannot_be_read_begins_anew(unreadable: bytes) -
 def test_a_letter_tells_its_request_its_reason_and_where_it_came_from() -> None:
     said = facts(dead(record(3, b"k", b'{"id": "r-1"}', partition=2), Reason.TIMED_OUT, "TimeoutError", "too slow"))
     assert said == Facts(
-        0, 7, NOW.timestamp(), "r-1", "timed-out", "TimeoutError", "too slow", "5", 0, "group", "1.0",
+        0, 7, NOW, "r-1", "timed-out", "TimeoutError", "too slow", "5", 0, "group", "1.0",
         Source("requests", 2, 3),
     )  # fmt: skip
     assert said.place == "0:7"
