@@ -5,6 +5,7 @@ What is done with a failed send, and when a new life begins, is decided in `engi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -43,6 +44,9 @@ _REFUSED = (
 )
 # Far below any limit of the client's on what may be sent.
 _SMALL = 1024 * 1024
+_SPINS_BELOW = 1000.0
+# Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
+_APART = 4
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
@@ -101,6 +105,24 @@ class _OpenBatch:
                 failed(error_of(number))
 
 
+class Pace:
+    """When the next batch leaves: at once if none has for a while, else `apart` milliseconds behind the last one.
+
+    A request takes the sender as much time as dozens of records. The client's way, to let each batch linger, would keep
+    a response waiting that comes alone.
+    """
+
+    def __init__(self, apart: float) -> None:
+        self.apart = apart
+        self._last = -math.inf
+
+    def leaves_at(self, now: float) -> float:
+        """Return when a batch leaves that begins at `now`: together with those that wait already."""
+        if now > self._last:
+            self._last = max(now, self._last + self.apart)
+        return self._last
+
+
 class Producer:
     """The client's producer behind the few calls that delivery needs. Thread-safe."""
 
@@ -109,10 +131,9 @@ class Producer:
         # The newest batch of each partition; guarded by the client's own lock of that partition.
         self._open: dict[TopicPartition, _OpenBatch] = {}
         settings = client._accumulator.config  # noqa: SLF001
-        if settings["linger_ms"] <= 1:
-            # The client counts in whole milliseconds and spins through the last one: to linger for one takes it some
-            # thirty turns a record, and gains nothing, because one request at a time lets batches fill by themselves.
-            settings["linger_ms"] = 0
+        self._pace = Pace(settings["linger_ms"] and max(settings["linger_ms"], _APART))
+        settings["linger_ms"] = self._pace.apart
+        _sleep_to_the_end(client._sender._client)  # noqa: SLF001
         _fail_for_good(client._sender)  # noqa: SLF001
         if client.config["acks"] == 0:
             _write_what_nobody_answers(client._sender._client)  # noqa: SLF001
@@ -169,9 +190,21 @@ class Producer:
             if opened is None or not opened.add(letter, acknowledged, failed):
                 opened = self._open[at] = self._begin_batch(at)
                 opened.add(letter, acknowledged, failed)
-        # Only now has the sender something to decide: there is a first record, or the batch before is full.
-        self._client._sender.wakeup()  # noqa: SLF001
+        # Only now has the sender something to decide.
+        self._wake_the_sender(at)
         return True
+
+    def _wake_the_sender(self, at: TopicPartition) -> None:
+        """Let the sender look for what to send to a partition, unless it will do so anyhow.
+
+        While the leader has as many requests to answer as it may have, nothing more can be sent to it, and the next
+        answer wakes the sender. Until then more records join the batch.
+        """
+        client = self._client
+        leader = client._metadata.leader_for_partition(at)  # noqa: SLF001
+        under_way = client._sender._client.in_flight_request_count(leader) if leader is not None else 0  # noqa: SLF001
+        if under_way < client.config["max_in_flight_requests_per_connection"]:
+            client._sender.wakeup()  # noqa: SLF001
 
     def _known_partition(self, letter: Letter) -> int | None:
         """Return the partition that a record is for, if the client knows that it is there."""
@@ -193,6 +226,8 @@ class Producer:
             settings["message_version"], settings["compression_attrs"], settings["batch_size"]
         )
         batch, queue = ProducerBatch(at, records), accumulator._batches[at]  # noqa: SLF001
+        # The client lets a batch go when it has lingered since then.
+        batch.last_attempt = (self._pace.leaves_at(batch.created * 1000) - self._pace.apart) / 1000
         opened = _OpenBatch(batch, queue, accumulator._tp_lock(at))  # noqa: SLF001
         batch.produce_future.add_callback(opened.answered)
         queue.append(batch)
@@ -233,6 +268,21 @@ def _fail_for_good(sender: Any) -> None:
             sender._complete_batch(batch, PartitionResponse(error=type(error), error_message=str(error)))  # noqa: SLF001
 
     sender._failed_produce = failed  # noqa: SLF001
+
+
+def _sleep_to_the_end(network: Any) -> None:
+    """See to it that the sender sleeps until a batch may leave.
+
+    The client cuts what is left down to whole milliseconds, and spins through the last one.
+    """
+    poll = network.poll
+
+    def poll_whole_milliseconds(timeout_ms: float | None = None, future: Any = None) -> Any:
+        if timeout_ms is not None and timeout_ms < _SPINS_BELOW:  # it may be infinite
+            timeout_ms = math.ceil(timeout_ms)
+        return poll(timeout_ms=timeout_ms, future=future)
+
+    network.poll = poll_whole_milliseconds
 
 
 def _write_what_nobody_answers(network: Any) -> None:

@@ -118,7 +118,12 @@ VARIABLES: Final = (
     ),
     Variable("KAFKA_PRODUCER_ACKS", "all", _one_of("all", "1", "0"), "who must have a record before it counts"),
     Variable("KAFKA_PRODUCER_RETRY_BACKOFF_MS", "100", _milliseconds(0, 60_000), "pause before a send is repeated"),
-    Variable("KAFKA_PRODUCER_LINGER_MS", "1", _milliseconds(0, 60_000), "how long a batch waits to fill"),
+    Variable(
+        "KAFKA_PRODUCER_LINGER_MS",
+        "1",
+        _milliseconds(0, 60_000),
+        "how long a batch waits to fill while outcomes come quickly; 4 at least, or 0 for never",
+    ),
     Variable(
         "KAFKA_PRODUCER_COMPRESSION_TYPE", "gzip", _one_of("gzip", "snappy", "lz4", "none"), "compression of batches"
     ),

@@ -162,13 +162,13 @@ def _printable(text: str) -> str:
 
 
 def _iso(at: float) -> str:
-    second, milliseconds = divmod(int(at * 1000), 1000)
-    return f"{_whole_second(second)}.{milliseconds:03}Z"
+    return _iso_of_milliseconds(int(at * 1000))
 
 
 @lru_cache(maxsize=4)
-def _whole_second(at: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+def _iso_of_milliseconds(at: int) -> str:
+    second, milliseconds = divmod(at, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{milliseconds:03}Z"
 
 
 def _where(error: Exception) -> str:

@@ -61,6 +61,8 @@ class Work:
     assignment: Assignment
     size: int
     received_at: float
+    # When the record was written, in seconds since the epoch; never later than it was received.
+    written_at: float = 0.0
     # Known from the first attempt on, when the value is decoded; empty if no response can be addressed.
     id: str = ""
     stage: Stage = Stage.QUEUED
@@ -92,16 +94,17 @@ class Scheduler:
     (`partition`), or nothing (`none`, and records without a key under `key`). The first request of a lane is ready,
     running or waiting for its retry; the others wait behind it until `free` is called for it.
 
-    What is ready runs in the order in which it was received, however late it became ready: a lane that has much to do
-    has the oldest requests, and to let it wait its turn among all lanes would let it run alone in the end.
+    Of what is ready, the request that was written first runs first, however late it became ready: a lane that has much
+    to do has the oldest requests, and to let it wait its turn among all lanes would let it run alone in the end. The
+    order in which requests were received would not do, since a fetch brings many from one partition at a time.
     """
 
     def __init__(self, ordering: Ordering) -> None:
         self._ordering = ordering
         self._lanes: dict[Lane, deque[Work]] = {}
-        # Ready on arrival, in that order; and what became ready later, as a heap by number.
+        # Ready on arrival, in that order; and what became ready later, as a heap by the time of writing.
         self._fresh: deque[Work] = deque()
-        self._freed: list[tuple[int, Work]] = []
+        self._freed: list[tuple[float, int, Work]] = []
         self._retries: list[_Retry] = []
         self._numbers = itertools.count()
         self._queued = 0
@@ -169,23 +172,23 @@ class Scheduler:
         return work
 
     def _first(self) -> Work | None:
-        """Return what is ready and was received first."""
-        if self._freed and not (self._fresh and self._fresh[0].number < self._freed[0][0]):
-            return self._freed[0][1]
+        """Return what runs next."""
+        if self._freed and not (self._fresh and self._fresh[0].written_at < self._freed[0][0]):
+            return self._freed[0][2]
         return self._fresh[0] if self._fresh else None
 
     def _pop(self) -> Work | None:
-        """Take off what is ready and was received first."""
+        """Take off what runs next."""
         fresh, freed = self._fresh, self._freed
-        if freed and not (fresh and fresh[0].number < freed[0][0]):
-            return heapq.heappop(freed)[1]
+        if freed and not (fresh and fresh[0].written_at < freed[0][0]):
+            return heapq.heappop(freed)[2]
         return fresh.popleft() if fresh else None
 
     def _remove(self, work: Work) -> bool:
         """Take a request off what is ready; False when it is not."""
         if work in self._fresh:
             self._fresh.remove(work)
-        elif (entry := (work.number, work)) in self._freed:
+        elif (entry := (work.written_at, work.number, work)) in self._freed:
             self._freed.remove(entry)
             heapq.heapify(self._freed)
         else:
@@ -218,7 +221,7 @@ class Scheduler:
     def forget(self, assignment: Assignment) -> None:
         """Drop every request of a lost partition that is not running."""
         self._fresh = deque(work for work in self._fresh if work.assignment is not assignment)
-        self._freed = [entry for entry in self._freed if entry[1].assignment is not assignment]
+        self._freed = [entry for entry in self._freed if entry[2].assignment is not assignment]
         heapq.heapify(self._freed)
         kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
         heapq.heapify(kept)
@@ -241,4 +244,4 @@ class Scheduler:
 
     def _make_ready(self, work: Work, now: float) -> None:
         work.ready_at = now
-        heapq.heappush(self._freed, (work.number, work))
+        heapq.heappush(self._freed, (work.written_at, work.number, work))

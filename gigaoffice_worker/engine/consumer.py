@@ -212,8 +212,13 @@ class ConsumerThread:
         if assignment is None:
             return
         self._metrics.messages_received.inc(len(records))
-        now = time.monotonic()
-        self._monitor.offer([Work(record, assignment, record.size + _RECORD_COST, now) for record in records])
+        now, latest = time.monotonic(), time.time()
+        self._monitor.offer(
+            [
+                Work(record, assignment, record.size + _RECORD_COST, now, min(record.timestamp, latest))
+                for record in records
+            ]
+        )
 
     def _forget(self, partition: int) -> None:
         self.ownership.reposition(partition)

@@ -10,7 +10,7 @@ from kafka import errors as kafka_errors
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import PartitionResponse, Sender
 
-from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.broker.producer import Pace, Producer
 from gigaoffice_worker.core.records import Letter
 
 AT = TopicPartition("responses", 1)
@@ -21,14 +21,29 @@ class Scene:
 
     def __init__(self) -> None:
         self.accumulator = RecordAccumulator(message_version=2, linger_ms=1, batch_size=400)
-        metadata = SimpleNamespace(partitions_for_topic=lambda _: {0, 1}, request_update=lambda: None)
-        network = SimpleNamespace(wakeup=lambda: None, cluster=metadata)
+        metadata = SimpleNamespace(
+            partitions_for_topic=lambda _: {0, 1}, leader_for_partition=lambda _: 7, request_update=lambda: None
+        )
+        self.under_way = 0
+        self.woken = 0
+        network = SimpleNamespace(
+            wakeup=self._wake,
+            poll=lambda **_: [],
+            cluster=metadata,
+            in_flight_request_count=lambda node: self.under_way * (node == 7),
+        )
         self.sender = Sender(network, metadata, self.accumulator, retries=0, metrics=None)
         client = SimpleNamespace(
-            config={"acks": -1}, _accumulator=self.accumulator, _sender=self.sender, _metadata=metadata
+            config={"acks": -1, "max_in_flight_requests_per_connection": 1},
+            _accumulator=self.accumulator,
+            _sender=self.sender,
+            _metadata=metadata,
         )
         self.producer = Producer(client)
         self.told: dict[str, object] = {}
+
+    def _wake(self) -> None:
+        self.woken += 1
 
     def send(self, *names: str) -> None:
         for name in names:
@@ -73,3 +88,44 @@ def test_request_that_is_not_tried_again_fails_its_records(scene):
     scene.sender._failed_produce([scene.on_the_wire()], 0, kafka_errors.RequestTimedOutError("too slow"))
     assert isinstance(scene.told["a"], kafka_errors.RequestTimedOutError)
     assert "too slow" in str(scene.told["a"])
+
+
+def test_sender_is_woken_for_a_new_batch_but_not_while_it_waits_for_an_answer(scene):
+    scene.send("a", "b")
+    assert scene.woken == 1
+    scene.under_way = 1
+    scene.send("c", "d", "e", "f")
+    assert scene.woken == 1
+    assert len(scene.accumulator._batches[AT]) == 2
+    scene.under_way = 0
+    scene.send("g", "h")
+    assert scene.woken == 2
+
+
+def test_batch_that_comes_alone_leaves_at_once_and_others_together(scene):
+    scene.send("a")
+    ready, _, _ = scene.accumulator.ready(scene.sender._metadata)
+    assert ready == {7}
+    scene.on_the_wire()
+    scene.send("b")
+    ready, left, _ = scene.accumulator.ready(scene.sender._metadata)
+    assert ready == set()
+    assert 0 < left <= 0.004
+
+
+@pytest.mark.parametrize(
+    "begun, left",
+    [
+        ([0, 100, 200], [0, 100, 200]),
+        ([0, 1, 2, 3.9, 4.5, 8.1], [0, 4, 4, 4, 8, 12]),
+        ([0, 5, 6, 20, 21], [0, 5, 9, 20, 24]),
+    ],
+)
+def test_batches_leave_apart(begun, left):
+    pace = Pace(4)
+    assert [pace.leaves_at(at) for at in begun] == left
+
+
+def test_nothing_is_held_back_where_the_configuration_asks_for_no_linger():
+    pace = Pace(0)
+    assert [pace.leaves_at(at) for at in (0, 0.1, 0.2)] == [0, 0.1, 0.2]

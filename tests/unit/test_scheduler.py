@@ -231,7 +231,7 @@ def test_a_request_that_waits_for_its_retry_delays_nobody_but_its_lane() -> None
     assert first.attempt == 2
 
 
-def test_what_is_ready_runs_in_the_order_in_which_it_was_received_however_late_it_became_ready() -> None:
+def test_of_what_is_ready_the_oldest_runs_first_however_late_it_became_ready() -> None:
     scheduler, partition = Scheduler("key"), Partition()
     retried, head, behind, fresh = (partition.work(key) for key in (b"retried", b"busy", b"busy", None))
     scheduler.add(retried, 0.0)
@@ -242,6 +242,19 @@ def test_what_is_ready_runs_in_the_order_in_which_it_was_received_however_late_i
     scheduler.retry(retried, 2.0)
     scheduler.free(head, 1.0)
     assert taken(scheduler, 3.0) == [retried, behind, fresh]
+
+
+def test_partition_that_was_fetched_later_is_not_kept_waiting_by_younger_requests_of_another() -> None:
+    scheduler, early, late = Scheduler("key"), Partition(0), Partition(1)
+    works = [early.work(b"a"), early.work(b"a"), late.work(b"b"), late.work(b"b")]
+    for work, written_at in zip(works, (10.0, 40.0, 20.0, 30.0), strict=True):
+        work.written_at = written_at
+        scheduler.add(work, 0.0)
+    in_turn = []
+    while (work := scheduler.take(1.0)) is not None:
+        in_turn.append(work.written_at)
+        scheduler.free(work, 1.0)
+    assert in_turn == [10.0, 20.0, 30.0, 40.0]
 
 
 def test_first_attempt_is_remembered_and_every_run_is_counted() -> None:
