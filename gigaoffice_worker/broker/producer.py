@@ -44,7 +44,6 @@ _REFUSED = (
 )
 # Far below any limit of the client's on what may be sent.
 _SMALL = 1024 * 1024
-_SPINS_BELOW = 1000.0
 # Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
 _APART = 4
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
@@ -278,7 +277,7 @@ def _sleep_to_the_end(network: Any) -> None:
     poll = network.poll
 
     def poll_whole_milliseconds(timeout_ms: float | None = None, future: Any = None) -> Any:
-        if timeout_ms is not None and timeout_ms < _SPINS_BELOW:  # it may be infinite
+        if timeout_ms is not None and math.isfinite(timeout_ms):
             timeout_ms = math.ceil(timeout_ms)
         return poll(timeout_ms=timeout_ms, future=future)
 
