@@ -56,7 +56,7 @@ test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by 
 	@rm -f .security.jsonl
 	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest \
 	  tests/integration/test_tls_sasl.py tests/integration/test_acls.py tests/integration/test_sideport_abuse.py $(ARGS)
-	$(if $(ARGS),,$(BIN)/python -m tests.tables .security.jsonl docs/security.md)
+	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .security.jsonl docs/security.md)
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)

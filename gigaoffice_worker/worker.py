@@ -20,19 +20,19 @@ from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.errors import WorkerError
-from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
-from gigaoffice_worker.core.messages import Wire
+from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
-from gigaoffice_worker.engine.consumer import ConsumerThread, Intake
+from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery, Hooks
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.engine.status import Engine, Observer
-from gigaoffice_worker.engine.topicwatch import TopicWatch
+from gigaoffice_worker.engine.topic_watch import TopicWatch
 from gigaoffice_worker.handlers.loading import Handler, load
 from gigaoffice_worker.observe import health, tracing
 from gigaoffice_worker.observe.logs import dump_stacks, tell_left_out
@@ -137,7 +137,7 @@ class Worker:
         self._topics.stop()
         engine = self._engine
         if engine is not None:
-            engine.monitor.stop()
+            engine.dispatcher.stop()
             engine.delivery.stop()
             engine.delivery.join(1.0)
             engine.delivery.close(1.0)
@@ -195,12 +195,12 @@ class Worker:
         worker = config.worker
         policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
         limits = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
-        monitor = Monitor(Scheduler(worker.ordering), policy, Gate(policy), StormGuard(limits))
-        wire = Wire(config.topics.responses.name, config.topics.dlq.name, config.consumer.group, __version__)
+        dispatcher = Dispatcher(Scheduler(worker.ordering), policy, Gate(policy), StormGuard(limits))
+        wire = RecordEncoder(config.topics.responses.name, config.topics.dlq.name, config.consumer.group, __version__)
         hooks = Hooks(
-            free=monitor.free,
-            hold=lambda: monitor.hold(_HOLD_DELIVERY),
-            release=lambda: monitor.release(_HOLD_DELIVERY),
+            free=dispatcher.free,
+            hold=lambda: dispatcher.hold(_HOLD_DELIVERY),
+            release=lambda: dispatcher.release(_HOLD_DELIVERY),
             sent=lambda topic, letters: self._metrics.messages_sent.labels(topic).inc(letters),
             rebuilt=self._metrics.producer_rebuilds.inc,
             send_failed=self._metrics.publish_failures.inc,
@@ -213,7 +213,7 @@ class Worker:
             hooks,
             delivery_timeout=clients.DELIVERY_TIMEOUT,
         )
-        intake = Intake(
+        intake = ConsumerSettings(
             config.topics.requests.name,
             config.consumer.max_poll_records,
             config.consumer.auto_offset_reset,
@@ -221,17 +221,17 @@ class Worker:
             join_within=_start_up_limit(config),
         )
         consumer = ConsumerThread(
-            Consumer(clients.consumer(config), intake.topic), monitor, delivery, intake, self._metrics, self._died
+            Consumer(clients.consumer(config), intake.topic), dispatcher, delivery, intake, self._metrics, self._died
         )
         pool = Pool(
             worker.concurrency,
-            monitor,
+            dispatcher,
             Processor(self._spans.around(handler.call) if self._spans else handler.call, worker.attempt_timeout),
             lambda work, verdict: delivery.deliver(work, verdict, self._request_partitions()),
             self._metrics,
             self._died,
         )
-        self._engine = self._observer.engine = Engine(monitor, delivery, consumer, pool)
+        self._engine = self._observer.engine = Engine(dispatcher, delivery, consumer, pool)
         self._observer.state = "joining"
         if self._topics.report is not None:
             self._topics_changed(self._topics.report)
@@ -261,7 +261,7 @@ class Worker:
             self._observer.state = "running"
             log.info("Worker running", group=self._config.consumer.group)
         self._tell_of_the_login(self._logins.refusal)
-        self._tell_of_the_storm(engine.monitor.guard.reason)
+        self._tell_of_the_storm(engine.dispatcher.guard.reason)
         self._tell_the_service_manager(engine)
 
     def _tell_of_the_login(self, refusal: str | None) -> None:
@@ -331,9 +331,9 @@ class Worker:
             return EXIT_DRAINED
         deadline = self._drain_until = time.monotonic() + self._config.worker.drain_timeout
         log.info(
-            "Worker draining", in_flight=engine.monitor.counts().running, timeout=self._config.worker.drain_timeout
+            "Worker draining", in_flight=engine.dispatcher.counts().running, timeout=self._config.worker.drain_timeout
         )
-        engine.monitor.hold(_HOLD_DRAIN)
+        engine.dispatcher.hold(_HOLD_DRAIN)
         engine.consumer.drain(deadline if self._signals < 2 else time.monotonic())
         while not engine.consumer.join(_TICK) and time.monotonic() < deadline + _CLOSE_WITHIN:
             engine.pool.abandon_overdue(self._config.worker.attempt_timeout)
@@ -344,7 +344,7 @@ class Worker:
         if isinstance(self._death, WorkerError):
             raise self._death
         code = EXIT_DRAINED if engine.consumer.clean else EXIT_ABANDONED
-        counts = engine.monitor.counts()
+        counts = engine.dispatcher.counts()
         tell_left_out()
         log.info(
             "Worker stopped",

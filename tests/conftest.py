@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import brokers, wire
-from tests.workers import WorkerProcess
+from tests.support import brokers, wire
+from tests.support.workers import WorkerProcess
 
 THREAD_GRACE = 5.0
 CHAOS_TIMEOUT = 900

@@ -1,9 +1,9 @@
 """The consumer as the engine wants it: plain functions for a rebalance, our own exceptions, a time limit on every call.
 
 Nothing but the consumer thread may call it. What the client library keeps to itself and we need all the same is read
-in this file only (what cannot be decoded: in `decoding`), and held by a test: the member's generation and session,
-asking for high watermarks without waiting and for several committed positions at once, a commit that is sent once, a
-rebalance that is pending.
+in this file only (what cannot be decoded: in `kafka_python.fetching`), and held by a test: the member's generation and
+session, asking for high watermarks without waiting and for several committed positions at once, a commit that is sent
+once, a rebalance that is pending.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 from kafka.util import Timer
 
-from gigaoffice_worker.broker.clock import STEADY
-from gigaoffice_worker.broker.decoding import UndecodableError, set_aside, watch
+from gigaoffice_worker.broker.kafka_python.clock import STEADY
+from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError, set_aside, watch
 from gigaoffice_worker.core.records import Record
 
 _LATEST = -1

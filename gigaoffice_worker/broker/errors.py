@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from kafka import errors as kafka
 
-from gigaoffice_worker.broker.decoding import UndecodableError
+from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 LONGEST_TEXT: Final = 300

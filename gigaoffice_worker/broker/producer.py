@@ -19,7 +19,7 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.sender import PartitionResponse
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from gigaoffice_worker.core.records import Letter
+from gigaoffice_worker.core.records import OutgoingRecord
 
 
 class SendFailure(Enum):
@@ -83,7 +83,7 @@ class _OpenBatch:
     lock: threading.Lock
     receipts: list[_Receipt] = field(default_factory=list)
 
-    def add(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
+    def add(self, letter: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
         """Add a record, under the lock; False when the batch is full, on its way, or not the newest any more."""
         if not self.queue or self.queue[-1] is not self.batch:
             return False
@@ -137,7 +137,7 @@ class Producer:
         if client.config["acks"] == 0:
             _write_what_nobody_answers(client._sender._client)  # noqa: SLF001
 
-    def send(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> None:
+    def send(self, letter: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> None:
         """Hand a record to the client; one of the callbacks runs later, mostly on the client's thread.
 
         Raises TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
@@ -158,12 +158,12 @@ class Producer:
         future.add_callback(lambda sent: acknowledged(sent.partition, sent.offset))
         future.add_errback(failed)
 
-    def _existing(self, letter: Letter) -> int | None:
+    def _existing(self, letter: OutgoingRecord) -> int | None:
         """Return the partition that is asked for, if the topic has it: what is known of topics can be out of date."""
         partition = letter.partition
         return partition if partition in (self._client.partitions_for(letter.topic) or ()) else None
 
-    def _append(self, letter: Letter, acknowledged: Acknowledged, failed: Failed) -> bool:
+    def _append(self, letter: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
         """Append a record to its batch as `send` does, less what that costs: checks, and a future for each record.
 
         False where the partition is not known, or the size is for the client to refuse: then `send` has to.
@@ -205,7 +205,7 @@ class Producer:
         if under_way < client.config["max_in_flight_requests_per_connection"]:
             client._sender.wakeup()  # noqa: SLF001
 
-    def _known_partition(self, letter: Letter) -> int | None:
+    def _known_partition(self, letter: OutgoingRecord) -> int | None:
         """Return the partition that a record is for, if the client knows that it is there."""
         client, partition = self._client, letter.partition
         if partition is None and letter.key is None and letter.value is None:

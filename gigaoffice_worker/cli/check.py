@@ -13,8 +13,8 @@ from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.probe import Finding
     from gigaoffice_worker.config import Config, Setting
+    from gigaoffice_worker.operations.cluster_check import Finding
 
 _DESCRIPTION = """\
 Validate the configuration and print every variable with the value that counts; secrets are masked, and what differs
@@ -55,7 +55,7 @@ def act(asked: argparse.Namespace) -> int:
 
 
 def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> Iterator[Finding]:
-    from gigaoffice_worker.broker import probe
+    from gigaoffice_worker.operations import cluster_check as probe
 
     yield probe.Finding("configuration", probe.Mark.GOOD, "valid")
     for warning in config.warnings:
@@ -68,8 +68,8 @@ def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> 
 
 
 def _handler(config: Config) -> Finding:
-    from gigaoffice_worker.broker.probe import Finding, Mark
     from gigaoffice_worker.handlers.loading import load
+    from gigaoffice_worker.operations.cluster_check import Finding, Mark
 
     name = config.worker.handler
     try:
@@ -82,8 +82,8 @@ def _handler(config: Config) -> Finding:
 
 def _times(config: Config) -> Finding:
     from gigaoffice_worker.broker.clients import DELIVERY_TIMEOUT
-    from gigaoffice_worker.broker.probe import Finding, Mark
     from gigaoffice_worker.cli import check_times
+    from gigaoffice_worker.operations.cluster_check import Finding, Mark
 
     found = check_times.summary(config, DELIVERY_TIMEOUT) + check_times.note(config)
     remarks = list(check_times.remarks(config))
@@ -91,8 +91,8 @@ def _times(config: Config) -> Finding:
 
 
 def _tracing() -> Finding:
-    from gigaoffice_worker.broker.probe import Finding, Mark
     from gigaoffice_worker.observe.tracing import switch
+    from gigaoffice_worker.operations.cluster_check import Finding, Mark
 
     found = switch(os.environ)
     if found.trouble:

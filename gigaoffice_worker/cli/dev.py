@@ -104,7 +104,7 @@ def _worker(
     config: Config, environment: Mapping[str, str], hurry: Callable[[], bool]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the worker as a process; at the end it drains, unless somebody is in a `hurry`."""
-    from gigaoffice_worker.devkafka.guard import Guard
+    from gigaoffice_worker.devkafka.reaper import Guard
 
     guard = Guard(litter=[])
     worker = None

@@ -8,7 +8,7 @@ import re
 import time
 
 from gigaoffice_worker.cli import dlq_reading, dlq_replay, terminal
-from gigaoffice_worker.core.letters import Filters, Moment, read_moment
+from gigaoffice_worker.core.dead_letters import Filters, Moment, read_moment
 from gigaoffice_worker.core.records import Reason
 
 _DESCRIPTION = """\

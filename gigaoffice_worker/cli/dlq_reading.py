@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from gigaoffice_worker.cli import dlq_text, terminal
-from gigaoffice_worker.core.letters import Facts, Filters, Span, facts
+from gigaoffice_worker.core.dead_letters import Facts, Filters, Span, facts
 from gigaoffice_worker.core.records import Record
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.letters import LetterReader
+    from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
 
 _ROWS = 50
 
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 def act_list(asked: argparse.Namespace) -> int:
     """Print counts and a table, or JSON lines; 1 if no letter fits."""
-    from gigaoffice_worker.broker.letters import LetterReader
     from gigaoffice_worker.config import load
+    from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
 
     config, filters = load(), asked.filters(asked)
-    with terminal.command_logs(config), LetterReader(config, asked.timeout) as reader:
+    with terminal.command_logs(config), DeadLetterReader(config, asked.timeout) as reader:
         check_partitions(reader.partitions, filters)
         found = _matching(reader, filters)
         total = _print_json(found, asked.limit) if asked.json else _print_table(found, asked.limit or _ROWS, reader)
@@ -39,11 +39,11 @@ def act_list(asked: argparse.Namespace) -> int:
 
 def act_show(asked: argparse.Namespace) -> int:
     """Print one letter, or those of a request; 1 if there is none."""
-    from gigaoffice_worker.broker.letters import LetterReader
     from gigaoffice_worker.config import load
+    from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
 
     config = load()
-    with terminal.command_logs(config), LetterReader(config, asked.timeout) as reader:
+    with terminal.command_logs(config), DeadLetterReader(config, asked.timeout) as reader:
         if isinstance(asked.letter, str):
             wanted = Filters(request_ids=frozenset({asked.letter}))
             letters = _matching(reader, wanted)
@@ -77,7 +77,7 @@ def none_fits(topic: str, filters: Filters) -> terminal.FoundWantingError:
     return terminal.FoundWantingError(f"no dead letter in {topic} fits the filters")
 
 
-def _matching(reader: LetterReader, filters: Filters) -> Iterator[tuple[Record, Facts]]:
+def _matching(reader: DeadLetterReader, filters: Filters) -> Iterator[tuple[Record, Facts]]:
     progress = terminal.Progress()
     spans = reader.spans(filters)
     total = sum(span.end - span.begin for span in spans.values())
@@ -93,7 +93,7 @@ def _matching(reader: LetterReader, filters: Filters) -> Iterator[tuple[Record, 
     progress.clear()
 
 
-def _at(reader: LetterReader, partition: int, offset: int) -> Iterator[tuple[Record, Facts]]:
+def _at(reader: DeadLetterReader, partition: int, offset: int) -> Iterator[tuple[Record, Facts]]:
     check_partitions(reader.partitions, Filters(partitions=frozenset({partition})))
     held = reader.log([partition])[partition]
     if not held.begin <= offset < held.end:
@@ -127,7 +127,7 @@ def _print_json(found: Iterator[tuple[Record, Facts]], limit: int | None) -> int
     return total
 
 
-def _print_table(found: Iterator[tuple[Record, Facts]], limit: int, reader: LetterReader) -> int:
+def _print_table(found: Iterator[tuple[Record, Facts]], limit: int, reader: DeadLetterReader) -> int:
     reasons: Counter[str] = Counter()
     kept = _Newest[Facts](limit)
     for _, said in found:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from gigaoffice_worker.cli import dlq_text, terminal
 from gigaoffice_worker.cli.dlq_reading import check_partitions, none_fits
-from gigaoffice_worker.core.letters import Fate, Outcome
+from gigaoffice_worker.core.dead_letters import Examined, Fate
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.replaying import Replay
     from gigaoffice_worker.config import Config
+    from gigaoffice_worker.operations.replay import Replay
 
 
 def act(asked: argparse.Namespace) -> int:
     """Replay what is asked for; 0 if every letter that fits was replayed."""
-    from gigaoffice_worker.broker.replaying import Replay
     from gigaoffice_worker.config import load
+    from gigaoffice_worker.operations.replay import Replay
 
     config = load()
     replay = Replay(
@@ -61,7 +61,7 @@ class _Report:
         done, left = self._replayed.total(), self._replay.left
         self._line.show(f"replaying: {done} done, {self._others.total()} not, {left} to look at")
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Examined) -> None:
         """Count a letter, and name it if something is to be said about it."""
         said = outcome.letter
         name = f"{said.place} (request {dlq_text.visible(said.request_id)})"

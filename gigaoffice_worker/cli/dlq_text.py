@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gigaoffice_worker.core.letters import Facts, request_headers
+from gigaoffice_worker.core.dead_letters import Facts, request_headers
 from gigaoffice_worker.core.records import Record
 
 _INDENT = "  "

@@ -17,9 +17,9 @@ from gigaoffice_worker.cli.outgoing import Request, read_request, read_requests
 from gigaoffice_worker.core.errors import WorkerError
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.asking import Exchange, Response, Sent
     from gigaoffice_worker.config import Config
     from gigaoffice_worker.core.records import Source
+    from gigaoffice_worker.operations.requests import Exchange, Response, Sent
 
 _MOST_UNANSWERED = 1000
 _LOOK = 0.1  # seconds that one look for responses may take
@@ -85,7 +85,7 @@ def act(asked: argparse.Namespace) -> int:
 
 
 def _send_one(config: Config, request: Request, options: Options) -> int:
-    from gigaoffice_worker.broker.asking import Exchange
+    from gigaoffice_worker.operations.requests import Exchange
 
     progress = terminal.Progress()
     with Exchange(config, options.timeout, answers=options.wait) as exchange:
@@ -126,7 +126,7 @@ def _not_acknowledged(timeout: float) -> WorkerError:
 
 
 def _no_answer(config: Config, request: Request, place: Source, timeout: float) -> WorkerError:
-    from gigaoffice_worker.broker.asking import why_no_answer
+    from gigaoffice_worker.operations.requests import why_no_answer
 
     why = why_no_answer(config, place, _DIAGNOSIS_LIMIT)
     return terminal.FoundWantingError(
@@ -207,7 +207,7 @@ def send_many(
     At most _MOST_UNANSWERED are under way at once. It gives up when no answer came for `options.timeout` seconds,
     or when `until` says so.
     """
-    from gigaoffice_worker.broker.asking import Exchange
+    from gigaoffice_worker.operations.requests import Exchange
 
     tally, started = _Tally(), time.monotonic()
     with Exchange(config, options.timeout, answers=options.wait) as exchange:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from gigaoffice_worker.core.records import Failure, Headers, Letter, Reason, Record, Verdict
+from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _MESSAGE_LIMIT = 1000
@@ -64,7 +64,7 @@ def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
     return request_id, payload
 
 
-def encode_response(request_id: str, verdict: Verdict, seconds: float, at: float) -> bytes:
+def encode_response(request_id: str, verdict: Outcome, seconds: float, at: float) -> bytes:
     """Return the JSON value of a response that is written `at`, in seconds since the epoch.
 
     Raises UnserialisableError when the handler's result is no JSON.
@@ -88,7 +88,7 @@ def encode_response(request_id: str, verdict: Verdict, seconds: float, at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class RecordEncoder:
     """Where responses and dead letters go, and what a dead letter says about its writer."""
 
     responses: str
@@ -96,11 +96,11 @@ class Wire:
     group: str
     version: str
 
-    def response(self, record: Record, value: bytes, partition: int | None = None) -> Letter:
+    def response(self, record: Record, value: bytes, partition: int | None = None) -> OutgoingRecord:
         """Return the response to `record` with the encoded `value`."""
-        return Letter(self.responses, record.key, value, _origin(record, traced=True), partition)
+        return OutgoingRecord(self.responses, record.key, value, _origin(record, traced=True), partition)
 
-    def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: float) -> Letter:
+    def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: float) -> OutgoingRecord:
         """Return the dead letter: the record byte for byte, and behind its headers why it is here."""
         headers = [(name, value if value is not None else b"") for name, value in record.headers]
         about: list[tuple[str, str]] = [
@@ -119,7 +119,7 @@ class Wire:
         if nulls:
             about.append(("dlq-null-headers", ",".join(nulls)))
         headers += [(name, _bytes(text)) for name, text in about]
-        return Letter(self.dlq, record.key, record.value, headers + _origin(record, traced=False))
+        return OutgoingRecord(self.dlq, record.key, record.value, headers + _origin(record, traced=False))
 
 
 @lru_cache(maxsize=4096)

@@ -121,7 +121,7 @@ def _text(body: bytes | bytearray) -> str:
 class OffsetTracker(Generic[T]):
     """The offsets of one partition from one assignment on, each with the item that stands for it.
 
-    Offsets are received in rising order and settled in any. Not thread-safe: the monitor's lock guards it.
+    Offsets are received in rising order and settled in any. Not thread-safe: the dispatcher's lock guards it.
     """
 
     def __init__(self, position: int, restored: CommitMap | None = None) -> None:

@@ -100,7 +100,7 @@ class Failure(NamedTuple):
     message: str
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """How a request ended.
 
     With `reason` it goes to the dead letter queue, without it is answered with `result` (`failure` is then set
@@ -112,7 +112,7 @@ class Verdict(NamedTuple):
     reason: Reason | None = None
 
 
-class Letter(NamedTuple):
+class OutgoingRecord(NamedTuple):
     """One record to be written: a response or a dead letter, encoded. `partition` None lets the client choose."""
 
     topic: str
@@ -130,7 +130,7 @@ class Letter(NamedTuple):
         return size
 
 
-class Ended(StrEnum):
+class AttemptEnd(StrEnum):
     """How an attempt ended."""
 
     ANSWERED = "answered"
@@ -144,7 +144,7 @@ class Ended(StrEnum):
 class Attempt(NamedTuple):
     """What came of one handler call of `seconds`. `retry_after` is what the handler asked for, in seconds."""
 
-    ended: Ended
+    ended: AttemptEnd
     seconds: float
     result: Any = None
     failure: Failure | None = None

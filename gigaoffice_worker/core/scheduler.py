@@ -88,7 +88,7 @@ class _Retry:
 
 
 class Scheduler:
-    """Decides which request runs next. Not thread-safe: the monitor's lock guards it.
+    """Decides which request runs next. Not thread-safe: the dispatcher's lock guards it.
 
     A *lane* is what must run one at a time and in order: the records of one key (`key`), of one partition
     (`partition`), or nothing (`none`, and records without a key under `key`). The first request of a lane is ready,

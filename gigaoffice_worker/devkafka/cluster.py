@@ -15,9 +15,9 @@ from typing import Self
 
 from gigaoffice_worker.devkafka.distribution import Distribution, Progress, install, work_directory
 from gigaoffice_worker.devkafka.errors import DevKafkaError
-from gigaoffice_worker.devkafka.guard import Guard
 from gigaoffice_worker.devkafka.node import Node
 from gigaoffice_worker.devkafka.ports import LOOPBACK, ReservedPorts
+from gigaoffice_worker.devkafka.reaper import Guard
 from gigaoffice_worker.devkafka.settings import BROKER, CONTROLLER, node_settings
 
 # Seconds

@@ -16,7 +16,7 @@ from gigaoffice_worker.broker.consumer import (
     Consumer,
 )
 from gigaoffice_worker.core.scheduler import Assignment
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -35,9 +35,11 @@ class Committer:
     `gone` hears of a partition whose committed position the cluster has dropped: its topic was deleted.
     """
 
-    def __init__(self, consumer: Consumer, monitor: Monitor, metrics: Metrics, gone: Callable[[int], None]) -> None:
+    def __init__(
+        self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics, gone: Callable[[int], None]
+    ) -> None:
         self._consumer = consumer
-        self._monitor = monitor
+        self._dispatcher = dispatcher
         self._metrics = metrics
         self._gone = gone
         self._map_limit = _MAP_LIMIT
@@ -140,7 +142,7 @@ class Committer:
 
     def _due(self, assignments: Mapping[int, Assignment]) -> dict[int, Committed]:
         due = {}
-        with self._monitor.locked():
+        with self._dispatcher.locked():
             maps = {partition: held.tracker.commit_map() for partition, held in assignments.items() if not held.lost}
         for partition, found in maps.items():
             text, whole = found.encode(self._map_limit) if found.says_more else ("", True)

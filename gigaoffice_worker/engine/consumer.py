@@ -14,15 +14,15 @@ from typing import Literal
 import structlog
 
 from gigaoffice_worker.broker.consumer import Consumer, FencedError, OutOfRangeError
-from gigaoffice_worker.broker.decoding import UndecodableError
 from gigaoffice_worker.broker.errors import is_fatal, to_worker_error
+from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
+from gigaoffice_worker.core.backpressure import PartitionQuota
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
-from gigaoffice_worker.core.pacing import Share
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.ownership import COMMIT_WITHIN, Ownership
 from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
 from gigaoffice_worker.observe.metrics import Metrics
@@ -42,7 +42,7 @@ _HOLD_BYTES = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class ConsumerSettings:
     """What the consumer thread needs of the configuration. Times in seconds."""
 
     topic: str
@@ -59,23 +59,23 @@ class ConsumerThread:
     def __init__(
         self,
         consumer: Consumer,
-        monitor: Monitor,
+        dispatcher: Dispatcher,
         delivery: Delivery,
-        intake: Intake,
+        intake: ConsumerSettings,
         metrics: Metrics,
         died: Callable[[BaseException], None],
     ) -> None:
         self._consumer = consumer
-        self._monitor = monitor
+        self._dispatcher = dispatcher
         self._delivery = delivery
         self._intake = intake
         self._metrics = metrics
         self._died = died
         # The committer tells the ownership, which needs the committer: the name is looked up when it is called.
-        self.committer = Committer(consumer, monitor, metrics, gone=lambda gone: self.ownership.reposition(gone))  # noqa: PLW0108
+        self.committer = Committer(consumer, dispatcher, metrics, gone=lambda gone: self.ownership.reposition(gone))  # noqa: PLW0108
         self.ownership = Ownership(
             consumer,
-            monitor,
+            dispatcher,
             self.committer,
             self._settle,
             metrics,
@@ -161,7 +161,7 @@ class ConsumerThread:
             self._pace()
             self._receive(_DRAIN_POLL)
             self._settle()
-            quiet = self._monitor.wait_quiet(_DRAIN_POLL)
+            quiet = self._dispatcher.wait_quiet(_DRAIN_POLL)
             committed = quiet and self._last_commit()
             if committed or time.monotonic() >= self._deadline(deadline):
                 break
@@ -173,7 +173,7 @@ class ConsumerThread:
         self._consumer.close(max(1.0, min(3.0, deadline - time.monotonic())))
 
     def _renew_lease(self) -> None:
-        self._monitor.lease(time.monotonic() + self._consumer.session_left())
+        self._dispatcher.lease(time.monotonic() + self._consumer.session_left())
 
     def _deadline(self, deadline: float) -> float:
         """Return the earliest deadline: a second signal moves it to now."""
@@ -213,7 +213,7 @@ class ConsumerThread:
             return
         self._metrics.messages_received.inc(len(records))
         now, latest = time.monotonic(), time.time()
-        self._monitor.offer(
+        self._dispatcher.offer(
             [
                 Work(record, assignment, record.size + _RECORD_COST, now, min(record.timestamp, latest))
                 for record in records
@@ -269,7 +269,7 @@ class ConsumerThread:
     def _pace(self) -> None:
         """Pause what holds its share already, resume what has room again."""
         full = self._delivery.unsettled_bytes > MAX_BYTES
-        (self._monitor.hold if full else self._monitor.release)(_HOLD_BYTES)
+        (self._dispatcher.hold if full else self._dispatcher.release)(_HOLD_BYTES)
         wanted = self._reasons("bytes" if full else None)
         # Also where only the reason is another: a partition that has just got its position was resumed with it.
         pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
@@ -284,10 +284,10 @@ class ConsumerThread:
     def _reasons(self, everywhere: str | None) -> dict[int, str]:
         if self._drain_until is not None:
             everywhere = "draining"
-        elif self._monitor.intake_stopped() is not None:
+        elif self._dispatcher.intake_stopped() is not None:
             everywhere = "storm-guard"
         assignments = self.ownership.assignments
-        share = Share.of(len(assignments), MAX_RECORDS, MAX_BYTES)
+        share = PartitionQuota.of(len(assignments), MAX_RECORDS, MAX_BYTES)
         now = time.monotonic()
         reasons = dict.fromkeys(self.ownership.unpositioned, "position unknown")
         for partition, held in assignments.items():
@@ -307,7 +307,7 @@ class ConsumerThread:
     def _settle(self) -> None:
         delivered = self._delivery.collect()
         if delivered:
-            self._monitor.settle([outcome.work for outcome in delivered])
+            self._dispatcher.settle([outcome.work for outcome in delivered])
             now = time.time()
             written = (outcome.work.record.timestamp for outcome in delivered)
             ages = (max(0.0, now - timestamp) if timestamp else 0.0 for timestamp in written)
@@ -317,7 +317,7 @@ class ConsumerThread:
         for partition, assignment in self.ownership.assignments.items():
             assignment.watermark = self._consumer.watermark(partition)
             if (position := self._consumer.position(partition)) is not None:
-                self._monitor.advance(assignment, position)
+                self._dispatcher.advance(assignment, position)
         self._quarantine.let_out(self._consumer.position)
         if now >= self._next_watermarks:
             self._next_watermarks = now + _WATERMARKS_EVERY

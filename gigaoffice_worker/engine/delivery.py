@@ -19,10 +19,10 @@ from typing import NamedTuple
 import structlog
 
 from gigaoffice_worker.broker.producer import Producer, SendFailure, classify
-from gigaoffice_worker.core.messages import UnserialisableError, Wire, encode_response
-from gigaoffice_worker.core.records import Failure, Letter, Reason, Record, Verdict
+from gigaoffice_worker.core.messages import RecordEncoder, UnserialisableError, encode_response
+from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.scheduler import Work
-from gigaoffice_worker.engine.outlets import Outlet, Parcel, Shipment
+from gigaoffice_worker.engine.output_topic import OutputTopic, PendingOutcome, PendingSend
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ class Delivered(NamedTuple):
     """An outcome that is durable, with what it was."""
 
     work: Work
-    verdict: Verdict
+    verdict: Outcome
 
 
 def _raise(error: BaseException) -> None:
@@ -50,7 +50,7 @@ def _raise(error: BaseException) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Whom delivery tells: the monitor (an opened lane, a hold), the metrics, and who minds its thread."""
+    """Whom delivery tells: the dispatcher (an opened lane, a hold), the metrics, and who minds its thread."""
 
     free: Callable[[Work], None]
     hold: Callable[[], None]
@@ -60,7 +60,7 @@ class Hooks:
     send_failed: Callable[[int], None]
     died: Callable[[BaseException], None] = _raise
     # Who draws spans hears of each letter that is acknowledged, and how many seconds that took. Must not raise.
-    traced: Callable[[Letter, Record, float], None] | None = None
+    traced: Callable[[OutgoingRecord, Record, float], None] | None = None
 
 
 class Delivery:
@@ -68,7 +68,7 @@ class Delivery:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: RecordEncoder,
         make_producer: Callable[[], Producer],
         hooks: Hooks,
         *,
@@ -85,11 +85,11 @@ class Delivery:
         self._retired: list[Producer] = []
         self._wake = threading.Event()
         numbers = itertools.count()
-        self._responses = Outlet(wire.responses, numbers, self._on_acknowledged, self._wake.set)
-        self._dlq = Outlet(wire.dlq, numbers, self._on_acknowledged, self._wake.set)
+        self._responses = OutputTopic(wire.responses, numbers, self._on_acknowledged, self._wake.set)
+        self._dlq = OutputTopic(wire.dlq, numbers, self._on_acknowledged, self._wake.set)
         self._outlets = {outlet.topic: outlet for outlet in (self._responses, self._dlq)}
-        self._acknowledged: deque[Parcel] = deque()
-        self._next_letters: deque[Shipment] = deque()
+        self._acknowledged: deque[PendingSend] = deque()
+        self._next_letters: deque[PendingOutcome] = deque()
         self._collected_bytes = 0
         self._stopping = False
         self._doubt: str | None = None
@@ -129,21 +129,21 @@ class Delivery:
 
     # Handing over (handler threads)
 
-    def deliver(self, work: Work, verdict: Verdict, request_partitions: int) -> bool:
+    def deliver(self, work: Work, verdict: Outcome, request_partitions: int) -> bool:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
         shipment = self._ship(work, verdict, request_partitions)
         return self._post(shipment)
 
-    def _ship(self, work: Work, verdict: Verdict, request_partitions: int) -> Shipment:
+    def _ship(self, work: Work, verdict: Outcome, request_partitions: int) -> PendingOutcome:
         at = time.time()
-        letters: list[Letter] = []
+        letters: list[OutgoingRecord] = []
         if verdict.reason is None:
             try:
                 value = encode_response(work.id, verdict, work.seconds, at)
             except UnserialisableError as error:
                 # Another attempt would be paid for and return the same.
                 failure = Failure("UnserialisableResult", str(error))
-                return self._ship(work, Verdict(failure=failure, reason=Reason.REJECTED), request_partitions)
+                return self._ship(work, Outcome(failure=failure, reason=Reason.REJECTED), request_partitions)
         else:
             failure = verdict.failure or Failure("Unknown", "")
             letters.append(self._wire.dead_letter(work.record, verdict.reason, failure, work.attempt, at))
@@ -154,13 +154,13 @@ class Delivery:
                 # Partitioned like the requests: order per key holds, and the client need not hash the key.
                 partition = work.record.partition
             letters.append(self._wire.response(work.record, value, partition))
-        return Shipment(work, verdict, letters)
+        return PendingOutcome(work, verdict, letters)
 
-    def _post(self, shipment: Shipment) -> bool:
+    def _post(self, shipment: PendingOutcome) -> bool:
         """Send the next letter of an outcome; True when its lane may be opened now (it is noted as opened)."""
         letter = shipment.letters.pop(0)
         outlet = self._outlets[letter.topic]
-        parcel = Parcel(outlet, shipment, letter, self._clock())
+        parcel = PendingSend(outlet, shipment, letter, self._clock())
         frees = not shipment.freed and not shipment.letters and not parcel.alone
         shipment.freed = shipment.freed or frees
         if outlet.admit(parcel):
@@ -169,7 +169,7 @@ class Delivery:
             self._wake.set()
         return frees
 
-    def _send(self, parcel: Parcel) -> None:
+    def _send(self, parcel: PendingSend) -> None:
         producer = self._producer
         try:
             if producer is None:
@@ -181,7 +181,7 @@ class Delivery:
 
     # Acknowledgements
 
-    def _on_acknowledged(self, parcel: Parcel) -> None:
+    def _on_acknowledged(self, parcel: PendingSend) -> None:
         """Note that a letter is durable; called on the client's thread."""
         self._acknowledged.append(parcel)
         if parcel.shipment.letters or not parcel.shipment.freed:
@@ -252,7 +252,7 @@ class Delivery:
                     self._send(parcel)
         self._hold_while_blocked(now)
 
-    def _go_on(self, shipment: Shipment) -> None:
+    def _go_on(self, shipment: PendingOutcome) -> None:
         """Send the next letter of an outcome, or open its lane behind the last one."""
         if shipment.letters:
             frees = self._post(shipment)
@@ -262,14 +262,14 @@ class Delivery:
         if frees:
             self._hooks.free(shipment.work)
 
-    def _sort_failures(self, outlet: Outlet, now: float) -> None:
+    def _sort_failures(self, outlet: OutputTopic, now: float) -> None:
         """Decide what each failure means: send again, send alone, give up this size, or doubt the client."""
         with outlet.lock:
             failures, outlet.failures = outlet.failures, []
         if not failures:
             return
         self._hooks.send_failed(len(failures))
-        again: list[Parcel] = []
+        again: list[PendingSend] = []
         at_once = True
         for parcel, error in failures:
             match classify(error):
@@ -302,7 +302,7 @@ class Delivery:
             retry_in=round(outlet.retry_at - now, 3),
         )
 
-    def _give_up(self, parcel: Parcel) -> bool:
+    def _give_up(self, parcel: PendingSend) -> bool:
         """Replace a response that its topic refuses for its size; False where nothing can replace the letter."""
         shipment, work = parcel.shipment, parcel.shipment.work
         if parcel.outlet is self._dlq:
@@ -310,7 +310,7 @@ class Delivery:
         if shipment.verdict.reason is None:
             size = len(parcel.letter.value or b"")
             message = f"the response of {size} bytes is larger than topic {parcel.letter.topic} takes"
-            verdict = Verdict(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
+            verdict = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
             replacement = self._ship(work, verdict, -1)
             replacement.freed = shipment.freed
             parcel.outlet.drop(parcel)

@@ -18,7 +18,7 @@ from gigaoffice_worker.broker.consumer import Committed, Consumer, Membership
 from gigaoffice_worker.core.offsets import CommitMap, CommitMapError, OffsetTracker
 from gigaoffice_worker.core.scheduler import Assignment, Work
 from gigaoffice_worker.engine.commits import Committer
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class Ownership:
     def __init__(
         self,
         consumer: Consumer,
-        monitor: Monitor,
+        dispatcher: Dispatcher,
         committer: Committer,
         settle: Callable[[], None],
         metrics: Metrics,
@@ -46,7 +46,7 @@ class Ownership:
         rebalance_wait: float,
     ) -> None:
         self._consumer = consumer
-        self._monitor = monitor
+        self._dispatcher = dispatcher
         self._committer = committer
         self._settle = settle
         self._metrics = metrics
@@ -73,10 +73,10 @@ class Ownership:
         self.rebalancing_since = time.monotonic()
         if not self.assignments:
             return
-        self._monitor.hold(_HOLD)
+        self._dispatcher.hold(_HOLD)
         limit = time.monotonic() + self._rebalance_wait
         limit = limit if until is None else min(limit, until)
-        while not (quiet := self._monitor.wait_quiet(_STEP)) and time.monotonic() < limit:
+        while not (quiet := self._dispatcher.wait_quiet(_STEP)) and time.monotonic() < limit:
             self.last_step = time.monotonic()
             self._settle()
         self._settle()
@@ -91,7 +91,7 @@ class Ownership:
         adopted = partitions & self._set_aside.keys() if self._follows(before) else frozenset[int]()
         for partition, assignment in self._set_aside.items():
             if partition not in adopted:
-                self._monitor.forget(assignment)
+                self._dispatcher.forget(assignment)
                 self._committer.forget(partition)
         self.assignments = {partition: self._set_aside[partition] for partition in adopted}
         self._set_aside = {}
@@ -106,7 +106,7 @@ class Ownership:
         self.joined_at = self.joined_at or time.monotonic()
         self.rebalancing_since = None
         self.position_new()
-        self._monitor.release(_HOLD)
+        self._dispatcher.release(_HOLD)
 
     def _follows(self, before: Membership | None) -> bool:
         now = self._membership
@@ -163,7 +163,7 @@ class Ownership:
         """Forget what is known of a partition, and ask for its position as if it were new."""
         assignment = self.assignments.get(partition)
         if assignment is not None:
-            self._monitor.forget(assignment)
+            self._dispatcher.forget(assignment)
             self.assignments = {p: held for p, held in self.assignments.items() if p != partition}
         self._committer.forget(partition)
         self.unpositioned.add(partition)

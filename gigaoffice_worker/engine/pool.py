@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import structlog
 
 from gigaoffice_worker.core.messages import last_values
-from gigaoffice_worker.core.records import Attempt, Ended, Failure, Verdict
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.core.trace import trace_fields
-from gigaoffice_worker.engine.monitor import Late, Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics
 
@@ -33,14 +33,14 @@ class Pool:
     def __init__(
         self,
         size: int,
-        monitor: Monitor,
+        dispatcher: Dispatcher,
         processor: Processor,
-        deliver: Callable[[Work, Verdict], bool],
+        deliver: Callable[[Work, Outcome], bool],
         metrics: Metrics,
         died: Callable[[BaseException], None],
     ) -> None:
         self._size = size
-        self._monitor = monitor
+        self._dispatcher = dispatcher
         self._processor = processor
         self._deliver = deliver
         self._metrics = metrics
@@ -86,19 +86,19 @@ class Pool:
 
     def abandon_overdue(self, limit: float) -> None:
         """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
-        for work, run in self._monitor.overdue(limit):
+        for work, run in self._dispatcher.overdue(limit):
             number = work.attempt
             failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds")
-            verdict = self._monitor.conclude(work, run, Attempt(Ended.TIMED_OUT, limit, failure=failure))
+            verdict = self._dispatcher.conclude(work, run, Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure))
             if verdict is Late.ABANDONED:
                 continue  # It came back in this very moment.
             self._replace(work, run)
-            self._metrics.attempt_ended(Ended.TIMED_OUT, limit)
+            self._metrics.attempt_ended(AttemptEnd.TIMED_OUT, limit)
             if verdict is Late.LOST:
                 continue  # Another member answers it.
             self._tell_failed(work, number, failure, retried=verdict is None)
-            if isinstance(verdict, Verdict) and self._deliver(work, verdict):
-                self._monitor.free(work)
+            if isinstance(verdict, Outcome) and self._deliver(work, verdict):
+                self._dispatcher.free(work)
 
     def _replace(self, work: Work, run: int) -> None:
         with self._lock:
@@ -118,14 +118,14 @@ class Pool:
     def _serve(self, me: threading.Thread) -> None:
         done: Work | None = None
         hot = False
-        while (work := self._monitor.take(done, hot=hot)) is not None:
+        while (work := self._dispatcher.take(done, hot=hot)) is not None:
             done, hot = None, True
             number, run = work.attempt, work.run
             self._busy[me] = (work, run)
             if run == 1:
                 self._metrics.queue_wait.observe(work.started_at - work.received_at)
             made = self._processor.attempt(work)
-            verdict = self._monitor.conclude(work, run, made)
+            verdict = self._dispatcher.conclude(work, run, made)
             del self._busy[me]
             if isinstance(verdict, Late):
                 self._metrics.late_results_dropped.inc()
@@ -135,9 +135,9 @@ class Pool:
                 if verdict is Late.ABANDONED:
                     return
                 continue
-            if made.ended is not Ended.INVALID:
+            if made.ended is not AttemptEnd.INVALID:
                 self._metrics.attempt_ended(made.ended, made.seconds)
-            if made.ended is Ended.ANSWERED:
+            if made.ended is AttemptEnd.ANSWERED:
                 if made.seconds >= TELL_FROM:
                     log.info("Request answered", **_facts(work, number, made))
             elif made.failure is not None:

@@ -11,7 +11,7 @@ import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
-from gigaoffice_worker.core.records import Attempt, Deadline, Ended, Failure, Request
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.core.trace import trace_fields
 
@@ -51,7 +51,7 @@ class Processor:
             work.id, payload = decode_request(record)
         except InvalidRequestError as error:
             work.id = error.answerable_id or ""
-            return Attempt(Ended.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
+            return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
         started = time.monotonic()
         request = Request(
             work.id,
@@ -80,20 +80,20 @@ class Processor:
                 structlog.contextvars.unbind_contextvars(*trace)
         seconds = time.monotonic() - started
         if isinstance(result, dict) and result.get("success") is False:
-            return Attempt(Ended.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))
-        return Attempt(Ended.ANSWERED, seconds, result)
+            return Attempt(AttemptEnd.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))
+        return Attempt(AttemptEnd.ANSWERED, seconds, result)
 
 
 def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
     """Say what an error means; one that comes when the time is used up is a time-out, whatever its handler calls it."""
-    failed = Ended.TIMED_OUT if overdue else Ended.FAILED
+    failed = AttemptEnd.TIMED_OUT if overdue else AttemptEnd.FAILED
     failure = Failure(type(error).__name__, _message(error))
     match error:
         case RejectedError():
-            return Attempt(Ended.REJECTED, seconds, failure=failure)
+            return Attempt(AttemptEnd.REJECTED, seconds, failure=failure)
         case TransientError():
             # A class of the handler's own may have skipped the constructor.
-            ended = Ended.SHARED if getattr(error, "shared", False) else failed
+            ended = AttemptEnd.SHARED if getattr(error, "shared", False) else failed
             return Attempt(ended, seconds, failure=failure, retry_after=_delay(getattr(error, "retry_after", None)))
     return Attempt(failed, seconds, failure=failure)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import structlog
 
-from gigaoffice_worker.broker.decoding import UndecodableError
+from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
 
 log = structlog.get_logger(__name__)
 

@@ -10,9 +10,9 @@ from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.core.scheduler import Assignment, Stage, Work
 from gigaoffice_worker.engine.consumer import ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.pool import Pool
-from gigaoffice_worker.engine.topicwatch import TopicWatch
+from gigaoffice_worker.engine.topic_watch import TopicWatch
 from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, Trouble
 
 # How long a thread that must make progress may seem to stand still: the longest single wait in it is bounded by the
@@ -31,7 +31,7 @@ _REFUSED_ACCESS = "AccessRefusedError"
 class Engine:
     """The running parts."""
 
-    monitor: Monitor
+    dispatcher: Dispatcher
     delivery: Delivery
     consumer: ConsumerThread
     pool: Pool
@@ -55,10 +55,10 @@ class Observer:
         engine = self.engine
         if engine is None:
             return _idle(self.state, now - self._started, list(self._not_ready_yet()))
-        counts = engine.monitor.counts()
+        counts = engine.dispatcher.counts()
         partitions = self._partitions(engine, now)
-        running = engine.monitor.running()
-        gate, ownership = engine.monitor.gate, engine.consumer.ownership
+        running = engine.dispatcher.running()
+        gate, ownership = engine.dispatcher.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
         return Snapshot(
             state=self.state,
@@ -74,8 +74,8 @@ class Observer:
             dlq_blocked=self._dlq in trouble,
             gate_closed=gate.closed(now),
             gate_opens_in=max(0.0, gate.until - now),
-            storm_reason=engine.monitor.guard.reason,
-            holds=sorted(engine.monitor.held()),
+            storm_reason=engine.dispatcher.guard.reason,
+            holds=sorted(engine.dispatcher.held()),
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
@@ -95,7 +95,7 @@ class Observer:
                 yield Trouble(f"{name}-dead", f"the {name} thread has ended")
             elif thread.is_alive() and now - last_turn > STANDSTILL:
                 yield Trouble(f"{name}-stuck", f"the {name} thread made no progress for {now - last_turn:.0f} s")
-        waited = engine.monitor.starved_for(now)
+        waited = engine.dispatcher.starved_for(now)
         if waited > STANDSTILL:
             yield Trouble("pool-stuck", f"ready requests found no handler thread for {waited:.0f} s")
 
@@ -133,7 +133,7 @@ class Observer:
             yield Trouble("consumer", consumer.trouble)
         if consumer.committer.trouble:
             yield Trouble("commit", consumer.committer.trouble)
-        yield from _guard_trouble(engine.monitor, now)
+        yield from _guard_trouble(engine.dispatcher, now)
         for partition, (offset, cause) in consumer.quarantined.items():
             yield Trouble("undecodable-record", f"record {partition}-{offset} cannot be decoded: {cause}")
         for row in partitions:
@@ -144,7 +144,7 @@ class Observer:
 
     def _partitions(self, engine: Engine, now: float) -> list[PartitionStatus]:
         consumer = engine.consumer
-        with engine.monitor.locked():
+        with engine.dispatcher.locked():
             rows = [
                 (partition, held, held.tracker.position, held.tracker.oldest)
                 for partition, held in sorted(consumer.ownership.assignments.items())
@@ -171,12 +171,12 @@ class Observer:
         return found
 
 
-def _guard_trouble(monitor: Monitor, now: float) -> Iterator[Trouble]:
-    if shut := monitor.gate.shut_for(now):
+def _guard_trouble(dispatcher: Dispatcher, now: float) -> Iterator[Trouble]:
+    if shut := dispatcher.gate.shut_for(now):
         refusal, seconds = shut
         if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
             yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")
-    if (reason := monitor.guard.reason) is not None:
+    if (reason := dispatcher.guard.reason) is not None:
         yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
 
 

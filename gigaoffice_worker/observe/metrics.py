@@ -27,7 +27,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Inf
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gigaoffice_worker.core.records import Ended, Reason, Verdict
+from gigaoffice_worker.core.records import AttemptEnd, Outcome, Reason
 from gigaoffice_worker.observe.health import Snapshot
 
 PREFIX = "gigaoffice_worker_"
@@ -99,18 +99,18 @@ class Metrics:
             self.requests.labels(outcome) for outcome in ("completed", "failed", "dead_lettered")
         )
 
-        self._attempts: dict[Ended, Counter] = {
-            ended: self.handler_attempts.labels(ended.value) for ended in Ended if ended is not Ended.INVALID
+        self._attempts: dict[AttemptEnd, Counter] = {
+            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended is not AttemptEnd.INVALID
         }
         self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
         self.publish_failures = self.messages_failed.labels("publish")
 
-    def attempt_ended(self, ended: Ended, seconds: float) -> None:
+    def attempt_ended(self, ended: AttemptEnd, seconds: float) -> None:
         """Count a handler call that took `seconds`."""
         self._attempts[ended].inc()
         self.handler_duration.observe(seconds)
 
-    def requests_finished(self, verdicts: Iterable[Verdict], seconds: Iterable[float]) -> None:
+    def requests_finished(self, verdicts: Iterable[Outcome], seconds: Iterable[float]) -> None:
         """Count requests whose outcomes became durable, each so many seconds after its record was written."""
         counts: Tally[Counter] = Tally()
         for verdict in verdicts:

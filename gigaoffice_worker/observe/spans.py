@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from gigaoffice_worker.core.messages import last_values
-from gigaoffice_worker.core.records import Letter, Record, Request, Source
+from gigaoffice_worker.core.records import OutgoingRecord, Record, Request, Source
 from gigaoffice_worker.core.trace import TRACEPARENT, TRACESTATE, trace_context
 
 Handler = Callable[[Request], Any]
@@ -82,7 +82,7 @@ class Spans:
 
         return traced
 
-    def acknowledged(self, letter: Letter, record: Record, seconds: float) -> None:
+    def acknowledged(self, letter: OutgoingRecord, record: Record, seconds: float) -> None:
         """Draw the span of a response or dead letter that has been acknowledged after `seconds`."""
         now = time.time_ns()
         created = _span_context(last_values(record.headers))

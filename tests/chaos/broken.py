@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from gigaoffice_worker import RejectedError, Request
 from gigaoffice_worker.core.records import Deadline
-from tests.handlers import handle
+from tests.support.handlers import handle
 
 LIMIT = 20.0
 ATTEMPTS = 5

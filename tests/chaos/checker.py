@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from gigaoffice_worker.core.offsets import CommitMap, CommitMapError
 from tests.chaos.evidence import Evidence, Place, Sample
-from tests.wire import Rec
-from tests.workers import Call
+from tests.support.wire import Rec
+from tests.support.workers import Call
 
 FIELDS = {"request_id", "status", "result", "error", "processing_time", "timestamp"}
 SHOWN = 12

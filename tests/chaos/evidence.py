@@ -15,10 +15,10 @@ from typing import NamedTuple, Self
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from tests import wire
 from tests.conftest import TopicSet
-from tests.wire import Rec
-from tests.workers import Call
+from tests.support import wire
+from tests.support.wire import Rec
+from tests.support.workers import Call
 
 # With it the record of an outcome says when the cluster took it, on the clock that the samples are taken with.
 TIMED_BY_BROKER = {"message.timestamp.type": "LogAppendTime"}

@@ -14,7 +14,7 @@ from typing import Self
 from confluent_kafka import KafkaError, Message, Producer
 
 from tests.chaos.evidence import Place
-from tests.wire import Headers
+from tests.support.wire import Headers
 
 Sent = tuple[bytes | None, bytes | None, Headers]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.tables import put_between_markers
+from tests.support.tables import put_between_markers
 
 RESULTS = "CHAOS_RESULTS"
 TABLE = "chaos"

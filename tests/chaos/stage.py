@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests import wire
 from tests.chaos.checker import Findings, examine
 from tests.chaos.evidence import TIMED_BY_BROKER, CommitWatch, Evidence, Place, gather, read_journal
 from tests.chaos.load import Load, Sent
 from tests.chaos.rows import Row, write
 from tests.conftest import TopicSet, settings
-from tests.waiting import eventually
-from tests.workers import ROOT, Call, WorkerProcess
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT, Call, WorkerProcess
 
 HOOKS = Path(__file__).parent / "hooks"
 # Shorter than the defaults, so that a scenario takes seconds.

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests import wire
 from tests.chaos.load import mixture, plain
 from tests.chaos.stage import hooked, longest_silence, recovered_after, report
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.waiting import eventually
 
 # From when on no handler call starts while outcomes cannot be delivered: five seconds, and as much as it takes the
 # first of them to be ready and the delivery thread to look.

@@ -12,13 +12,13 @@ import sys
 import pytest
 
 from gigaoffice_worker.core.offsets import CommitMap
-from tests import wire
 from tests.chaos.checker import Findings, examine, stale_repeats
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request
-from tests.waiting import eventually
-from tests.wire import Rec
-from tests.workers import ROOT, Call
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.wire import Rec
+from tests.support.workers import ROOT, Call
 
 pytestmark = pytest.mark.quick
 

@@ -13,7 +13,7 @@ from tests.chaos.checker import stale_repeats
 from tests.chaos.evidence import Place
 from tests.chaos.load import mixture, plain, request
 from tests.chaos.stage import hooked, recovered_after, report
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 
 def kill(worker) -> float:

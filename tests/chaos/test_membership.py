@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.load import mixture, plain, request
 from tests.chaos.stage import longest_silence, recovered_after, report, wait_listening
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 SESSION = 6.0
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from tests import wire
 from tests.chaos.load import mixture
 from tests.chaos.stage import hooked, longest_silence, recovered_after, report
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.waiting import eventually
 
 # In hand, or done and not committed, at 50 requests a second.
 IN_HAND = 100

@@ -11,7 +11,7 @@ import pytest
 
 from gigaoffice_worker.devkafka.ports import LOOPBACK, ReservedPorts
 from tests.chaos.proxy import Proxy
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.quick
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.rows import RESULTS, TABLE, Row, main, read, table, write
-from tests.tables import put_between_markers
+from tests.support.tables import put_between_markers
 
 pytestmark = pytest.mark.quick
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests import wire
 from tests.chaos.load import mixture
 from tests.chaos.stage import longest_silence, report, wait_listening
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.waiting import eventually
 
 MINUTES = float(os.environ.get("CHAOS_MINUTES", "10"))
 MEGABYTE = 1024 * 1024

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import wire
 from tests.chaos.checker import Findings, examine
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Sample
 from tests.chaos.load import mixture, plain
 from tests.chaos.stage import recovered_after, report
-from tests.waiting import eventually
-from tests.wire import Rec
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.wire import Rec
 
 OLD = 300
 

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tests.conftest import RUN, TopicSet
-from tests.scene import Scene
+from tests.support.scene import Scene
 
 
 @pytest.fixture

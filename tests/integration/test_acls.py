@@ -18,10 +18,10 @@ from confluent_kafka.admin import (
 )
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import tables, wire
 from tests.conftest import settings
-from tests.waiting import eventually
-from tests.workers import ROOT, WorkerProcess, run_command
+from tests.support import tables, wire
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT, WorkerProcess, run_command
 
 PASSWORD = "secret-of-the-account"
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import psutil
 
-from tests import corpus, wire
-from tests.scene import ask
+from tests.support import corpus, wire
+from tests.support.scene import ask
 
 # Resident, the interpreter and a record of a megabyte in several hands at once included.
 MOST_MEMORY = 400 * 1024 * 1024

@@ -26,11 +26,11 @@ from confluent_kafka.admin import (
 )
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import batches, wire
-from tests.batches import RawRecord
-from tests.certificates import Authority
 from tests.conftest import settings
-from tests.waiting import eventually
+from tests.support import batches, wire
+from tests.support.batches import RawRecord
+from tests.support.certificates import Authority
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "secret-of-the-worker"
@@ -596,7 +596,7 @@ def test_dev_in_a_terminal_drains_although_ctrl_c_reaches_all_of_its_group(dev, 
 
 
 def test_a_second_interrupt_ends_the_wait_for_the_worker(dev):
-    with serving(dev, "--handler", "tests.handlers:handle") as (process, said):
+    with serving(dev, "--handler", "tests.support.handlers:handle") as (process, said):
         (bootstrap,) = [line.split()[-1] for line in said.splitlines() if line.startswith("Kafka: ")]
         dev("send", "--no-wait", '{"seconds": 60}', KAFKA_BOOTSTRAP_SERVERS=bootstrap)
         processes = family(process)

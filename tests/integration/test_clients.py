@@ -25,7 +25,7 @@ from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 USERS = ("worker", "reader", "nobody")
 PASSWORD = "correct horse"

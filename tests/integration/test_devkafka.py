@@ -16,8 +16,8 @@ from confluent_kafka.admin import ResourceType as Resource
 from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
 from gigaoffice_worker.devkafka.distribution import install
 from gigaoffice_worker.devkafka.probe import known_brokers
-from tests import wire
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.waiting import eventually
 
 OWNER = """
 import sys, time

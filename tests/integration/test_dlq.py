@@ -20,15 +20,15 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from gigaoffice_worker.core.letters import Filters
-from gigaoffice_worker.core.messages import Wire
+from gigaoffice_worker.core.dead_letters import Filters
+from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Reason, Record
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import batches, wire
-from tests.batches import RawRecord
 from tests.conftest import TopicSet, settings
-from tests.scene import MARKER, Scene, ask
-from tests.waiting import eventually
+from tests.support import batches, wire
+from tests.support.batches import RawRecord
+from tests.support.scene import MARKER, Scene, ask
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = time.time()
@@ -66,7 +66,7 @@ class Desk:
         """Return a dead letter as the worker writes it."""
         value = value or json.dumps({"id": name, "query": MARKER}).encode()
         original = Record(self.topics.requests, partition, 5, 0.0, name.encode(), value, headers)
-        letter = Wire("", self.topics.dlq, "g", "1").dead_letter(
+        letter = RecordEncoder("", self.topics.dlq, "g", "1").dead_letter(
             original, reason, Failure(error, "no answer"), 5, time.time()
         )
         return letter.key, letter.value, letter.headers

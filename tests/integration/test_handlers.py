@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.scene import MARKER, ask, check_once
-from tests.services import Service, answers, in_turn
-from tests.waiting import eventually
+from tests.support.scene import MARKER, ask, check_once
+from tests.support.services import Service, answers, in_turn
+from tests.support.waiting import eventually
 
 QUICK = {"WORKER_RETRY_DELAY": "0.05", "WORKER_RETRY_MAX_DELAY": "0.2", "WORKER_CONCURRENCY": "4"}
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -11,11 +11,11 @@ import pytest
 import zstandard
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import batches, wire
-from tests.batches import RawRecord, batch
 from tests.conftest import TopicSet
-from tests.scene import MARKER, Scene, ask, ids
-from tests.waiting import eventually
+from tests.support import batches, wire
+from tests.support.batches import RawRecord, batch
+from tests.support.scene import MARKER, Scene, ask, ids
+from tests.support.waiting import eventually
 
 # By partition: what is done to the second of its three batches while the broker is stopped.
 DAMAGE = {

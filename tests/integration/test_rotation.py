@@ -9,8 +9,8 @@ import pytest
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests.scene import Scene, ask, check_once
-from tests.waiting import eventually
+from tests.support.scene import Scene, ask, check_once
+from tests.support.waiting import eventually
 
 FIRST, SECOND = "first-password-1", "second-password-2"
 LOST = "authentication-lost"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scene import ask
-from tests.workers import WorkerProcess
+from tests.support.scene import ask
+from tests.support.workers import WorkerProcess
 
 PASSWORD, TOKEN = "swordfish-of-the-seven-seas", "bearer-of-bad-tidings-4711"
 PAGES = ("/", "/metrics", "/livez", "/readyz", "/health", "/health/topics", "/status", "/nothing")

@@ -10,9 +10,9 @@ import time
 import psutil
 import pytest
 
-from tests import tables
-from tests.scene import ask
-from tests.workers import ROOT
+from tests.support import tables
+from tests.support.scene import ask
+from tests.support.workers import ROOT
 
 CALL = 0.05
 CONCURRENCY = 8

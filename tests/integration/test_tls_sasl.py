@@ -14,10 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import tables
-from tests.certificates import Authority
 from tests.conftest import settings
-from tests.workers import ROOT, run_command
+from tests.support import tables
+from tests.support.certificates import Authority
+from tests.support.workers import ROOT, run_command
 
 PASSWORD, KEY_PASSWORD = "correct-horse-7", "battery-staple-8"
 LISTENERS = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL", "BOTH": "SASL_SSL", "OLD": "SSL"}

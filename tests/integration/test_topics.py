@@ -14,7 +14,7 @@ from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.topics import TopicVerifier, ensure_topics, verify_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
-from tests import wire
+from tests.support import wire
 
 
 @pytest.fixture

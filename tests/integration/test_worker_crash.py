@@ -6,8 +6,8 @@ import signal
 import time
 from collections import defaultdict
 
-from tests.scene import ask, check_once, ids
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once, ids
+from tests.support.waiting import eventually
 
 # A static member takes its place again at once; others wait until the session of the dead one has run out.
 STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}

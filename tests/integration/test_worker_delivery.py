@@ -9,9 +9,9 @@ import time
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from tests import wire
-from tests.scene import MARKER, ask, check_once, ids
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.scene import MARKER, ask, check_once, ids
+from tests.support.waiting import eventually
 
 PLAIN = {"KAFKA_PRODUCER_COMPRESSION_TYPE": "none"}
 

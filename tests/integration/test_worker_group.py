@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests.scene import ask, check_once, ids
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once, ids
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import os
 
 import psutil
 
-from tests.scene import ask, check_once, overlapping
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once, overlapping
+from tests.support.waiting import eventually
 
 QUICK = {"WORKER_RETRY_MAX_DELAY": "0.1", "WORKER_CONCURRENCY": "4"}
 

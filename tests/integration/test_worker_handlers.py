@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from tests.scene import ask, check_once
-from tests.workers import ROOT
+from tests.support.scene import ask, check_once
+from tests.support.workers import ROOT
 
 
 def module(scene, code):

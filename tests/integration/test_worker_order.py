@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-from tests.scene import ask, check_once, ids, overlapping
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once, ids, overlapping
+from tests.support.waiting import eventually
 
 QUICK_RETRIES = {"WORKER_RETRY_DELAY": "0.02", "WORKER_RETRY_MAX_DELAY": "0.05", "WORKER_CONCURRENCY": "4"}
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from gigaoffice_worker import __version__
-from tests import wire
-from tests.scene import MARKER, Sent, ask, check_once
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.scene import MARKER, Sent, ask, check_once
+from tests.support.waiting import eventually
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEADERS: wire.Headers = [

@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from tests.scene import ask, check_once
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once
+from tests.support.waiting import eventually
 
 
 def commit(scene, offset, metadata=""):

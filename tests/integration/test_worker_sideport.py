@@ -13,8 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gigaoffice_worker import __version__
-from tests.scene import MARKER, ask
-from tests.waiting import eventually
+from tests.support.scene import MARKER, ask
+from tests.support.waiting import eventually
 
 PREFIX = "gigaoffice_worker_"
 STATISTICS = {"messages_sent", "messages_received", "messages_failed", "topics_created", "topic_creation_errors"}

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from tests import wire
-from tests.scene import ask, check_once
-from tests.waiting import eventually
-from tests.workers import ROOT
+from tests.support import wire
+from tests.support.scene import ask, check_once
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 
 NOWHERE = "127.0.0.1:1"
 
@@ -144,8 +144,8 @@ def test_side_port_that_is_taken_ends_with_78(scene):
     "handler, says",
     [
         ("no_such_module:handle", "no_such_module"),
-        ("tests.handlers:missing", "missing"),
-        ("tests.handlers:__doc__", "__doc__"),
+        ("tests.support.handlers:missing", "missing"),
+        ("tests.support.handlers:__doc__", "__doc__"),
         ("broken_module:handle", "ZeroDivisionError"),
         ("broken_class:Handler", "cannot begin"),
         ("nonsense", "nonsense"),

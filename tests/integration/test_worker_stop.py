@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from tests import wire
-from tests.scene import ask, check_once, ids
-from tests.waiting import eventually
+from tests.support import wire
+from tests.support.scene import ask, check_once, ids
+from tests.support.waiting import eventually
 
 # A static member takes its place again at once.
 STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}

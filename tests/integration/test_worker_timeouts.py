@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.scene import ask, check_once
-from tests.waiting import eventually
+from tests.support.scene import ask, check_once
+from tests.support.waiting import eventually
 
 IMPATIENT = {"WORKER_ATTEMPT_TIMEOUT": "0.4", "WORKER_RETRY_DELAY": "0.02", "WORKER_RETRY_MAX_DELAY": "0.05"}
 

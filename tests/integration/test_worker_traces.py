@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.scene import ask
-from tests.services import Service
+from tests.support.scene import ask
+from tests.support.services import Service
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CREATED = f"00-{TRACE}-{PARENT}-01".encode()
@@ -29,7 +29,7 @@ def test_lines_of_a_traced_request_carry_its_ids_and_those_of_others_do_not(scen
 
 def test_spans_reach_a_collector_and_the_service_behind_the_handler(scene):
     pytest.importorskip("opentelemetry.sdk.trace")
-    from tests.collector import Collector, attributes
+    from tests.support.collector import Collector, attributes
 
     scene.make()
     with Collector() as collector, Service() as model:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.waiting import eventually
 from tests.system import stage
-from tests.waiting import eventually
 
 # What a machine without systemd as its first process, or inside of a sandbox itself, lets a container have.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=512:512", "--health-interval=disable")

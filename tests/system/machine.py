@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.waiting import eventually
 from tests.system import stage
-from tests.waiting import eventually
 
 WORKER = "/opt/gigaoffice-worker/bin/gigaoffice-worker"
 ETC = "/etc/gigaoffice-worker"

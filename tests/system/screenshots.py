@@ -14,11 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import wire
 from tests.conftest import TopicSet, settings
+from tests.support import wire
+from tests.support.workers import WorkerProcess
 from tests.system import stage
 from tests.system.browser import Browser
-from tests.workers import WorkerProcess
 
 PICTURES = stage.ROOT / "docs/images"
 TASTES = {

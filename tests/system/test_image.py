@@ -10,12 +10,12 @@ import pytest
 
 from gigaoffice_worker import __version__
 from gigaoffice_worker.devkafka.ports import LOOPBACK
-from tests import wire
 from tests.conftest import settings
+from tests.support import wire
+from tests.support.waiting import eventually
 from tests.system import stage
 from tests.system.conftest import need
 from tests.system.containers import Engine
-from tests.waiting import eventually
 
 IMAGE = "localhost/gigaoffice-worker:test"
 DESK = f"{Path(__file__).parent}/desk.py:/handlers/desk.py:ro"

@@ -8,12 +8,12 @@ import signal
 
 import pytest
 
-from tests import wire
 from tests.conftest import RUN, TopicSet, settings
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.workers import WorkerProcess
 from tests.system.browser import Browser
 from tests.system.conftest import need
-from tests.waiting import eventually
-from tests.workers import WorkerProcess
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 TOPICS = TopicSet(f"{RUN}-page-requests", f"{RUN}-page-responses", f"{RUN}-page-dlq", f"{RUN}{EVIL}")

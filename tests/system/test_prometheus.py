@@ -13,12 +13,12 @@ import urllib.request
 import pytest
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import wire
 from tests.conftest import TopicSet, settings
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.workers import WorkerProcess
 from tests.system import stage
 from tests.system.conftest import need
-from tests.waiting import eventually
-from tests.workers import WorkerProcess
 
 RULES = stage.ROOT / "deploy/prometheus"
 # Everything in the rules that is a time is shorter by this factor, so that an hour of Prometheus passes in a minute.

@@ -8,10 +8,10 @@ import urllib.request
 import pytest
 
 from gigaoffice_worker.devkafka import KafkaCluster
-from tests import wire
 from tests.conftest import TopicSet, settings
+from tests.support import wire
+from tests.support.waiting import eventually
 from tests.system.machine import ETC, WORKER
-from tests.waiting import eventually
 
 PASSWORD = "correct horse"
 MISCHIEF = "/run/mischief"

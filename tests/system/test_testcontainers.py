@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.brokers import NAMED
+from tests.support.brokers import NAMED
 from tests.system import kafka_image, stage
 from tests.system.conftest import need
 from tests.system.containers import Engine

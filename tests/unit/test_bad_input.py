@@ -19,14 +19,20 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 
-from gigaoffice_worker.broker import decoding
-from gigaoffice_worker.broker.decoding import UndecodableError, batch_end, limit_the_client, set_aside, watch
-from gigaoffice_worker.core.messages import InvalidRequestError, Wire, decode_request, encode_response
-from gigaoffice_worker.core.records import Failure, Reason, Verdict
+from gigaoffice_worker.broker.kafka_python import fetching
+from gigaoffice_worker.broker.kafka_python.fetching import (
+    UndecodableError,
+    batch_end,
+    limit_the_client,
+    set_aside,
+    watch,
+)
+from gigaoffice_worker.core.messages import InvalidRequestError, RecordEncoder, decode_request, encode_response
+from gigaoffice_worker.core.records import Failure, Outcome, Reason
 from gigaoffice_worker.engine.quarantine import LONGEST_WAIT, Quarantine
-from tests import corpus
-from tests.batches import RawRecord, batch, set_codec
-from tests.unit.making import record
+from tests.support import corpus
+from tests.support.batches import RawRecord, batch, set_codec
+from tests.support.making import record
 from tests.unit.test_messages import AT, NEARLY_JSON
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
@@ -50,7 +56,7 @@ HEADERS = st.lists(st.tuples(NAMES, st.none() | st.binary(max_size=12)), max_siz
 
 @given(NEARLY_JSON | st.binary(), st.none() | st.binary(max_size=12), HEADERS)
 def test_any_record_has_a_response_or_a_dead_letter(value, key, headers):
-    source, wire = record(7, key, value, headers), Wire("responses", "dlq", "group", "1")
+    source, wire = record(7, key, value, headers), RecordEncoder("responses", "dlq", "group", "1")
     try:
         request_id, payload = decode_request(source)
     except InvalidRequestError as error:
@@ -60,7 +66,7 @@ def test_any_record_has_a_response_or_a_dead_letter(value, key, headers):
         assert (letter.key, letter.value) == (key, value)
         assert letter.headers[: len(headers)] == [(name, text or b"") for name, text in headers]
         return
-    response = wire.response(source, encode_response(request_id, Verdict(payload), 0.1, AT))
+    response = wire.response(source, encode_response(request_id, Outcome(payload), 0.1, AT))
     assert json.loads(response.value)["request_id"] == request_id
     assert all(text is not None for _, text in response.headers)
 
@@ -197,11 +203,11 @@ PACKERS = {"gzip_decode": gzip.compress, "lz4_decode": lz4.frame.compress, "zstd
 def test_client_unpacks_as_much_as_it_is_let_and_no_more(name):
     limit_the_client()
     decode, pack = getattr(records_of_the_client, name), PACKERS[name]
-    assert decode is getattr(decoding, name)
+    assert decode is getattr(fetching, name)
     for text in (b"", b"short", SECRET * 100_000):
         assert decode(pack(text)) == text
-    packed = pack(b"\0" * (decoding.UNPACKED_AT_LEAST + 1))
-    with pytest.raises(decoding.TooLargeUnpackedError):
+    packed = pack(b"\0" * (fetching.UNPACKED_AT_LEAST + 1))
+    with pytest.raises(fetching.TooLargeUnpackedError):
         decode(packed)
 
 

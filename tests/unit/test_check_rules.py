@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gigaoffice_worker.broker.admin import TopicState
-from gigaoffice_worker.broker.topic_settings import remarks, summary
 from gigaoffice_worker.cli import check_times
 from gigaoffice_worker.config import load
+from gigaoffice_worker.operations.topic_advice import remarks, summary
 
 STATE = TopicState(partitions=1, replication=1, has_leaders=True, operations=frozenset())
 USUAL = {

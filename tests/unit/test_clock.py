@@ -11,7 +11,7 @@ import kafka.record.default_records
 import kafka.util
 import pytest
 
-from gigaoffice_worker.broker.clock import STEADY, steady_the_client
+from gigaoffice_worker.broker.kafka_python.clock import STEADY, steady_the_client
 
 
 def test_steady_time_goes_with_the_monotonic_clock():

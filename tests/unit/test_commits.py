@@ -14,14 +14,14 @@ from gigaoffice_worker.broker.consumer import (
     CommitRetriableError,
     Committed,
 )
-from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.offsets import CommitMap
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.engine.commits import Committer
-from gigaoffice_worker.engine.monitor import Monitor
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
-from tests.unit.making import Partition
+from tests.support.making import Partition
 
 
 class Cluster:
@@ -52,22 +52,22 @@ class Scene:
 
     def __init__(self) -> None:
         policy = RetryPolicy()
-        self.monitor = Monitor(Scheduler("key"), policy, Gate(policy), StormGuard(StormLimits(enabled=False)))
+        self.dispatcher = Dispatcher(Scheduler("key"), policy, Gate(policy), StormGuard(StormLimits(enabled=False)))
         self.partitions = {number: Partition(number) for number in (0, 1)}
         self.assignments = {number: partition.assignment for number, partition in self.partitions.items()}
         self.cluster = Cluster(0, 1)
         self.gone: list[int] = []
-        self.committer = Committer(self.cluster, self.monitor, Metrics("0"), self.forget)
+        self.committer = Committer(self.cluster, self.dispatcher, Metrics("0"), self.forget)
 
     def forget(self, partition: int) -> None:
         self.gone.append(partition)
-        self.monitor.forget(self.assignments[partition])
+        self.dispatcher.forget(self.assignments[partition])
 
     def finish(self, partition: int, count: int = 1) -> None:
         """Receive and settle so many requests."""
         for _ in range(count):
-            self.monitor.offer([work := self.partitions[partition].work()])
-            self.monitor.settle([work])
+            self.dispatcher.offer([work := self.partitions[partition].work()])
+            self.dispatcher.settle([work])
 
     def commit(self, timeout: float = 1.0) -> bool:
         return self.committer.commit(self.assignments, timeout)
@@ -87,7 +87,7 @@ def test_only_progress_is_committed(scene):
 
 
 def test_what_is_finished_behind_a_running_request_travels_with_the_commit(scene):
-    scene.monitor.offer([scene.partitions[0].work()])
+    scene.dispatcher.offer([scene.partitions[0].work()])
     scene.finish(0, 2)
     assert scene.commit()
     position, metadata = scene.cluster.positions[0]
@@ -136,7 +136,7 @@ def test_late_commit_that_put_the_position_back_is_made_good(scene):
 
 
 def test_late_commit_that_put_back_only_the_map_is_made_good(scene):
-    scene.monitor.offer([scene.partitions[0].work()])
+    scene.dispatcher.offer([scene.partitions[0].work()])
     scene.finish(0)
     assert scene.commit()
     older = scene.cluster.positions[0]
@@ -235,7 +235,7 @@ def test_refusal_goes_with_its_partition(scene):
 
 def test_map_that_is_too_large_is_cut(scene):
     for _ in range(200):
-        scene.monitor.offer([scene.partitions[0].work()])
+        scene.dispatcher.offer([scene.partitions[0].work()])
         scene.finish(0)
     scene.cluster.failures.extend([CommitMapTooLargeError()] * 6)
     assert scene.commit()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gigaoffice_worker.observe.metrics import Metrics
-from tests.unit.making import snapshot
+from tests.support.making import snapshot
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 # What Prometheus itself adds to a scrape, and what stands for itself in Grafana.

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker.producer import TopicUnavailableError
-from gigaoffice_worker.core.messages import Wire, last_values
-from gigaoffice_worker.core.records import Failure, Letter, Reason, Verdict
+from gigaoffice_worker.core.messages import RecordEncoder, last_values
+from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.engine.delivery import ABANDON_AFTER, BLOCKED_AFTER, Delivery, Hooks
-from tests.unit.making import Partition
-from tests.waiting import eventually
+from tests.support.making import Partition
+from tests.support.waiting import eventually
 
 RESPONSES, DLQ = "responses", "dead-letters"
 TIMEOUT = 120.0
@@ -29,16 +29,16 @@ TOO_LARGE = kafka_errors.MessageSizeTooLargeError("too large")
 REFUSED = kafka_errors.TopicAuthorizationFailedError("not allowed")
 STUCK = kafka_errors.KafkaTimeoutError("batch expired")
 
-ANSWER = Verdict({"a": 1})
-DEAD = Verdict(failure=Failure("ValueError", "bad"), reason=Reason.ATTEMPTS_EXHAUSTED)
-INVALID = Verdict(failure=Failure("InvalidRequest", "not JSON"), reason=Reason.INVALID_REQUEST)
+ANSWER = Outcome({"a": 1})
+DEAD = Outcome(failure=Failure("ValueError", "bad"), reason=Reason.ATTEMPTS_EXHAUSTED)
+INVALID = Outcome(failure=Failure("InvalidRequest", "not JSON"), reason=Reason.INVALID_REQUEST)
 
 
 @dataclass(eq=False)
 class Sent:
     """A letter in the hands of a producer, and how to answer for it."""
 
-    letter: Letter
+    letter: OutgoingRecord
     acknowledge: Callable[[int, int], None]
     fail: Callable[[BaseException], None]
 
@@ -62,7 +62,7 @@ class FakeProducer:
         self.stopped = False
 
     def send(
-        self, letter: Letter, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
+        self, letter: OutgoingRecord, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
     ) -> None:
         if self.raises is not None:
             raise self.raises
@@ -97,7 +97,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.partition = Partition()
         self.delivery = Delivery(
-            Wire(RESPONSES, DLQ, "group", "0"),
+            RecordEncoder(RESPONSES, DLQ, "group", "0"),
             self._make_producer,  # type: ignore[arg-type]
             Hooks(
                 free=lambda work: self.freed.append(work.record.offset),
@@ -137,7 +137,7 @@ class Scene:
     # What handler threads do
 
     def deliver(
-        self, verdict: Verdict = ANSWER, *, key: bytes | None = b"k", request_id: str = "r", value: bytes = b"{}"
+        self, verdict: Outcome = ANSWER, *, key: bytes | None = b"k", request_id: str = "r", value: bytes = b"{}"
     ) -> Work:
         work = self.partition.work(key, value=value, request_id=request_id)
         if self.delivery.deliver(work, verdict, 4):
@@ -245,7 +245,7 @@ def test_what_cannot_be_answered_is_only_dead_lettered() -> None:
 
 def test_a_result_that_is_no_json_is_rejected_and_not_tried_again() -> None:
     scene = Scene()
-    scene.deliver(Verdict(object()))
+    scene.deliver(Outcome(object()))
     dead = last_values(scene.producer.on_wire[0].letter.headers)
     assert (dead["dlq-reason"], dead["dlq-error-type"]) == (b"rejected", b"UnserialisableResult")
     scene.let_all_through()
@@ -362,7 +362,7 @@ def test_a_send_that_raises_is_sent_again_like_one_that_fails(error: Exception) 
 def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_replaced() -> None:
     scene = Scene()
     scene.deliver()
-    scene.deliver(Verdict("x" * 5000))
+    scene.deliver(Outcome("x" * 5000))
     scene.deliver()
     scene.answer(error=TOO_LARGE)
     seen = []
@@ -389,7 +389,7 @@ def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_re
 def test_a_culprit_that_was_replaced_leaves_its_topic_in_no_trouble() -> None:
     scene = Scene()
     scene.know(2000, RESPONSES)
-    scene.deliver(Verdict("x" * 5000))
+    scene.deliver(Outcome("x" * 5000))
     scene.turn()
     scene.answer(error=TOO_LARGE)
     scene.let_all_through()
@@ -407,7 +407,7 @@ def test_a_response_that_may_not_fit_goes_alone_and_keeps_its_key_closed_until_i
     scene = Scene()
     scene.know(1000)
     scene.deliver()
-    scene.deliver(Verdict("x" * 900))
+    scene.deliver(Outcome("x" * 900))
     scene.deliver()
     assert (scene.on_wire(), scene.freed) == ([0], [0, 2])
     scene.turn()
@@ -442,7 +442,7 @@ def test_a_response_that_may_not_fit_behind_a_dead_letter_keeps_its_key_closed_t
 def test_when_no_response_fits_the_dead_letter_is_the_outcome() -> None:
     scene = Scene()
     scene.know(100, RESPONSES)
-    scene.deliver(Verdict("x" * 900), key=b"k" * 200)
+    scene.deliver(Outcome("x" * 900), key=b"k" * 200)
     scene.turn()
     scene.answer(error=TOO_LARGE, topic=RESPONSES)
     scene.turn()
@@ -654,7 +654,7 @@ def test_handler_calls_stay_held_while_outcomes_wait_to_be_sent_again() -> None:
 def threaded(scene: Scene, died: list[BaseException]) -> Delivery:
     hooks = scene.delivery._hooks
     return Delivery(
-        Wire(RESPONSES, DLQ, "group", "0"),
+        RecordEncoder(RESPONSES, DLQ, "group", "0"),
         scene._make_producer,
         Hooks(hooks.free, hooks.hold, hooks.release, hooks.sent, hooks.rebuilt, hooks.send_failed, died.append),
         delivery_timeout=TIMEOUT,
@@ -731,7 +731,7 @@ def test_whatever_fails_every_outcome_is_delivered_once_and_no_byte_is_left(step
     offered = itertools.count()
     for what, count in steps:
         if what in ("answer", "dead", "big"):
-            verdict = {"answer": ANSWER, "dead": DEAD, "big": Verdict("x" * 5000)}[what]
+            verdict = {"answer": ANSWER, "dead": DEAD, "big": Outcome("x" * 5000)}[what]
             for _ in range(count):
                 scene.deliver(verdict)
                 next(offered)

@@ -24,8 +24,8 @@ from gigaoffice_worker.handlers.failures import (
 from gigaoffice_worker.handlers.gigachat import GigaChatHandler
 from gigaoffice_worker.handlers.loading import load
 from gigaoffice_worker.handlers.prompts import SYSTEM_PROMPTS, chat
-from tests.certificates import Authority
-from tests.services import Service, answers, in_turn
+from tests.support.certificates import Authority
+from tests.support.services import Service, answers, in_turn
 
 SECRET_TEXT = "what the user asked"
 CREDENTIALS = base64.b64encode(b"client:secret").decode()

@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 
 from gigaoffice_worker.core.messages import (
     InvalidRequestError,
+    RecordEncoder,
     UnserialisableError,
-    Wire,
     decode_request,
     encode_response,
     last_values,
 )
-from gigaoffice_worker.core.records import Failure, Headers, Letter, Reason, Record, Verdict
-from tests.unit.making import record
+from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
+from tests.support.making import record
 
 AT = datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC).timestamp()
-WIRE = Wire("responses", "dead-letters", "the-group", "1.2.3")
-ANSWER = Verdict({"text": "да"})
+WIRE = RecordEncoder("responses", "dead-letters", "the-group", "1.2.3")
+ANSWER = Outcome({"text": "да"})
 MISSING = Failure("KeyError", "'a'")
 
 
-def response(verdict: Verdict = ANSWER, seconds: float = 1.5) -> dict[str, Any]:
+def response(verdict: Outcome = ANSWER, seconds: float = 1.5) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(encode_response("r-1", verdict, seconds, AT))
     return found
 
 
-def dead_letter(source: Record, failure: Failure = MISSING) -> Letter:
+def dead_letter(source: Record, failure: Failure = MISSING) -> OutgoingRecord:
     return WIRE.dead_letter(source, Reason.ATTEMPTS_EXHAUSTED, failure, 5, AT)
 
 
@@ -121,7 +121,7 @@ def test_integers_beyond_64_bits_stay_exact() -> None:
     number = 123456789012345678901234567890
     _, payload = decode_request(record(value=b'{"a": %d}' % number))
     assert payload == {"a": number}
-    assert response(Verdict(payload))["result"] == {"a": number}
+    assert response(Outcome(payload))["result"] == {"a": number}
 
 
 JSON = st.recursive(
@@ -148,14 +148,14 @@ def test_no_bytes_crash_the_reader(value: bytes, key: bytes | None) -> None:
     assert request_id
     assert isinstance(payload, dict)
     # What can be read can be answered.
-    assert json.loads(encode_response(request_id, Verdict(payload), 0.0, AT))["request_id"] == request_id
+    assert json.loads(encode_response(request_id, Outcome(payload), 0.0, AT))["request_id"] == request_id
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_a_payload_given_back_arrives_as_it_was(payload: dict[str, Any]) -> None:
     payload.pop("id", None)
     _, read = decode_request(record(value=json.dumps(payload).encode()))
-    assert response(Verdict(read))["result"] == payload
+    assert response(Outcome(read))["result"] == payload
 
 
 # Responses
@@ -174,12 +174,12 @@ def test_a_response_always_has_the_six_fields() -> None:
 
 @pytest.mark.parametrize("result", [None, 0, "", [], {}, False])
 def test_a_result_is_given_back_even_when_it_is_nothing(result: object) -> None:
-    found = response(Verdict(result))
+    found = response(Outcome(result))
     assert (found["status"], found["result"], found["error"]) == ("completed", result, None)
 
 
 def test_an_answer_that_says_it_failed_keeps_its_result() -> None:
-    found = response(Verdict({"success": False, "error": "no data"}, Failure("HandlerFailure", "no data")))
+    found = response(Outcome({"success": False, "error": "no data"}, Failure("HandlerFailure", "no data")))
     assert found["status"] == "failed"
     assert found["result"] == {"success": False, "error": "no data"}
     assert found["error"] == {"type": "HandlerFailure", "message": "no data"}
@@ -187,7 +187,7 @@ def test_an_answer_that_says_it_failed_keeps_its_result() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_dead_lettered_request_is_answered_without_a_result(reason: Reason) -> None:
-    found = response(Verdict("never shown", Failure("ValueError", "bad"), reason))
+    found = response(Outcome("never shown", Failure("ValueError", "bad"), reason))
     assert (found["status"], found["result"]) == ("failed", None)
     assert found["error"] == {"type": "ValueError", "message": "bad"}
 
@@ -201,7 +201,7 @@ def test_the_time_of_a_response_is_utc_to_the_millisecond(milliseconds: int) -> 
 
 def test_an_error_text_that_utf_8_cannot_hold_is_written_all_the_same() -> None:
     failure = Failure("OSError", "cannot open \udcff\ud800")
-    assert response(Verdict(failure=failure, reason=Reason.REJECTED))["error"]["message"] == "cannot open ??"
+    assert response(Outcome(failure=failure, reason=Reason.REJECTED))["error"]["message"] == "cannot open ??"
     assert last_values(dead_letter(record(), failure).headers)["dlq-error-message"] == b"cannot open ??"
 
 
@@ -232,13 +232,13 @@ LOOP.append(LOOP)
 )
 def test_a_result_that_is_no_json_says_so(result: object) -> None:
     with pytest.raises(UnserialisableError, match="the handler's result cannot be written as JSON"):
-        encode_response("r", Verdict(result), 0.0, AT)
+        encode_response("r", Outcome(result), 0.0, AT)
 
 
 def test_a_response_has_the_requests_key_and_says_where_the_request_stood() -> None:
     source = record(7, b"\x00key", partition=2, headers=[("own", b"1")])
     letter = WIRE.response(source, b"value", 2)
-    assert letter == Letter(
+    assert letter == OutgoingRecord(
         "responses",
         b"\x00key",
         b"value",
@@ -329,10 +329,10 @@ def test_an_error_message_takes_at_most_a_thousand_characters() -> None:
 def test_any_error_text_can_be_written(text: str) -> None:
     failure = Failure("ValueError", text)
     assert len(last_values(dead_letter(record(), failure).headers)["dlq-error-message"].decode()) <= 1000
-    assert response(Verdict(failure=failure, reason=Reason.REJECTED))["error"]["type"] == "ValueError"
+    assert response(Outcome(failure=failure, reason=Reason.REJECTED))["error"]["type"] == "ValueError"
 
 
 def test_size_counts_key_value_and_headers() -> None:
     assert record(0, b"kk", b"vvv", [("n", b"12"), ("m", None)]).size == 2 + 3 + 3 + 1
     assert record(0, None, None).size == 0
-    assert Letter("t", b"kk", None, [("n", b"12")]).size == 5
+    assert OutgoingRecord("t", b"kk", None, [("n", b"12")]).size == 5

@@ -1,4 +1,4 @@
-"""The handler threads, with a monitor, a processor and a handler that the test holds back."""
+"""The handler threads, with a dispatcher, a processor and a handler that the test holds back."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.errors import TransientError
-from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
-from gigaoffice_worker.core.records import Reason, Request, Verdict
+from gigaoffice_worker.core.records import Outcome, Reason, Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler, Work
-from gigaoffice_worker.engine.monitor import Counts, Monitor
+from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics, total
-from tests.unit.making import Partition
-from tests.waiting import eventually
+from tests.support.making import Partition
+from tests.support.waiting import eventually
 
 
 class Call:
@@ -52,22 +52,22 @@ class Call:
 class Scene:
     """A pool whose clock the test puts forward: no call needs to take as long as it seems to have taken."""
 
-    def __init__(self, size: int, *, attempts: int = 3, deliver: Callable[[Work, Verdict], bool] | None = None) -> None:
+    def __init__(self, size: int, *, attempts: int = 3, deliver: Callable[[Work, Outcome], bool] | None = None) -> None:
         self.passed = 0.0
         policy = RetryPolicy(attempts, delay=0.0, max_delay=0.0)
         guard = StormGuard(StormLimits(enabled=False))
-        self.monitor = Monitor(
+        self.dispatcher = Dispatcher(
             Scheduler("key"), policy, Gate(policy), guard, clock=lambda: time.monotonic() + self.passed
         )
         self.metrics = Metrics("0")
         self.calls: queue.Queue[Call] = queue.Queue()
         self.made: list[Call] = []
-        self.delivered: queue.Queue[tuple[Work, Verdict]] = queue.Queue()
+        self.delivered: queue.Queue[tuple[Work, Outcome]] = queue.Queue()
         self.died: list[BaseException] = []
         self.partition = Partition()
         self.pool = Pool(
             size,
-            self.monitor,
+            self.dispatcher,
             Processor(self._handler, 30.0),
             deliver or self._deliver,
             self.metrics,
@@ -80,19 +80,19 @@ class Scene:
         self.calls.put(call)
         return call.wait()
 
-    def _deliver(self, work: Work, verdict: Verdict) -> bool:
-        self.monitor.settle([work])
+    def _deliver(self, work: Work, verdict: Outcome) -> bool:
+        self.dispatcher.settle([work])
         self.delivered.put((work, verdict))
         return True
 
     def offer(self, *keys: bytes | None) -> None:
-        self.monitor.offer([self.partition.work(key) for key in keys])
+        self.dispatcher.offer([self.partition.work(key) for key in keys])
 
     def call(self) -> Call:
         """Return the next handler call that has begun."""
         return self.calls.get(timeout=5)
 
-    def outcome(self) -> tuple[int, Verdict]:
+    def outcome(self) -> tuple[int, Outcome]:
         work, verdict = self.delivered.get(timeout=5)
         return work.record.offset, verdict
 
@@ -116,7 +116,7 @@ def running(size: int = 2, **more: Any) -> Iterator[Scene]:
     try:
         yield scene
     finally:
-        scene.monitor.stop()
+        scene.dispatcher.stop()
         for call in scene.made:
             call.answer(None)
         assert scene.pool.join(5)
@@ -127,9 +127,9 @@ def test_as_many_calls_run_as_the_pool_has_threads() -> None:
     with running(3) as scene:
         scene.offer(*[None] * 5)
         calls = [scene.call() for _ in range(3)]
-        assert scene.monitor.counts() == Counts(2, 3, 0, 0)
+        assert scene.dispatcher.counts() == Counts(2, 3, 0, 0)
         calls[1].answer({"a": 1})
-        assert scene.outcome() == (calls[1].request.offset, Verdict({"a": 1}))
+        assert scene.outcome() == (calls[1].request.offset, Outcome({"a": 1}))
         assert scene.call().request.offset == 3
 
 
@@ -137,7 +137,7 @@ def test_a_key_goes_on_as_soon_as_its_outcome_is_handed_over() -> None:
     with running(2) as scene:
         scene.offer(b"k", b"k")
         first = scene.call()
-        assert scene.monitor.counts() == Counts(1, 1, 0, 0)
+        assert scene.dispatcher.counts() == Counts(1, 1, 0, 0)
         first.answer(None)
         assert scene.call().request.offset == 1
 
@@ -145,7 +145,7 @@ def test_a_key_goes_on_as_soon_as_its_outcome_is_handed_over() -> None:
 def test_a_key_stays_closed_while_delivery_keeps_it() -> None:
     delivered: list[Work] = []
 
-    def keep(work: Work, _verdict: Verdict) -> bool:
+    def keep(work: Work, _verdict: Outcome) -> bool:
         delivered.append(work)
         return False
 
@@ -155,8 +155,8 @@ def test_a_key_stays_closed_while_delivery_keeps_it() -> None:
         calls[0].answer(None)
         calls[2].answer(None)
         eventually(lambda: len(delivered) == 2, "both are handed over", interval=0.001)
-        assert scene.monitor.counts() == Counts(1, 0, 0, 2)
-        scene.monitor.free(next(work for work in delivered if work.record.key == b"k"))
+        assert scene.dispatcher.counts() == Counts(1, 0, 0, 2)
+        scene.dispatcher.free(next(work for work in delivered if work.record.key == b"k"))
         assert scene.call().request.offset == 1
 
 
@@ -174,7 +174,7 @@ def test_whatever_a_handler_raises_its_thread_lives_on(error: BaseException) -> 
         assert verdict.failure.type == type(error).__name__
         scene.offer(None)
         scene.call().answer(1)
-        assert scene.outcome() == (1, Verdict(1))
+        assert scene.outcome() == (1, Outcome(1))
         assert scene.died == []
 
 
@@ -193,7 +193,7 @@ def test_an_overdue_call_is_abandoned_its_thread_replaced_and_its_late_result_dr
         assert scene.dropped() == 1
         assert scene.alive == 1
         again.answer("in time")
-        assert scene.outcome() == (0, Verdict("in time"))
+        assert scene.outcome() == (0, Outcome("in time"))
         assert scene.delivered.empty()
 
 
@@ -229,7 +229,7 @@ def test_an_abandoned_call_of_a_lost_partition_is_neither_delivered_nor_tried_ag
     with running(1) as scene, capture_logs() as logs:
         scene.offer(None)
         hanging = scene.call()
-        scene.monitor.forget(scene.partition.assignment)
+        scene.dispatcher.forget(scene.partition.assignment)
         scene.overdue()
         assert scene.pool.abandoned == 1
         assert [line["event"] for line in logs] == []
@@ -239,25 +239,25 @@ def test_an_abandoned_call_of_a_lost_partition_is_neither_delivered_nor_tried_ag
         scene.partition = Partition(0, epoch=2)
         scene.offer(None)
         scene.call().answer(1)
-        assert scene.outcome() == (0, Verdict(1))
+        assert scene.outcome() == (0, Outcome(1))
 
 
 def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> None:
     with running(1) as scene, capture_logs() as logs:
         scene.offer(None)
         call = scene.call()
-        scene.monitor.forget(scene.partition.assignment)
+        scene.dispatcher.forget(scene.partition.assignment)
         scene.partition = Partition(0, epoch=2)
         scene.offer(None)
         call.answer("for nobody")
         scene.call().answer(1)
-        assert scene.outcome() == (0, Verdict(1))
+        assert scene.outcome() == (0, Outcome(1))
         assert scene.dropped() == 1
         assert {"event": "Late result dropped", "reason": "partition-lost"}.items() <= logs[0].items()
 
 
 def test_a_bug_of_ours_in_a_handler_thread_is_reported() -> None:
-    def breaks(_work: Work, _verdict: Verdict) -> bool:
+    def breaks(_work: Work, _verdict: Outcome) -> bool:
         raise LookupError("a bug of ours")
 
     with running(1, deliver=breaks) as scene:
@@ -287,7 +287,7 @@ def test_attempts_are_counted_by_how_they_ended() -> None:
 
 def test_a_value_that_is_no_request_counts_no_attempt() -> None:
     with running(1) as scene:
-        scene.monitor.offer([scene.partition.work(b"k", value=b"[]")])
+        scene.dispatcher.offer([scene.partition.work(b"k", value=b"[]")])
         offset, verdict = scene.outcome()
         assert (offset, verdict.reason) == (0, Reason.INVALID_REQUEST)
         assert total(scene.metrics.handler_attempts) == 0
@@ -297,7 +297,7 @@ def test_a_pool_that_is_still_busy_says_so() -> None:
     with running(1) as scene:
         scene.offer(None)
         call = scene.call()
-        scene.monitor.stop()
+        scene.dispatcher.stop()
         assert not scene.pool.join(0.01)
         call.answer(None)
         assert scene.pool.join(5)
@@ -309,7 +309,7 @@ def test_nobody_waits_for_an_abandoned_call() -> None:
         scene.call()
         scene.overdue()
         scene.outcome()
-        scene.monitor.stop()
+        scene.dispatcher.stop()
         assert scene.pool.join(5)
         assert scene.pool.abandoned == 1
 

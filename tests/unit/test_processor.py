@@ -9,10 +9,10 @@ import pytest
 import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
-from gigaoffice_worker.core.records import Attempt, Ended, Failure, Headers, Request
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Headers, Request
 from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.engine.processor import LONGEST_MESSAGE, LONGEST_RETRY_AFTER, Processor
-from tests.unit.making import assignment, record
+from tests.support.making import assignment, record
 
 
 def work_with(
@@ -36,7 +36,7 @@ def raising(error: BaseException) -> Attempt:
 def test_a_handler_is_given_the_request_whole() -> None:
     seen: list[Request] = []
     work = work_with(headers=[("h", b"1"), ("h", b"2"), ("none", None)])
-    assert attempt(seen.append, work).ended is Ended.ANSWERED
+    assert attempt(seen.append, work).ended is AttemptEnd.ANSWERED
     (request,) = seen
     assert request.id == work.id == "r-1"
     assert request.payload == {"id": "r-1", "query": "sum"}
@@ -68,7 +68,7 @@ def test_what_one_handler_call_does_to_its_payload_stays_with_it() -> None:
 @pytest.mark.parametrize("result", [None, {}, {"success": True}, {"success": 0}, {"success": None}, [], "text", 1])
 def test_what_a_handler_returns_is_the_answer(result: object) -> None:
     made = attempt(lambda _: result)
-    assert (made.ended, made.result, made.failure) == (Ended.ANSWERED, result, None)
+    assert (made.ended, made.result, made.failure) == (AttemptEnd.ANSWERED, result, None)
     assert made.seconds >= 0
 
 
@@ -85,7 +85,7 @@ def test_what_a_handler_returns_is_the_answer(result: object) -> None:
 def test_an_answer_that_says_it_failed_is_an_answer(more: dict[str, Any], message: str) -> None:
     result = {"success": False, **more}
     made = attempt(lambda _: result)
-    assert (made.ended, made.result) == (Ended.ANSWERED, result)
+    assert (made.ended, made.result) == (AttemptEnd.ANSWERED, result)
     assert made.failure == Failure("HandlerFailure", message)
 
 
@@ -93,7 +93,7 @@ def test_a_value_that_is_no_request_never_reaches_the_handler() -> None:
     calls: list[Request] = []
     work = work_with(b"[]", b"r-9")
     made = attempt(calls.append, work)
-    assert (made.ended, made.seconds, calls) == (Ended.INVALID, 0.0, [])
+    assert (made.ended, made.seconds, calls) == (AttemptEnd.INVALID, 0.0, [])
     assert made.failure == Failure("InvalidRequest", "the value is a JSON array, not an object")
     assert work.id == "r-9"
     nameless = work_with(b"[]", None)
@@ -108,20 +108,20 @@ class SpecialError(TransientError):
 @pytest.mark.parametrize(
     "error, ended, retry_after",
     [
-        (RejectedError("no"), Ended.REJECTED, None),
-        (TransientError("later"), Ended.FAILED, None),
-        (TransientError("later", retry_after=2.5), Ended.FAILED, 2.5),
-        (TransientError("later", retry_after=2, shared=True), Ended.SHARED, 2),
-        (TransientError("later", shared=True), Ended.SHARED, None),
-        (SpecialError("later", retry_after=0.0), Ended.FAILED, 0.0),
-        (ValueError("bad"), Ended.FAILED, None),
-        (SystemExit("enough"), Ended.FAILED, None),
-        (KeyboardInterrupt("enough"), Ended.FAILED, None),
-        (GeneratorExit("enough"), Ended.FAILED, None),
+        (RejectedError("no"), AttemptEnd.REJECTED, None),
+        (TransientError("later"), AttemptEnd.FAILED, None),
+        (TransientError("later", retry_after=2.5), AttemptEnd.FAILED, 2.5),
+        (TransientError("later", retry_after=2, shared=True), AttemptEnd.SHARED, 2),
+        (TransientError("later", shared=True), AttemptEnd.SHARED, None),
+        (SpecialError("later", retry_after=0.0), AttemptEnd.FAILED, 0.0),
+        (ValueError("bad"), AttemptEnd.FAILED, None),
+        (SystemExit("enough"), AttemptEnd.FAILED, None),
+        (KeyboardInterrupt("enough"), AttemptEnd.FAILED, None),
+        (GeneratorExit("enough"), AttemptEnd.FAILED, None),
     ],
     ids=lambda value: f"{type(value).__name__}-{value}" if isinstance(value, BaseException) else None,
 )
-def test_an_error_is_told_by_its_kind(error: BaseException, ended: Ended, retry_after: float | None) -> None:
+def test_an_error_is_told_by_its_kind(error: BaseException, ended: AttemptEnd, retry_after: float | None) -> None:
     made = raising(error)
     assert (made.ended, made.retry_after, made.result) == (ended, retry_after, None)
     assert made.failure == Failure(type(error).__name__, str(error))
@@ -149,9 +149,9 @@ class MuteError(Exception):
 
 
 def test_errors_that_are_badly_made_are_failures_like_any_other() -> None:
-    assert raising(BareError()) == Attempt(Ended.FAILED, pytest.approx(0, abs=1), failure=Failure("BareError", ""))
+    assert raising(BareError()) == Attempt(AttemptEnd.FAILED, pytest.approx(0, abs=1), failure=Failure("BareError", ""))
     made = raising(MuteError())
-    assert made.ended is Ended.FAILED
+    assert made.ended is AttemptEnd.FAILED
     assert made.failure == Failure("MuteError", "(the error has no readable message)")
 
 
@@ -176,10 +176,10 @@ def test_lines_logged_by_a_handler_name_its_request_and_no_later_line_does() -> 
 @pytest.mark.parametrize(
     "error,ended",
     [
-        (TransientError("no answer"), Ended.TIMED_OUT),
-        (ValueError("broken off"), Ended.TIMED_OUT),
-        (RejectedError("no"), Ended.REJECTED),
-        (TransientError("wait", shared=True), Ended.SHARED),
+        (TransientError("no answer"), AttemptEnd.TIMED_OUT),
+        (ValueError("broken off"), AttemptEnd.TIMED_OUT),
+        (RejectedError("no"), AttemptEnd.REJECTED),
+        (TransientError("wait", shared=True), AttemptEnd.SHARED),
     ],
 )
 def test_a_failure_at_the_deadline_is_a_time_out_unless_it_says_otherwise(error, ended) -> None:

@@ -11,7 +11,7 @@ from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import PartitionResponse, Sender
 
 from gigaoffice_worker.broker.producer import Pace, Producer
-from gigaoffice_worker.core.records import Letter
+from gigaoffice_worker.core.records import OutgoingRecord
 
 AT = TopicPartition("responses", 1)
 
@@ -47,7 +47,7 @@ class Scene:
 
     def send(self, *names: str) -> None:
         for name in names:
-            letter = Letter(AT.topic, name.encode(), b"x" * 100, [], AT.partition)
+            letter = OutgoingRecord(AT.topic, name.encode(), b"x" * 100, [], AT.partition)
             self.producer.send(
                 letter,
                 lambda partition, offset, name=name: self.told.update({name: (partition, offset)}),

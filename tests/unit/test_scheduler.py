@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.scheduler import Assignment, Ordering, Scheduler, Stage, Work
-from tests.unit.making import TOPIC, Partition, record
+from tests.support.making import TOPIC, Partition, record
 
 KEYS = (None, b"", b"a", b"b")
 
@@ -26,7 +26,7 @@ def lane_by_the_contract(ordering: Ordering, work: Work) -> object:
 
 
 class Model(RuleBasedStateMachine):
-    """Any sequence of what the monitor may do with a scheduler, and what must hold after each step."""
+    """Any sequence of what the dispatcher may do with a scheduler, and what must hold after each step."""
 
     ordering: Ordering = "key"
 

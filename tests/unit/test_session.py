@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from kafka.coordinator.heartbeat import Heartbeat
 
-from gigaoffice_worker.broker.clock import STEADY, steady_the_client
 from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.kafka_python.clock import STEADY, steady_the_client
 
 SESSION = 6.0
 

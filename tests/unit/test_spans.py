@@ -10,11 +10,11 @@ import pytest
 import structlog
 
 from gigaoffice_worker.core.errors import RejectedError
-from gigaoffice_worker.core.records import Deadline, Letter, Request
+from gigaoffice_worker.core.records import Deadline, OutgoingRecord, Request
 from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.observe.tracing import spans as spans_of
 from gigaoffice_worker.observe.tracing import switch
-from tests.unit.making import record
+from tests.support.making import record
 
 pytest.importorskip("opentelemetry.sdk.trace")
 
@@ -130,7 +130,7 @@ def test_a_letter_is_a_child_of_the_last_attempt_and_linked_to_the_requests_cont
     stage = Stage()
     stage.spans.around(lambda asked: None)(request({"traceparent": CREATED}))
     source = record(7, b"k", b"{}", [("traceparent", CREATED)], partition=2)
-    stage.spans.acknowledged(Letter("responses", b"k", b"12345", []), source, 0.25)
+    stage.spans.acknowledged(OutgoingRecord("responses", b"k", b"12345", []), source, 0.25)
     process, send = stage.found()
     assert (send.name, send.kind) == ("send responses", SpanKind.PRODUCER)
     assert hexed(send.parent) == hexed(process.context)
@@ -144,7 +144,7 @@ def test_a_letter_is_a_child_of_the_last_attempt_and_linked_to_the_requests_cont
 def test_a_letter_about_what_was_never_tried_is_a_child_of_the_requests_context():
     stage = Stage()
     source = record(7, b"k", b"no request", [("traceparent", CREATED)], partition=2)
-    stage.spans.acknowledged(Letter("dlq", b"k", None, []), source, 0.0)
+    stage.spans.acknowledged(OutgoingRecord("dlq", b"k", None, []), source, 0.0)
     (span,) = stage.found()
     assert hexed(span.parent) == (TRACE, PARENT)
 

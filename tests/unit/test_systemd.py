@@ -8,7 +8,7 @@ import pytest
 
 from gigaoffice_worker.observe.health import Trouble
 from gigaoffice_worker.observe.systemd import Notifier, status_line, watchdog_interval
-from tests.unit.making import snapshot
+from tests.support.making import snapshot
 
 
 @pytest.fixture

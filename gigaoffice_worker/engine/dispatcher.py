@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from gigaoffice_worker.core.guard import Gate, StormGuard
-from gigaoffice_worker.core.records import Attempt, Ended, Failure, Reason, Verdict
+from gigaoffice_worker.core.admission import Gate, StormGuard
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Assignment, Scheduler, Stage, Work
 
 # A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it.
 # While one thread takes quick calls in a row, the others leave them to it; once it stays away longer, they take over.
-PATIENCE = 0.002
+QUICK_CALL = 0.002
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0
 
@@ -43,7 +43,7 @@ class Counts:
     delivering: int
 
 
-class Monitor:
+class Dispatcher:
     """All decisions about requests in hand, made under one lock."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Monitor:
         self._last_take = 0.0
         self._last_taker = 0
         # What a call takes, as a moving average in seconds: a single one may have waited for the interpreter.
-        self._call_seconds = PATIENCE
+        self._call_seconds = QUICK_CALL
         self._stopped = False
 
     # Handler threads
@@ -114,7 +114,7 @@ class Monitor:
 
     def _worth_a_thread(self, now: float) -> bool:
         """Say whether another thread should take work, beside the one that took some last."""
-        return self._call_seconds >= PATIENCE or now - self._last_take >= PATIENCE
+        return self._call_seconds >= QUICK_CALL or now - self._last_take >= QUICK_CALL
 
     def _next(self, now: float) -> Work | None:
         if self._barred(now) or self.gate.closed(now):
@@ -141,7 +141,7 @@ class Monitor:
             return
         self._has_standby = True
         nap = self._nap(now)
-        self._alert = nap is not None and nap <= PATIENCE
+        self._alert = nap is not None and nap <= QUICK_CALL
         self._standby.wait(nap)
         self._has_standby = self._alert = False
 
@@ -151,7 +151,7 @@ class Monitor:
         if self.gate.closed(now):
             return min(self.gate.until - now, _LONGEST_NAP)
         if self._scheduler.ready and self._probe is None:
-            return PATIENCE
+            return QUICK_CALL
         due = self._scheduler.next_due
         return min(max(0.0, due - now), _LONGEST_NAP) if due is not None else None
 
@@ -161,10 +161,10 @@ class Monitor:
         One is enough where calls are quick. Where they are not, all that there is work for are called at once: to let
         each call the next one would have each wait for the interpreter first.
         """
-        if self._alert and self._call_seconds < PATIENCE:
+        if self._alert and self._call_seconds < QUICK_CALL:
             return
         shut = self._barred(now) or self.gate.closed(now) or self.guard.reason is not None
-        wanted = 1 if shut or self._call_seconds < PATIENCE else max(1, self._scheduler.ready)
+        wanted = 1 if shut or self._call_seconds < QUICK_CALL else max(1, self._scheduler.ready)
         if self._has_standby:
             wanted -= 1
             if not self._alert:
@@ -174,7 +174,7 @@ class Monitor:
             self._called += more
             self._bench.notify(more)
 
-    def conclude(self, work: Work, run: int, made: Attempt) -> Verdict | Late | None:
+    def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Late | None:
         """Note what came of run number `run`: a verdict to deliver, None for a retry, or why it is too late."""
         with self._lock:
             if self._running.get(work) != run:
@@ -194,21 +194,21 @@ class Monitor:
                 self._delivering.add(work)
             return verdict
 
-    def _judge(self, work: Work, made: Attempt) -> Verdict | None:
+    def _judge(self, work: Work, made: Attempt) -> Outcome | None:
         now = self._clock()
         match made.ended:
-            case Ended.ANSWERED:
+            case AttemptEnd.ANSWERED:
                 self._got_through(work, now)
-                return Verdict(made.result, made.failure)
-            case Ended.REJECTED:
+                return Outcome(made.result, made.failure)
+            case AttemptEnd.REJECTED:
                 self._got_through(work, now)
-                return Verdict(failure=made.failure, reason=Reason.REJECTED)
-            case Ended.INVALID:
+                return Outcome(failure=made.failure, reason=Reason.REJECTED)
+            case AttemptEnd.INVALID:
                 work.attempt -= 1  # No handler was called.
                 self._look_for_another_probe(work)
                 self.guard.finished(now, None)
-                return Verdict(failure=made.failure, reason=Reason.INVALID_REQUEST)
-            case Ended.SHARED:
+                return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
+            case AttemptEnd.SHARED:
                 work.attempt -= 1
                 reason = made.failure.type if made.failure else "TransientError"
                 until = self.gate.close(now, reason, made.retry_after, self._rng)
@@ -217,7 +217,7 @@ class Monitor:
                 return None
         return self._failed(work, made, now)
 
-    def _failed(self, work: Work, made: Attempt, now: float) -> Verdict | None:
+    def _failed(self, work: Work, made: Attempt, now: float) -> Outcome | None:
         storm = self.guard.reason is not None
         if storm:
             # While nearly everything fails, an attempt says nothing about its request.
@@ -231,8 +231,8 @@ class Monitor:
             return None
         failure = made.failure or Failure("Unknown", "")
         self.guard.finished(now, failure.type)
-        reason = Reason.TIMED_OUT if made.ended is Ended.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
-        return Verdict(failure=failure, reason=reason)
+        reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
+        return Outcome(failure=failure, reason=reason)
 
     def _retry(self, work: Work, due: float) -> None:
         self._scheduler.retry(work, due)

@@ -13,23 +13,23 @@ from typing import Self
 
 import pytest
 
-from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
-from gigaoffice_worker.core.records import Attempt, Ended, Failure, Reason, Verdict
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Ordering, Scheduler, Stage, Work
-from gigaoffice_worker.engine.monitor import Counts, Late, Monitor
-from tests.unit.making import Partition
-from tests.waiting import eventually
+from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
+from tests.support.making import Partition
+from tests.support.waiting import eventually
 
-ANSWERED = Attempt(Ended.ANSWERED, 1.0, {"a": 1})
-REJECTED = Attempt(Ended.REJECTED, 1.0, failure=Failure("RejectedError", "no"))
-INVALID = Attempt(Ended.INVALID, 0.0, failure=Failure("InvalidRequest", "not JSON"))
-FAILED = Attempt(Ended.FAILED, 1.0, failure=Failure("ValueError", "bad"))
-TIMED_OUT = Attempt(Ended.TIMED_OUT, 9.0, failure=Failure("AttemptTimeout", "late"))
+ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, {"a": 1})
+REJECTED = Attempt(AttemptEnd.REJECTED, 1.0, failure=Failure("RejectedError", "no"))
+INVALID = Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", "not JSON"))
+FAILED = Attempt(AttemptEnd.FAILED, 1.0, failure=Failure("ValueError", "bad"))
+TIMED_OUT = Attempt(AttemptEnd.TIMED_OUT, 9.0, failure=Failure("AttemptTimeout", "late"))
 
 
 def shared(retry_after: float | None = None) -> Attempt:
-    return Attempt(Ended.SHARED, 1.0, failure=Failure("TransientError", "429"), retry_after=retry_after)
+    return Attempt(AttemptEnd.SHARED, 1.0, failure=Failure("TransientError", "429"), retry_after=retry_after)
 
 
 class Clock:
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Scene:
-    """A monitor with a time of its own, without jitter, asked by one thread."""
+    """A dispatcher with a time of its own, without jitter, asked by one thread."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Scene:
         self.time = Clock()
         # With threads that really wait, delays are real too.
         policy = RetryPolicy(attempts, delay=0.1 if clock else 2.0, max_delay=8.0)
-        self.monitor = Monitor(
+        self.dispatcher = Dispatcher(
             Scheduler(ordering),
             policy,
             Gate(policy),
@@ -66,41 +66,41 @@ class Scene:
 
     def offer(self, *keys: bytes | None, partition: Partition | None = None) -> list[Work]:
         works = [(partition or self.partition).work(key) for key in keys]
-        self.monitor.offer(works)
+        self.dispatcher.offer(works)
         return works
 
     def take(self) -> Work:
         """Take what must be there: a test that waits here for ever has found nothing to run."""
         assert not self.idle
-        work = self.monitor.take(hot=True)
+        work = self.dispatcher.take(hot=True)
         assert work is not None
         return work
 
     @property
     def idle(self) -> bool:
         """Whether a thread that asks now would have to wait."""
-        monitor, scheduler = self.monitor, self.monitor._scheduler
-        with monitor.locked():
-            if monitor._barred(self.time.now) or monitor.gate.closed(self.time.now):
+        dispatcher, scheduler = self.dispatcher, self.dispatcher._scheduler
+        with dispatcher.locked():
+            if dispatcher._barred(self.time.now) or dispatcher.gate.closed(self.time.now):
                 return True
             due = sum(at <= self.time.now for at, _ in scheduler.retries())
-            if monitor.guard.reason is None or monitor._probe is None:
+            if dispatcher.guard.reason is None or dispatcher._probe is None:
                 return scheduler.ready + due == 0
-            probe = monitor._probe
+            probe = dispatcher._probe
             return probe not in [*scheduler._fresh, *(each for _, each in scheduler._freed)] and not any(
                 work is probe and at <= self.time.now for at, work in scheduler.retries()
             )
 
-    def run(self, made: Attempt) -> tuple[Work, Verdict | Late | None]:
+    def run(self, made: Attempt) -> tuple[Work, Outcome | Late | None]:
         work = self.take()
-        return work, self.monitor.conclude(work, work.run, made)
+        return work, self.dispatcher.conclude(work, work.run, made)
 
     def end(self, made: Attempt) -> Work:
         """Run one request to its end and settle it."""
         work, verdict = self.run(made)
-        assert isinstance(verdict, Verdict)
-        self.monitor.free(work)
-        self.monitor.settle([work])
+        assert isinstance(verdict, Outcome)
+        self.dispatcher.free(work)
+        self.dispatcher.settle([work])
         return work
 
 
@@ -110,26 +110,26 @@ class Scene:
 @pytest.mark.parametrize(
     "made, expected",
     [
-        (ANSWERED, Verdict({"a": 1})),
-        (REJECTED, Verdict(failure=REJECTED.failure, reason=Reason.REJECTED)),
-        (INVALID, Verdict(failure=INVALID.failure, reason=Reason.INVALID_REQUEST)),
+        (ANSWERED, Outcome({"a": 1})),
+        (REJECTED, Outcome(failure=REJECTED.failure, reason=Reason.REJECTED)),
+        (INVALID, Outcome(failure=INVALID.failure, reason=Reason.INVALID_REQUEST)),
     ],
     ids=["answered", "rejected", "invalid"],
 )
-def test_an_answer_a_rejection_and_an_invalid_value_end_a_request_at_once(made: Attempt, expected: Verdict) -> None:
+def test_an_answer_a_rejection_and_an_invalid_value_end_a_request_at_once(made: Attempt, expected: Outcome) -> None:
     scene = Scene()
     scene.offer(b"k")
     work, verdict = scene.run(made)
     assert verdict == expected
     assert work.stage is Stage.DELIVERING
-    assert scene.monitor.counts() == Counts(0, 0, 0, 1)
+    assert scene.dispatcher.counts() == Counts(0, 0, 0, 1)
 
 
 def test_an_answer_that_says_it_failed_keeps_its_failure() -> None:
     scene = Scene()
     scene.offer(b"k")
     failure = Failure("HandlerFailure", "no")
-    assert scene.run(ANSWERED._replace(failure=failure))[1] == Verdict({"a": 1}, failure)
+    assert scene.run(ANSWERED._replace(failure=failure))[1] == Outcome({"a": 1}, failure)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_a_failure_is_tried_again_until_the_attempts_are_used_up(made: Attempt, 
         work, verdict = scene.run(made)
         assert verdict is None
         assert (work.attempt, work.stage) == (attempt, Stage.WAITING_RETRY)
-        assert scene.monitor.counts() == Counts(0, 0, 1, 0)
+        assert scene.dispatcher.counts() == Counts(0, 0, 1, 0)
         scene.time.now += delay - 0.01
         assert scene.idle
         scene.time.now += 0.01
     work, verdict = scene.run(made)
-    assert verdict == Verdict(failure=made.failure, reason=reason)
+    assert verdict == Outcome(failure=made.failure, reason=reason)
     assert work.attempt == 3
     assert work.seconds == 3 * made.seconds
 
@@ -159,7 +159,7 @@ def test_the_last_attempt_decides_between_timed_out_and_exhausted() -> None:
         scene.run(first)
         scene.time.now += 60
         _, verdict = scene.run(last)
-        assert isinstance(verdict, Verdict)
+        assert isinstance(verdict, Outcome)
         assert verdict.reason is reason
 
 
@@ -188,7 +188,7 @@ def test_a_failing_request_keeps_its_key_closed_and_delays_no_other() -> None:
     scene.time.now += 60
     assert scene.run(ANSWERED)[0] is first
     assert scene.idle
-    scene.monitor.free(first)
+    scene.dispatcher.free(first)
     assert scene.take() is second
 
 
@@ -196,7 +196,7 @@ def test_a_key_opens_when_its_thread_comes_back_from_publishing() -> None:
     scene = Scene()
     scene.offer(b"a", b"a")
     first, _ = scene.run(ANSWERED)
-    second = scene.monitor.take(first, hot=True)
+    second = scene.dispatcher.take(first, hot=True)
     assert second is not None
     assert second.record.offset == 1
 
@@ -209,14 +209,14 @@ def test_the_result_of_an_abandoned_attempt_is_dropped() -> None:
     scene.offer(b"k")
     work = scene.take()
     run = work.run
-    assert scene.monitor.conclude(work, run, TIMED_OUT) is None
-    assert scene.monitor.conclude(work, run, ANSWERED) is Late.ABANDONED
+    assert scene.dispatcher.conclude(work, run, TIMED_OUT) is None
+    assert scene.dispatcher.conclude(work, run, ANSWERED) is Late.ABANDONED
     scene.time.now += 60
     again = scene.take()
     assert (again, again.attempt) == (work, 2)
-    assert scene.monitor.conclude(work, run, ANSWERED) is Late.ABANDONED
-    assert isinstance(scene.monitor.conclude(work, again.run, ANSWERED), Verdict)
-    assert scene.monitor.conclude(work, again.run, ANSWERED) is Late.ABANDONED
+    assert scene.dispatcher.conclude(work, run, ANSWERED) is Late.ABANDONED
+    assert isinstance(scene.dispatcher.conclude(work, again.run, ANSWERED), Outcome)
+    assert scene.dispatcher.conclude(work, again.run, ANSWERED) is Late.ABANDONED
 
 
 def test_a_late_result_is_told_apart_even_when_the_attempt_did_not_count() -> None:
@@ -225,22 +225,22 @@ def test_a_late_result_is_told_apart_even_when_the_attempt_did_not_count() -> No
     scene.run(FAILED)
     probe = scene.take()
     first = probe.run
-    scene.monitor.conclude(probe, first, TIMED_OUT)
+    scene.dispatcher.conclude(probe, first, TIMED_OUT)
     scene.time.now += 60
     assert scene.take() is probe
     assert probe.attempt == 1
-    assert scene.monitor.conclude(probe, first, ANSWERED) is Late.ABANDONED
-    assert scene.monitor.running() == [probe]
+    assert scene.dispatcher.conclude(probe, first, ANSWERED) is Late.ABANDONED
+    assert scene.dispatcher.running() == [probe]
 
 
 def test_the_result_for_a_lost_partition_is_dropped_and_never_delivered() -> None:
     scene = Scene()
     scene.offer(b"a", b"a", b"b")
     work = scene.take()
-    scene.monitor.forget(scene.partition.assignment)
-    assert scene.monitor.counts() == Counts(0, 1, 0, 0)
-    assert scene.monitor.conclude(work, work.run, ANSWERED) is Late.LOST
-    assert scene.monitor.counts() == Counts(0, 0, 0, 0)
+    scene.dispatcher.forget(scene.partition.assignment)
+    assert scene.dispatcher.counts() == Counts(0, 1, 0, 0)
+    assert scene.dispatcher.conclude(work, work.run, ANSWERED) is Late.LOST
+    assert scene.dispatcher.counts() == Counts(0, 0, 0, 0)
     assert scene.idle
 
 
@@ -250,10 +250,10 @@ def test_a_lost_partition_loses_its_retries_and_no_other_partitions() -> None:
     scene.offer(b"a", partition=kept)
     scene.run(FAILED)
     scene.run(FAILED)
-    scene.monitor.forget(scene.partition.assignment)
+    scene.dispatcher.forget(scene.partition.assignment)
     scene.time.now += 60
     assert scene.take().assignment is kept.assignment
-    assert scene.monitor.counts() == Counts(0, 1, 0, 0)
+    assert scene.dispatcher.counts() == Counts(0, 1, 0, 0)
 
 
 # Settling
@@ -275,23 +275,23 @@ def test_an_outcome_of_a_lost_partition_settles_nothing() -> None:
     scene = Scene()
     scene.offer(b"a")
     work, _ = scene.run(ANSWERED)
-    scene.monitor.forget(scene.partition.assignment)
-    assert not scene.monitor.wait_quiet(0.0)
-    scene.monitor.settle([work])
+    scene.dispatcher.forget(scene.partition.assignment)
+    assert not scene.dispatcher.wait_quiet(0.0)
+    scene.dispatcher.settle([work])
     assert scene.partition.assignment.tracker.committable == 0
-    assert scene.monitor.wait_quiet(0.0)
+    assert scene.dispatcher.wait_quiet(0.0)
 
 
 def test_it_is_quiet_when_nothing_runs_and_every_outcome_is_durable() -> None:
     scene = Scene()
     scene.offer(b"a", b"b")
-    assert scene.monitor.wait_quiet(0.0)
+    assert scene.dispatcher.wait_quiet(0.0)
     work = scene.take()
-    assert not scene.monitor.wait_quiet(0.0)
-    scene.monitor.conclude(work, work.run, ANSWERED)
-    assert not scene.monitor.wait_quiet(0.0)
-    scene.monitor.settle([work])
-    assert scene.monitor.wait_quiet(0.0)
+    assert not scene.dispatcher.wait_quiet(0.0)
+    scene.dispatcher.conclude(work, work.run, ANSWERED)
+    assert not scene.dispatcher.wait_quiet(0.0)
+    scene.dispatcher.settle([work])
+    assert scene.dispatcher.wait_quiet(0.0)
 
 
 # Holds
@@ -300,30 +300,30 @@ def test_it_is_quiet_when_nothing_runs_and_every_outcome_is_durable() -> None:
 def test_nothing_starts_until_every_hold_is_released() -> None:
     scene = Scene()
     scene.offer(b"a")
-    scene.monitor.hold("delivery")
-    scene.monitor.hold("rebalance")
-    scene.monitor.hold("rebalance")
-    assert scene.monitor.held() == {"delivery", "rebalance"}
-    scene.monitor.release("rebalance")
+    scene.dispatcher.hold("delivery")
+    scene.dispatcher.hold("rebalance")
+    scene.dispatcher.hold("rebalance")
+    assert scene.dispatcher.held() == {"delivery", "rebalance"}
+    scene.dispatcher.release("rebalance")
     assert scene.idle
-    scene.monitor.release("delivery")
-    scene.monitor.release("never held")
+    scene.dispatcher.release("delivery")
+    scene.dispatcher.release("never held")
     assert scene.run(ANSWERED)[0].attempt == 1
 
 
 def test_nothing_starts_when_the_lease_has_run_out_until_it_is_renewed() -> None:
     scene = Scene()
     scene.offer(b"a", b"b")
-    scene.monitor.lease(scene.time.now + 5)
+    scene.dispatcher.lease(scene.time.now + 5)
     scene.run(ANSWERED)
     scene.time.now += 5.1
     assert scene.idle
-    assert scene.monitor.held() == {"session"}
-    assert scene.monitor.starved_for(scene.time.now + 100) == 0
-    scene.monitor.lease(scene.time.now - 1)
+    assert scene.dispatcher.held() == {"session"}
+    assert scene.dispatcher.starved_for(scene.time.now + 100) == 0
+    scene.dispatcher.lease(scene.time.now - 1)
     assert scene.idle
-    scene.monitor.lease(scene.time.now + 5)
-    assert scene.monitor.held() == frozenset()
+    scene.dispatcher.lease(scene.time.now + 5)
+    assert scene.dispatcher.held() == frozenset()
     scene.run(ANSWERED)
 
 
@@ -338,7 +338,7 @@ def test_a_shared_failure_closes_the_gate_for_all_and_counts_no_attempt() -> Non
         assert verdict is None
         assert (work.attempt, work.stage) == (0, Stage.WAITING_RETRY)
         assert scene.idle
-        scene.time.now = scene.monitor.gate.until
+        scene.time.now = scene.dispatcher.gate.until
     first, second = scene.run(ANSWERED), scene.run(ANSWERED)
     assert {first[0].record.offset, second[0].record.offset} == {0, 1}
     assert first[0].attempt == second[0].attempt == 1
@@ -348,9 +348,9 @@ def test_a_call_that_runs_while_the_gate_closes_may_end() -> None:
     scene = Scene()
     scene.offer(b"a", b"b")
     calls = scene.take(), scene.take()
-    scene.monitor.conclude(calls[0], 1, shared(10.0))
+    scene.dispatcher.conclude(calls[0], 1, shared(10.0))
     assert scene.idle
-    assert isinstance(scene.monitor.conclude(calls[1], 1, ANSWERED), Verdict)
+    assert isinstance(scene.dispatcher.conclude(calls[1], 1, ANSWERED), Outcome)
     assert scene.idle
 
 
@@ -365,9 +365,9 @@ def in_a_storm(others: int = 3) -> Scene:
     scene.offer(*(b"%d" % number for number in range(4 + others)))
     for made in (ANSWERED, FAILED, FAILED):
         scene.end(made)
-        assert scene.monitor.guard.reason is None
+        assert scene.dispatcher.guard.reason is None
     scene.end(FAILED)
-    assert scene.monitor.guard.reason == "ValueError"
+    assert scene.dispatcher.guard.reason == "ValueError"
     return scene
 
 
@@ -377,7 +377,7 @@ def test_rejected_and_invalid_requests_make_no_storm() -> None:
     for _ in range(20):
         scene.end(REJECTED)
         scene.end(INVALID)
-    assert scene.monitor.guard.reason is None
+    assert scene.dispatcher.guard.reason is None
 
 
 def test_invalid_requests_have_finished_too_and_thin_a_storm_out() -> None:
@@ -385,7 +385,7 @@ def test_invalid_requests_have_finished_too_and_thin_a_storm_out() -> None:
     scene.offer(*[None] * 6)
     for made in (INVALID, INVALID, FAILED, FAILED, FAILED, FAILED):
         scene.end(made)
-    assert scene.monitor.guard.reason is None
+    assert scene.dispatcher.guard.reason is None
 
 
 def test_in_a_storm_one_request_at_a_time_probes_and_keeps_its_attempts() -> None:
@@ -393,7 +393,7 @@ def test_in_a_storm_one_request_at_a_time_probes_and_keeps_its_attempts() -> Non
     probe = scene.take()
     for _ in range(5):
         assert scene.idle
-        assert scene.monitor.conclude(probe, probe.run, FAILED) is None
+        assert scene.dispatcher.conclude(probe, probe.run, FAILED) is None
         assert (probe.attempt, probe.stage) == (0, Stage.WAITING_RETRY)
         assert scene.partition.assignment.tracker.oldest is probe
         scene.time.now += 60
@@ -404,7 +404,7 @@ def test_probes_come_at_growing_distances() -> None:
     scene, waits = in_a_storm(), []
     for _ in range(5):
         scene.run(FAILED)
-        due = scene.monitor._scheduler.next_due
+        due = scene.dispatcher._scheduler.next_due
         assert due is not None
         waits.append(due - scene.time.now)
         scene.time.now = due
@@ -414,8 +414,8 @@ def test_probes_come_at_growing_distances() -> None:
 @pytest.mark.parametrize("made", [ANSWERED, REJECTED], ids=["answered", "rejected"])
 def test_a_probe_that_is_answered_or_rejected_opens_intake(made: Attempt) -> None:
     scene = in_a_storm()
-    assert isinstance(scene.run(made)[1], Verdict)
-    assert scene.monitor.guard.reason is None
+    assert isinstance(scene.run(made)[1], Outcome)
+    assert scene.dispatcher.guard.reason is None
     assert scene.take() is not scene.take()
 
 
@@ -425,8 +425,8 @@ def test_what_ran_when_the_guard_tripped_is_not_dead_lettered() -> None:
     bystander = scene.take()
     for _ in range(4):
         scene.end(FAILED)
-    assert scene.monitor.guard.reason == "ValueError"
-    assert scene.monitor.conclude(bystander, bystander.run, FAILED) is None
+    assert scene.dispatcher.guard.reason == "ValueError"
+    assert scene.dispatcher.conclude(bystander, bystander.run, FAILED) is None
     assert (bystander.attempt, bystander.stage) == (0, Stage.WAITING_RETRY)
 
 
@@ -440,8 +440,8 @@ def test_a_shared_failure_of_the_probe_leaves_it_the_probe() -> None:
 def test_a_probe_that_is_no_request_lets_another_probe() -> None:
     scene = in_a_storm()
     probe, verdict = scene.run(INVALID)
-    assert isinstance(verdict, Verdict)
-    assert scene.monitor.guard.reason == "ValueError"
+    assert isinstance(verdict, Outcome)
+    assert scene.dispatcher.guard.reason == "ValueError"
     assert scene.take() is not probe
 
 
@@ -456,26 +456,26 @@ def test_a_probe_of_a_lost_partition_lets_another_probe(when: str) -> None:
     probe = scene.take()
     assert probe.assignment is lost.assignment
     if when == "waiting":
-        scene.monitor.conclude(probe, probe.run, FAILED)
-    scene.monitor.forget(lost.assignment)
+        scene.dispatcher.conclude(probe, probe.run, FAILED)
+    scene.dispatcher.forget(lost.assignment)
     if when == "running":
         assert scene.idle
-        assert scene.monitor.conclude(probe, probe.run, FAILED) is Late.LOST
+        assert scene.dispatcher.conclude(probe, probe.run, FAILED) is Late.LOST
     assert scene.take() is other
 
 
 def test_intake_goes_on_in_a_storm_while_there_is_nothing_to_probe_with() -> None:
     scene = in_a_storm(others=0)
-    assert scene.monitor.intake_stopped() is None
+    assert scene.dispatcher.intake_stopped() is None
     scene.offer(b"x")
-    assert scene.monitor.intake_stopped() == "ValueError"
+    assert scene.dispatcher.intake_stopped() == "ValueError"
     probe = scene.take()
-    assert scene.monitor.intake_stopped() == "ValueError"
-    scene.monitor.conclude(probe, probe.run, FAILED)
-    assert scene.monitor.intake_stopped() == "ValueError"
+    assert scene.dispatcher.intake_stopped() == "ValueError"
+    scene.dispatcher.conclude(probe, probe.run, FAILED)
+    assert scene.dispatcher.intake_stopped() == "ValueError"
     scene.time.now += 60
     scene.end(ANSWERED)
-    assert scene.monitor.intake_stopped() is None
+    assert scene.dispatcher.intake_stopped() is None
 
 
 # For the supervisor and the observers
@@ -488,31 +488,31 @@ def test_an_attempt_past_its_limit_is_overdue() -> None:
     scene.time.now += 5
     scene.take()
     scene.time.now += 5.5
-    assert scene.monitor.overdue(10.0) == [(first, first.run)]
-    assert scene.monitor.overdue(11.0) == []
+    assert scene.dispatcher.overdue(10.0) == [(first, first.run)]
+    assert scene.dispatcher.overdue(11.0) == []
 
 
 def test_ready_work_starves_only_when_nothing_holds_it_back() -> None:
     scene = Scene()
     now = scene.time.now
-    assert scene.monitor.starved_for(now + 100) == 0
+    assert scene.dispatcher.starved_for(now + 100) == 0
     scene.offer(b"a", b"b")
-    assert scene.monitor.starved_for(now + 100) == 100
-    scene.monitor.hold("drain")
-    assert scene.monitor.starved_for(now + 100) == 0
-    scene.monitor.release("drain")
+    assert scene.dispatcher.starved_for(now + 100) == 100
+    scene.dispatcher.hold("drain")
+    assert scene.dispatcher.starved_for(now + 100) == 0
+    scene.dispatcher.release("drain")
     scene.take()
-    assert scene.monitor.starved_for(now + 100) == 0
+    assert scene.dispatcher.starved_for(now + 100) == 0
 
 
 # Threads that wait
 
 
 class Takers:
-    """Threads that ask a monitor for work and stay busy with it until they are told to conclude it."""
+    """Threads that ask a dispatcher for work and stay busy with it until they are told to conclude it."""
 
-    def __init__(self, monitor: Monitor, size: int) -> None:
-        self.monitor = monitor
+    def __init__(self, dispatcher: Dispatcher, size: int) -> None:
+        self.dispatcher = dispatcher
         self.size = size
         self.taken: queue.Queue[Work] = queue.Queue()
         self._done: dict[Work, threading.Event] = {}
@@ -527,18 +527,18 @@ class Takers:
 
     def __exit__(self, *_: object) -> None:
         self._let_go = True
-        self.monitor.stop()
+        self.dispatcher.stop()
         for done in list(self._done.values()):
             done.set()
         for thread in self._threads:
             thread.join(5)
 
     def all_wait(self) -> bool:
-        with self.monitor.locked():
-            return self.monitor._has_standby and self.monitor._benched == self.size - 1
+        with self.dispatcher.locked():
+            return self.dispatcher._has_standby and self.dispatcher._benched == self.size - 1
 
     def _run(self) -> None:
-        while (work := self.monitor.take()) is not None:
+        while (work := self.dispatcher.take()) is not None:
             self._done[work] = done = threading.Event()
             if self._let_go:
                 return
@@ -551,7 +551,7 @@ class Takers:
 
 @contextmanager
 def takers(scene: Scene, size: int) -> Iterator[Takers]:
-    with Takers(scene.monitor, size) as found:
+    with Takers(scene.dispatcher, size) as found:
         yield found
 
 
@@ -560,7 +560,7 @@ def test_an_idle_pool_takes_all_that_it_has_threads_for() -> None:
     with takers(scene, 4) as pool:
         works = scene.offer(*[None] * 6)
         assert {pool.next() for _ in range(4)} == set(works[:4])
-        assert scene.monitor.counts().queued == 2
+        assert scene.dispatcher.counts().queued == 2
 
 
 def test_work_behind_a_call_that_turns_slow_is_taken_by_another_thread() -> None:
@@ -568,7 +568,7 @@ def test_work_behind_a_call_that_turns_slow_is_taken_by_another_thread() -> None
     scene = Scene(clock=time.monotonic)
     scene.offer(None)
     quick = scene.take()
-    scene.monitor.conclude(quick, quick.run, ANSWERED._replace(seconds=0.00001))
+    scene.dispatcher.conclude(quick, quick.run, ANSWERED._replace(seconds=0.00001))
     with takers(scene, 3) as pool:
         for _ in range(3):
             scene.offer(None)
@@ -588,9 +588,9 @@ def test_an_idle_pool_wakes_for_a_retry_that_is_due_sooner_than_the_one_it_waits
     late, soon = scene.offer(None, None)
     scene.take()
     scene.take()
-    scene.monitor.conclude(late, late.run, FAILED._replace(retry_after=600.0))
+    scene.dispatcher.conclude(late, late.run, FAILED._replace(retry_after=600.0))
     with takers(scene, 2) as pool:
-        scene.monitor.conclude(soon, soon.run, FAILED._replace(retry_after=0.0))
+        scene.dispatcher.conclude(soon, soon.run, FAILED._replace(retry_after=0.0))
         assert pool.next() is soon
 
 
@@ -604,19 +604,19 @@ def test_an_idle_pool_wakes_when_the_gate_opens() -> None:
 
 def test_an_idle_pool_wakes_when_the_last_hold_is_released() -> None:
     scene = Scene(clock=time.monotonic)
-    scene.monitor.hold("delivery")
+    scene.dispatcher.hold("delivery")
     works = scene.offer(None, None, None)
     with takers(scene, 3) as pool:
-        scene.monitor.release("delivery")
+        scene.dispatcher.release("delivery")
         assert {pool.next() for _ in range(3)} == set(works)
 
 
 def test_an_idle_pool_wakes_when_its_lease_is_renewed() -> None:
     scene = Scene(clock=time.monotonic)
-    scene.monitor.lease(time.monotonic() - 1)
+    scene.dispatcher.lease(time.monotonic() - 1)
     works = scene.offer(None, None, None)
     with takers(scene, 3) as pool:
-        scene.monitor.lease(time.monotonic() + 60)
+        scene.dispatcher.lease(time.monotonic() + 60)
         assert {pool.next() for _ in range(3)} == set(works)
 
 
@@ -625,7 +625,7 @@ def test_an_idle_pool_wakes_for_a_key_that_delivery_opens() -> None:
     first, second = scene.offer(b"k", b"k")
     scene.run(ANSWERED)
     with takers(scene, 2) as pool:
-        scene.monitor.free(first)
+        scene.dispatcher.free(first)
         assert pool.next() is second
 
 
@@ -638,7 +638,7 @@ def test_an_idle_pool_lets_another_request_probe_when_the_probe_is_lost() -> Non
         scene.end(FAILED)
     scene.run(FAILED._replace(retry_after=600.0))
     with takers(scene, 2) as pool:
-        scene.monitor.forget(lost.assignment)
+        scene.dispatcher.forget(lost.assignment)
         assert pool.next() is other
 
 
@@ -655,7 +655,7 @@ def test_a_thread_stands_by_whoever_else_takes_work() -> None:
     soon, later = scene.offer(None, None)
     for work, delay in ((soon, 4.0), (later, 5.2)):
         assert scene.take() is work
-        scene.monitor.conclude(work, work.run, FAILED._replace(retry_after=delay))
+        scene.dispatcher.conclude(work, work.run, FAILED._replace(retry_after=delay))
     with takers(scene, 3) as pool:
         # Asked by `offer` and by the thread that stood by, the clock jumps when the next thread asks.
         jump_at.append(calls[0] + 3)
@@ -677,18 +677,18 @@ def test_a_retry_due_in_a_thousand_years_can_be_waited_for() -> None:
 def test_stop_sends_every_thread_home() -> None:
     scene = Scene(clock=time.monotonic)
     with takers(scene, 4) as pool:
-        scene.monitor.stop()
+        scene.dispatcher.stop()
         for thread in pool._threads:
             thread.join(5)
         assert not any(thread.is_alive() for thread in pool._threads)
-    assert scene.monitor.take() is None
+    assert scene.dispatcher.take() is None
 
 
 class Storm:
     """Threads that end requests at random, and note whether anything of a key ever overlapped or ran out of order."""
 
-    def __init__(self, monitor: Monitor, seed: int) -> None:
-        self.monitor = monitor
+    def __init__(self, dispatcher: Dispatcher, seed: int) -> None:
+        self.dispatcher = dispatcher
         self.seed = seed
         self.ended: Counter[Work] = Counter()
         self.wrong: list[str] = []
@@ -701,7 +701,7 @@ class Storm:
         draw = random.Random(self.seed + number)
         done = None
         hot = False
-        while (work := self.monitor.take(done, hot=hot)) is not None:
+        while (work := self.dispatcher.take(done, hot=hot)) is not None:
             done, hot = None, True
             run, lane = work.run, (work.assignment.partition, work.record.key)
             self._enter(work, lane)
@@ -710,12 +710,12 @@ class Storm:
             self._leave(work, lane)
             made = draw.choice([ANSWERED, ANSWERED, REJECTED, FAILED, FAILED, shared(0.0001)])
             seconds = draw.choice([0.00001, 1.0])
-            verdict = self.monitor.conclude(work, run, made._replace(seconds=seconds))
-            if isinstance(verdict, Verdict):
+            verdict = self.dispatcher.conclude(work, run, made._replace(seconds=seconds))
+            if isinstance(verdict, Outcome):
                 self.ended[work] += 1
                 if draw.random() < 0.5:
                     done = work
-                    self.monitor.settle([work])
+                    self.dispatcher.settle([work])
                 else:
                     self.to_free.put(work)
 
@@ -735,8 +735,8 @@ class Storm:
 
     def deliver(self) -> None:
         while (work := self.to_free.get()) is not None:
-            self.monitor.free(work)
-            self.monitor.settle([work])
+            self.dispatcher.free(work)
+            self.dispatcher.settle([work])
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -744,8 +744,8 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
     policy = RetryPolicy(4, delay=0.05, max_delay=0.1)
     # Little jitter, so that retries and the gate take their turn without taking long.
     gate, guard = Gate(policy), StormGuard(StormLimits(enabled=False))
-    monitor = Monitor(Scheduler("key"), policy, gate, guard, rng=lambda: 0.01)
-    storm, draw = Storm(monitor, seed), random.Random(seed)
+    dispatcher = Dispatcher(Scheduler("key"), policy, gate, guard, rng=lambda: 0.01)
+    storm, draw = Storm(dispatcher, seed), random.Random(seed)
     threads = [threading.Thread(target=storm.serve, args=(number,)) for number in range(8)]
     threads.append(threading.Thread(target=storm.deliver))
     for thread in threads:
@@ -757,41 +757,41 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
         for batch in range(100):
             fresh = [draw.choice(partitions).work(draw.choice(keys)) for _ in range(50)]
             works += fresh
-            monitor.offer(fresh)
+            dispatcher.offer(fresh)
             if batch % 10 == 5:
-                monitor.hold("rebalance")
-                monitor.release("rebalance")
+                dispatcher.hold("rebalance")
+                dispatcher.release("rebalance")
         eventually(lambda: len(storm.ended) == len(works), "everything has ended", timeout=20, interval=0.01)
-        eventually(lambda: monitor.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
+        eventually(lambda: dispatcher.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
     finally:
-        monitor.stop()
+        dispatcher.stop()
         storm.to_free.put(None)
         for thread in threads:
             thread.join(5)
     assert storm.wrong == []
     assert set(storm.ended.values()) == {1}
-    assert monitor.counts() == Counts(0, 0, 0, 0)
+    assert dispatcher.counts() == Counts(0, 0, 0, 0)
     assert [partition.assignment.held_records for partition in partitions] == [0, 0, 0]
     assert [len(partition.assignment.tracker) for partition in partitions] == [0, 0, 0]
 
 
 def test_slow_calls_begin_at_once_on_as_many_threads_as_there_is_work_for() -> None:
-    monitor = Monitor(Scheduler("none"), RetryPolicy(), Gate(RetryPolicy()), StormGuard(StormLimits()))
+    dispatcher = Dispatcher(Scheduler("none"), RetryPolicy(), Gate(RetryPolicy()), StormGuard(StormLimits()))
     taken, go = [], threading.Event()
     for _ in range(8):
 
         def serve() -> None:
-            while (work := monitor.take()) is not None:
+            while (work := dispatcher.take()) is not None:
                 taken.append(work)
                 go.wait(5)
 
         threading.Thread(target=serve).start()
-    eventually(lambda: monitor._benched == 7, "the threads to be idle")
+    eventually(lambda: dispatcher._benched == 7, "the threads to be idle")
     partition = Partition()
     try:
-        monitor.offer([partition.work() for _ in range(5)])
-        assert monitor._called >= 4  # before any of them has had a chance to call the next
+        dispatcher.offer([partition.work() for _ in range(5)])
+        assert dispatcher._called >= 4  # before any of them has had a chance to call the next
         eventually(lambda: len(taken) == 5, "five calls at once")
     finally:
-        monitor.stop()
+        dispatcher.stop()
         go.set()

@@ -15,11 +15,12 @@ from typing import Final, NamedTuple
 
 from kafka import errors as kafka_errors
 
-from gigaoffice_worker.broker import preflight, topic_settings
+from gigaoffice_worker.broker import bootstrap
 from gigaoffice_worker.broker.admin import Admin, Group, TopicState, admin
 from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
+from gigaoffice_worker.operations import topic_advice
 
 STEP_LIMIT: Final = 10.0
 """Seconds that one step has at most."""
@@ -130,7 +131,7 @@ def _server(kafka: Kafka, server: str, limit: float, begin: Callable[[str], None
 
 def _failure(kafka: Kafka, limit: float) -> WorkerError | None:
     try:
-        return preflight.probe(kafka, limit)[0].error
+        return bootstrap.probe(kafka, limit)[0].error
     except WorkerError as error:  # our own certificate or key
         return error
 
@@ -176,19 +177,19 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
         mend = "Check that all brokers run."
         return Finding(step, Mark.BAD, "a partition has no leader", mend, WorkerError.exit_code)
     found = f"partitions {state.partitions}, replication {state.replication}, {needed} permitted"
-    settings = client.settings({spec.name, config.topics.requests.name}, topic_settings.READ)
+    settings = client.settings({spec.name, config.topics.requests.name}, topic_advice.READ)
     if not settings.get(spec.name):
         return Finding(step, Mark.WEAK, f"{found}, its settings cannot be read", "Grant the user DESCRIBE_CONFIGS.")
     of_requests = settings.get(config.topics.requests.name, {})
-    remarks = list(topic_settings.remarks(spec, settings[spec.name], of_requests, state))
+    remarks = list(topic_advice.remarks(spec, settings[spec.name], of_requests, state))
     if differences := _differences(spec, state):
         mend = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
-        remarks.append(topic_settings.Remark(mend, fatal=False))
-    found = f"{found}; {topic_settings.summary(settings[spec.name])}"
+        remarks.append(topic_advice.Remark(mend, fatal=False))
+    found = f"{found}; {topic_advice.summary(settings[spec.name])}"
     return _judged(step, found, remarks)
 
 
-def _judged(step: str, found: str, remarks: list[topic_settings.Remark]) -> Finding:
+def _judged(step: str, found: str, remarks: list[topic_advice.Remark]) -> Finding:
     if not remarks:
         return Finding(step, Mark.GOOD, found)
     fatal = any(each.fatal for each in remarks)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.pacing import Share
+from gigaoffice_worker.core.backpressure import PartitionQuota
 
-SHARE = Share(records=100, bytes=1000)
+SHARE = PartitionQuota(records=100, bytes=1000)
 
 
 def test_intake_stops_at_the_share_of_records_or_bytes() -> None:
@@ -46,4 +46,4 @@ def test_a_partition_that_holds_nothing_is_always_read(steps: list[int]) -> None
 def test_partitions_share_evenly_but_none_gets_too_little_to_be_worth_a_fetch(
     partitions: int, expected: tuple[int, int]
 ) -> None:
-    assert Share.of(partitions, 8192, 1 << 25) == Share(*expected)
+    assert PartitionQuota.of(partitions, 8192, 1 << 25) == PartitionQuota(*expected)

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from tests import wire
 from tests.conftest import TopicSet, settings
-from tests.waiting import eventually
-from tests.workers import Call, WorkerProcess
+from tests.support import wire
+from tests.support.waiting import eventually
+from tests.support.workers import Call, WorkerProcess
 
 MARKER = "payload-text-that-no-log-may-hold"
 FIELDS = {"request_id", "status", "result", "error", "processing_time", "timestamp"}

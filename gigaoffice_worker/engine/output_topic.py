@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gigaoffice_worker.core.records import Letter, Verdict
+from gigaoffice_worker.core.records import Outcome, OutgoingRecord
 from gigaoffice_worker.core.scheduler import Work
 
 # What a record adds to its content on the wire, at most, apart from its headers.
@@ -16,18 +16,18 @@ _HEADER_OVERHEAD = 10
 
 
 @dataclass(eq=False, slots=True)
-class Shipment:
+class PendingOutcome:
     """One outcome on its way: `letters` are still to be sent, in this order."""
 
     work: Work
-    verdict: Verdict
-    letters: list[Letter]
+    verdict: Outcome
+    letters: list[OutgoingRecord]
     # Whether the lane of the request was opened. A letter known to fit opens it when it is handed over; any other only
     # when it is acknowledged, since a refusal still changes the outcome.
     freed: bool = False
 
 
-class Parcel:
+class PendingSend:
     """One letter in the hands of the client. A letter that is sent again is a new parcel under the old number.
 
     `first_sent_at` tells how long the outcome has been on its way, `sent_at` how long the client owes an answer.
@@ -35,7 +35,7 @@ class Parcel:
 
     __slots__ = ("alone", "first_sent_at", "letter", "number", "outlet", "refused", "sent_at", "shipment", "size")
 
-    def __init__(self, outlet: Outlet, shipment: Shipment, letter: Letter, now: float) -> None:
+    def __init__(self, outlet: OutputTopic, shipment: PendingOutcome, letter: OutgoingRecord, now: float) -> None:
         self.outlet = outlet
         self.shipment = shipment
         self.letter = letter
@@ -47,9 +47,9 @@ class Parcel:
         # A letter that is not known to fit goes in a batch of its own: the client fails all of a batch for one.
         self.alone = self.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(letter.headers) > outlet.max_message_bytes
 
-    def again(self) -> Parcel:
+    def again(self) -> PendingSend:
         """Return the same letter for another try, so that a late answer to the first one is told apart."""
-        parcel = Parcel(self.outlet, self.shipment, self.letter, self.first_sent_at)
+        parcel = PendingSend(self.outlet, self.shipment, self.letter, self.first_sent_at)
         parcel.number = self.number
         parcel.alone = self.alone
         return parcel
@@ -66,27 +66,27 @@ class Parcel:
 
 
 @dataclass(eq=False, slots=True)
-class Outlet:
+class OutputTopic:
     """The parcels of one topic. While `repairing`, newer ones wait behind those that must be sent again."""
 
     topic: str
     numbers: itertools.count[int]
-    on_acknowledged: Callable[[Parcel], None]
+    on_acknowledged: Callable[[PendingSend], None]
     on_trouble: Callable[[], None]
     max_message_bytes: int = 1 << 62
     partitions: int = 0
     posted_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
-    unacknowledged: dict[int, Parcel] = field(default_factory=dict)
+    unacknowledged: dict[int, PendingSend] = field(default_factory=dict)
     repairing: bool = False
-    waiting: list[Parcel] = field(default_factory=list)
-    failures: list[tuple[Parcel, BaseException]] = field(default_factory=list)
+    waiting: list[PendingSend] = field(default_factory=list)
+    failures: list[tuple[PendingSend, BaseException]] = field(default_factory=list)
     trouble: str | None = None
     series: int = 0
     trying: bool = False
     retry_at: float = 0.0
 
-    def admit(self, parcel: Parcel) -> bool:
+    def admit(self, parcel: PendingSend) -> bool:
         """Take a new parcel; True when it is to be sent now, else it waits for the repair."""
         with self.lock:
             self.posted_bytes += parcel.size
@@ -98,7 +98,7 @@ class Outlet:
             self.unacknowledged[parcel.number] = parcel
             return True
 
-    def answered(self, parcel: Parcel) -> bool:
+    def answered(self, parcel: PendingSend) -> bool:
         """Take a parcel off what is on its way; False when its answer is late and counts for nothing."""
         with self.lock:
             if self.unacknowledged.get(parcel.number) is not parcel:
@@ -106,7 +106,7 @@ class Outlet:
             del self.unacknowledged[parcel.number]
             return True
 
-    def failed(self, parcel: Parcel, error: BaseException) -> bool:
+    def failed(self, parcel: PendingSend, error: BaseException) -> bool:
         """Note a failure, and let nothing newer pass before it is mended; False when the answer is late."""
         with self.lock:
             if self.unacknowledged.get(parcel.number) is not parcel:
@@ -116,7 +116,7 @@ class Outlet:
             self.failures.append((parcel, error))
             return True
 
-    def drop(self, parcel: Parcel) -> None:
+    def drop(self, parcel: PendingSend) -> None:
         """Count a parcel no more: something else takes its place."""
         with self.lock:
             self.posted_bytes -= parcel.size
@@ -131,7 +131,7 @@ class Outlet:
             self.unacknowledged.clear()
             self.failures.clear()
 
-    def next_group(self, now: float) -> list[Parcel]:
+    def next_group(self, now: float) -> list[PendingSend]:
         """Return what is to be sent again now, as on its way; opens the outlet when nothing is left.
 
         Nothing is, before everything that is on its way has an answer: one letter to try the topic with while it is in

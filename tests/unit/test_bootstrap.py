@@ -12,11 +12,11 @@ import time
 import pytest
 from kafka.errors import SaslAuthenticationFailedError
 
-from gigaoffice_worker.broker.preflight import preflight, probe
+from gigaoffice_worker.broker.bootstrap import preflight, probe
 from gigaoffice_worker.broker.security import security_kwargs, ssl_context
 from gigaoffice_worker.config import Secret, load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
-from tests.certificates import DAY, Authority
+from tests.support.certificates import DAY, Authority
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Tables in documents, filled by the tests that tried what stands in them.
 
-With TABLES_RESULTS=FILE in the environment tests append their rows to FILE; `python -m tests.tables FILE DOCUMENT`
-puts them between `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a document, in the order in which they came.
+With TABLES_RESULTS=FILE in the environment tests append their rows to FILE; `python -m tests.support.tables FILE
+DOCUMENT` puts them between `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a document, in the order in which they
+came.
 """
 
 from __future__ import annotations

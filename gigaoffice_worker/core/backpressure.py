@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class PartitionQuota:
     """What one partition may hold until it is settled: its even share of what all may hold."""
 
     records: int
     bytes: int
 
     @classmethod
-    def of(cls, partitions: int, max_records: int, max_bytes: int) -> Share:
+    def of(cls, partitions: int, max_records: int, max_bytes: int) -> PartitionQuota:
         """Divide the limits among `partitions`; a tiny share would be paused and refetched all the time."""
         partitions = max(1, partitions)
         return cls(max(16, max_records // partitions), max(256 * 1024, max_bytes // partitions))

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Self
 SHORTEST_SECRET = 8
 """Shorter ones would be found by chance."""
 
-HANDLER = "tests.handlers:handle"
-ROOT = Path(__file__).resolve().parent.parent
+HANDLER = "tests.support.handlers:handle"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Call(NamedTuple):

@@ -210,7 +210,7 @@ class Fate(StrEnum):
     """The request topic does not take it: it is too large."""
 
 
-class Outcome(NamedTuple):
+class Examined(NamedTuple):
     """One letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
 
     letter: Facts

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.services import Exchange, Service
+from tests.support.services import Exchange, Service
 
 
 class Collector(Service):

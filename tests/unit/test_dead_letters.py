@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gigaoffice_worker.cli import dlq_text
 from gigaoffice_worker.cli.dlq import filters_of
 from gigaoffice_worker.cli.terminal import UsageError
-from gigaoffice_worker.core.letters import (
+from gigaoffice_worker.core.dead_letters import (
     Facts,
     Filters,
     Span,
@@ -21,12 +21,12 @@ from gigaoffice_worker.core.letters import (
     replay_headers,
     request_headers,
 )
-from gigaoffice_worker.core.messages import Wire
+from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Headers, Reason, Record, Source
-from tests.unit.making import record
+from tests.support.making import record
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
-WIRE = Wire("responses", "dlq", "group", "1.0")
+WIRE = RecordEncoder("responses", "dlq", "group", "1.0")
 
 
 def dead(original: Record, reason: Reason = Reason.REJECTED, error: str = "ValueError", message: str = "no") -> Record:

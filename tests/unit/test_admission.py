@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.guard import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.retry import RetryPolicy
 
 POLICY = RetryPolicy(delay=1.0, max_delay=8.0)

@@ -13,12 +13,12 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
-from gigaoffice_worker.broker.decoding import watch
 from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.existing import existing
+from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.dead_letters import Filters, Moment, Span, progressed
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
-from gigaoffice_worker.core.letters import Filters, Moment, Span, progressed
 from gigaoffice_worker.core.records import Record
 
 _NAME: Final = "dlq"
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     positions: dict[int, int]
 
 
-class LetterReader:
+class DeadLetterReader:
     """The dead letter topic, to be read in spans: a context manager, for one thread.
 
     Entering it finds the cluster and the topic; nothing is created and no group is joined. With `group`, that group's

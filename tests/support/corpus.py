@@ -1,7 +1,7 @@
 """Bad input, one of each kind, and what is to come of it; and records by chance, the same in every run.
 
-`python -m tests.corpus` prints the table of docs/security.md; tests hold that table against this file, and this file
-against a running worker.
+`python -m tests.support.corpus` prints the table of docs/security.md; tests hold that table against this file, and this
+file against a running worker.
 """
 
 from __future__ import annotations

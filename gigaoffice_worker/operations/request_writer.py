@@ -16,9 +16,9 @@ from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
 from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.dead_letters import facts
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
-from gigaoffice_worker.core.letters import facts
-from gigaoffice_worker.core.records import Headers, Letter, Record, Source
+from gigaoffice_worker.core.records import Headers, OutgoingRecord, Record, Source
 
 _NAME: Final = "dlq-replay"
 _REQUEST_LIMIT: Final = 10.0
@@ -33,7 +33,7 @@ class Sent(NamedTuple):
     too_large: bool = False
 
 
-class Postbox:
+class RequestWriter:
     """The request topic, to be written to: a context manager, for one thread. Raises WorkerErrors only.
 
     Whatever KAFKA_PRODUCER_ACKS says, a letter counts as written only when all replicas have it.
@@ -96,7 +96,7 @@ class Postbox:
             self._outcomes.put(Sent(letter.source, _told(error, self._topic), too_large))
 
         try:
-            request = Letter(self._topic, letter.key, letter.value, headers, self._partition(letter))
+            request = OutgoingRecord(self._topic, letter.key, letter.value, headers, self._partition(letter))
             self._producer.send(request, acknowledged, failed)
         except TopicUnavailableError as error:
             raise UnreachableError(str(error), hint="Check that the brokers run.") from error

@@ -14,13 +14,13 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
-from gigaoffice_worker.broker.decoding import watch
 from gigaoffice_worker.broker.errors import to_worker_error
 from gigaoffice_worker.broker.existing import existing
+from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
-from gigaoffice_worker.core.records import Letter, Source
+from gigaoffice_worker.core.records import OutgoingRecord, Source
 
 _NAME: Final = "send"
 _CLOSE_LIMIT: Final = 1.0
@@ -89,7 +89,7 @@ class Exchange:
         """Hand a request over. Raises WorkerError while an earlier request with this id waits for its answer."""
         if request_id in self._asked:
             raise WorkerError(f"a request with the id {request_id!r} is waiting for its answer already")
-        letter = Letter(self._config.topics.requests.name, key, value, list(headers.items()))
+        letter = OutgoingRecord(self._config.topics.requests.name, key, value, list(headers.items()))
 
         def acknowledged(partition: int, offset: int) -> None:
             self._outcomes.put(Sent(request_id, Source(letter.topic, partition, offset), None))

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from gigaoffice_worker.broker.letters import LetterReader
-from gigaoffice_worker.broker.postbox import Postbox
 from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.dead_letters import Examined, Facts, Fate, Filters, Span, facts, replay_headers
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
-from gigaoffice_worker.core.letters import Facts, Fate, Filters, Outcome, Span, facts, replay_headers
 from gigaoffice_worker.core.records import Record, Source
+from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
+from gigaoffice_worker.operations.request_writer import RequestWriter
 
 _COMMIT_INTERVAL: Final = 1.0
 _MOST_UNACKNOWLEDGED: Final = 200
@@ -55,14 +55,14 @@ class Replay:
         self._max_replays = max_replays
         self._restart = restart
         self._dry_run = dry_run
-        self._reader = LetterReader(config, timeout, group=self.group)
-        self._postbox = Postbox(config, timeout)
+        self._reader = DeadLetterReader(config, timeout, group=self.group)
+        self._postbox = RequestWriter(config, timeout)
         self._pace = _Pace(rate)
         self._stack = contextlib.ExitStack()
         self._committed: dict[int, int] = {}
         self._positions: dict[int, int] = {}
         self._under_way: dict[Source, _UnderWay] = {}
-        self._settled: deque[Outcome] = deque()
+        self._settled: deque[Examined] = deque()
         self._settle_at = 0.0
 
     def __enter__(self) -> Self:
@@ -96,7 +96,7 @@ class Replay:
         """How many offsets have not been looked at yet."""
         return sum(max(0, span.end - self._positions.get(each, span.begin)) for each, span in self.spans.items())
 
-    def run(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
+    def run(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Examined]:
         """Go over the letters, and yield what became of each that is meant; `waiting` is called now and then."""
         self._settle_at = time.monotonic() + _COMMIT_INTERVAL
         for batch in self._reader.batches(self.spans):
@@ -108,18 +108,18 @@ class Replay:
             yield from self._settle_if_due()
         yield from self._settle_all()
 
-    def left_over(self) -> Iterator[Outcome]:
+    def left_over(self) -> Iterator[Examined]:
         """Yield what `run` has not: after a replay that was broken off, what was under way and came through."""
         while self._settled:
             yield self._settled.popleft()
 
-    def _look_at(self, letter: Record, waiting: Callable[[], None]) -> Iterator[Outcome]:
+    def _look_at(self, letter: Record, waiting: Callable[[], None]) -> Iterator[Examined]:
         said = facts(letter)
         if self.filters.match(said):
             if said.replays >= self._max_replays:
-                yield Outcome(said, Fate.SKIPPED)
+                yield Examined(said, Fate.SKIPPED)
             elif self._dry_run:
-                yield Outcome(said, Fate.REPLAYED)
+                yield Examined(said, Fate.REPLAYED)
             else:
                 if self._pace.wait_ahead() > _COMMIT_INTERVAL:
                     yield from self._settle_all()
@@ -133,13 +133,13 @@ class Replay:
 
     # Acknowledgements first, then the commit
 
-    def _settle_if_due(self) -> Iterator[Outcome]:
+    def _settle_if_due(self) -> Iterator[Examined]:
         held = sum(each.letter.size for each in self._under_way.values())
         full = len(self._under_way) >= _MOST_UNACKNOWLEDGED or held >= _MOST_BYTES
         if full or time.monotonic() >= self._settle_at:
             yield from self._settle_all()
 
-    def _settle_all(self) -> Iterator[Outcome]:
+    def _settle_all(self) -> Iterator[Examined]:
         error = self._settle(self._timeout + _GRACE)
         yield from self.left_over()
         if error:
@@ -216,8 +216,8 @@ class _UnderWay:
     said: Facts
     nulls_lost: bool = False
 
-    def outcome(self, fate: Fate) -> Outcome:
-        return Outcome(self.said, fate, self.nulls_lost and fate is Fate.REPLAYED)
+    def outcome(self, fate: Fate) -> Examined:
+        return Examined(self.said, fate, self.nulls_lost and fate is Fate.REPLAYED)
 
 
 class _Pace:

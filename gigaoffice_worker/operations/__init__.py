@@ -1,0 +1,1 @@
+"""What a person does with a cluster: check it, send requests, read and replay dead letters."""

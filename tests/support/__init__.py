@@ -1,0 +1,1 @@
+"""What the tests share: neighbours, workers, brokers, and how to wait."""
