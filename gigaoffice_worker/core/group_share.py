@@ -1,0 +1,188 @@
+"""This process's part of what the whole consumer group may use: calls at once, calls in a time, tokens in a time.
+
+Each limit is split over the partitions of the request topic, so that who owns a partition owns its share, and no
+other service has to count. Within a process the shares of its partitions are one pool: a slot that served only its
+own partition would stand idle whenever that one has nothing to do.
+
+Times are seconds and arguments: `now` of the monotonic clock, `wall` since the epoch, by which all members of the
+group take turns. Not thread-safe: the dispatcher's lock guards it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+_LEAST_TURN: Final = 60.0
+_CALLS_A_TURN: Final = 15
+"""Mean calls in one turn: calls that a turn leaves running overlap with the next owner's, so turns must be long."""
+_CALLS_TO_WAIT: Final = 2.0
+"""Mean calls for which gained slots stay idle: the old owner's calls run on, and nobody else knows of them."""
+_TOKEN_BURST: Final = 1 / 12
+"""The part of a budget of tokens that may be used at once."""
+_TOKEN_REFILL: Final = 0.9
+"""The part of a budget that is spent on estimates, so that costs above them stay within it."""
+_SMOOTHING: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """An amount in a time: 20 calls in 60 seconds."""
+
+    amount: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.amount}/{self.seconds:g}"
+
+
+def slots(partition: int, partitions: int, limit: int) -> int:
+    """Return how many of `limit` calls belong to a partition: they differ by one at most, and add up to the limit."""
+    return (partition + 1) * limit // partitions - partition * limit // partitions
+
+
+def turn_seconds(call_seconds: float) -> float:
+    """Return how long a turn lasts in which some partitions have a slot and the others none."""
+    # A power of two of the least turn, so that members whose calls differ a little still take the same turns.
+    wanted = max(_LEAST_TURN, _CALLS_A_TURN * call_seconds)
+    return _LEAST_TURN * 2.0 ** math.ceil(math.log2(wanted / _LEAST_TURN))
+
+
+class ConcurrencyShare:
+    """How many of the group's calls at once this process may make."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._partitions = 0
+        self._owned: frozenset[int] = frozenset()
+        self._before = 0
+        self._moved_at = -math.inf
+
+    def owns(self, now: float, wall: float, owned: Iterable[int], partitions: int, call_seconds: float) -> None:
+        """Note which of the request topic's `partitions` this process owns now."""
+        self._before = self.calls(now, wall, call_seconds)
+        self._owned, self._partitions, self._moved_at = frozenset(owned), partitions, now
+
+    def calls(self, now: float, wall: float, call_seconds: float) -> int:
+        """Return how many calls may run at once now."""
+        share = self._share(wall, call_seconds)
+        if now - self._moved_at < _CALLS_TO_WAIT * call_seconds:
+            share = min(share, self._before)
+        return share
+
+    def _share(self, wall: float, call_seconds: float) -> int:
+        partitions = self._partitions
+        if not partitions:
+            return 0
+        if self.limit >= partitions:
+            return self._at_turn(0)
+        length = turn_seconds(call_seconds)
+        turn, into = divmod(wall, length)
+        share = self._at_turn(int(turn))
+        if into < _CALLS_TO_WAIT * call_seconds:  # the last turn's owner may still be calling
+            share = min(share, self._at_turn(int(turn) - 1))
+        return share
+
+    def _at_turn(self, turn: int) -> int:
+        return sum(slots((each + turn) % self._partitions, self._partitions, self.limit) for each in self._owned)
+
+    def next_change(self, now: float, wall: float, call_seconds: float) -> float:
+        """Return when the share may be another one, in seconds of `now`'s clock; infinity where it stays."""
+        changes = [self._moved_at + _CALLS_TO_WAIT * call_seconds]
+        if 0 < self.limit < self._partitions:
+            length = turn_seconds(call_seconds)
+            into = wall % length
+            waits = (_CALLS_TO_WAIT * call_seconds - into, length - into)
+            changes += [now + wait for wait in waits]
+        return min((each for each in changes if each > now), default=math.inf)
+
+
+class RateShare:
+    """When this process may make the next of the group's calls in a time: its calls are spread evenly over it."""
+
+    def __init__(self, rate: Rate, random: Callable[[], float]) -> None:
+        self.rate = rate
+        self._random = random
+        self._interval = math.inf
+        self.next_at = math.inf
+
+    def owns(self, now: float, owned: int, partitions: int) -> None:
+        """Take over a new share. It begins empty: the old owner may have used up what was there."""
+        if not owned:
+            self._interval = self.next_at = math.inf
+            return
+        self._interval = self.rate.seconds * partitions / (self.rate.amount * owned)
+        self.next_at = now + self._random() * self._interval
+
+    def started(self, now: float) -> None:
+        """Take one call from the share."""
+        self.next_at = max(now, self.next_at) + self._interval
+
+    def gave_back(self) -> None:
+        """Put a call back that the provider refused: it did not count there either."""
+        self.next_at -= self._interval
+
+
+class TokenShare:
+    """What this process may spend of the group's tokens in a time. A call's cost is known only after it.
+
+    So an estimate is reserved before the call, from what calls have cost so far and how much that varies; and the
+    difference is booked after it.
+    """
+
+    def __init__(self, budget: Rate) -> None:
+        self.budget = budget
+        self._refill = 0.0
+        self._most = 0.0
+        self._level = 0.0
+        self._at = 0.0
+        self._mean = 0.0
+        self._deviation = 0.0
+        self._calls = 0
+
+    def owns(self, now: float, owned: int, partitions: int) -> None:
+        """Take over a new share. It begins empty, as a share of the rate does."""
+        part = owned / partitions if partitions else 0.0
+        self._refill = _TOKEN_REFILL * self.budget.amount * part / self.budget.seconds
+        self._most = _TOKEN_BURST * self.budget.amount * part
+        self._level, self._at = min(self._level, 0.0), now
+
+    @property
+    def estimate(self) -> float:
+        """What the next call is expected to cost, in tokens."""
+        return self._mean + self._deviation
+
+    def next_at(self, now: float) -> float:
+        """Return when there is enough for the next call."""
+        self._fill(now)
+        # More than the most there can ever be would be waited for for ever: such a call may overdraw a full share.
+        missing = min(self.estimate, self._most) - self._level
+        if missing <= 0:
+            return now
+        return now + missing / self._refill if self._refill else math.inf
+
+    def started(self, now: float) -> float:
+        """Reserve the estimate, and return it: `ended` wants it back."""
+        self._fill(now)
+        reserved = self.estimate
+        self._level -= reserved
+        return reserved
+
+    def ended(self, now: float, reserved: float, cost: float | None) -> None:
+        """Book what a call cost, in tokens; None where it reported nothing, as a refused one does."""
+        self._fill(now)
+        if cost is None:
+            self._level += reserved
+            return
+        self._level += reserved - cost
+        self._calls += 1
+        weight = max(_SMOOTHING, 1 / self._calls)
+        difference = cost - self._mean
+        self._mean += weight * difference
+        self._deviation += weight * (abs(difference) - self._deviation)
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._most, self._level + (now - self._at) * self._refill)
+        self._at = now

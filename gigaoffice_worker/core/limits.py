@@ -1,0 +1,335 @@
+"""What the provider takes, learnt from what it refuses: calls at once, calls a minute, and when to ask again.
+
+A refusal says that something is full, not what. With n calls of ours running, n may be as many as the provider takes
+at once; or the calls of this minute are used up; or everybody is refused for a while. Three small parts each remember
+one of these, and `ProviderLimits` attributes each refusal to one of them. Cutting all of them for each refusal would
+leave most of the provider's limit unused.
+
+Times are seconds of the monotonic clock and arguments. Not thread-safe: the dispatcher's lock guards it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+_CUT: Final = 0.75
+"""What is left of the level at which a call was refused."""
+_CLIMB: Final = 1.0
+"""Calls at once that are won back per mean call, up to the level at which a call was refused."""
+_EXPLORE: Final = 0.25
+"""The same beyond that level: less after a second refusal there, twice as much for each call won."""
+_LONGEST_WAIT: Final = 15.0
+"""The longest that the gate stays shut by our own choice: an outage is noticed to be over that soon."""
+_OUTAGE: Final = 75.0
+"""A limit a minute lets something through in this time. What refuses for longer is down."""
+_PASSED: Final = 1.0
+"""A call that was not refused for so long was let through: providers refuse at once."""
+_PACE_CUT: Final = 0.97
+_PACE_GROWTH: Final = 0.2
+_PACE_REST: Final = 1.0
+_LEAST_PACE: Final = 3.0
+_PACE_FORGOTTEN: Final = 4.0
+_MINUTE: Final = 60.0
+
+
+@dataclass(slots=True)
+class AdaptiveConcurrency:
+    """How many calls at once the provider takes, as far as it has refused more. `limit` may be a fraction."""
+
+    ceiling: int
+    limit: float = 0.0
+    level: float = 0.0
+    """The number of running calls at which one was refused last: the way back to it is quick, beyond it slow."""
+    _patience: float = 1.0
+    _looked_at: float = 0.0
+    _used_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit = self.level = float(self.ceiling)
+
+    @property
+    def whole(self) -> int:
+        """The calls that may run at once, at least one: without a call nothing would ever be learnt."""
+        return max(1, int(self.limit))
+
+    def begin_at(self, calls: float) -> None:
+        """Set the limit to `calls` without a refusal, as a new share of the group's limit does."""
+        self.limit = self.level = min(float(self.ceiling), max(1.0, calls))
+
+    def cut(self, running: int) -> None:
+        """Note the first refusal of a flight with `running` calls left: that many are taken, and no more."""
+        same = abs(running - self.level) <= max(1.0, 0.1 * self.level)
+        self._patience = min(2.0, 2 * self._patience) if same else 1.0
+        self.level = float(running)
+        self.limit = max(1.0, _CUT * running)
+
+    def lower(self, running: int) -> None:
+        """Note another refusal of the same flight: it only says that the level is no higher than this."""
+        self.level = min(self.level, float(max(1, running)))
+        self.limit = max(1.0, min(self.limit, self.level))
+
+    def grow(self, now: float, running: int, call_seconds: float) -> None:
+        """Raise the limit for the time in which it was used up; a limit that nobody reaches says nothing."""
+        calls = (now - self._looked_at) / call_seconds
+        self._looked_at = now
+        if self._used_up and self.limit < self.ceiling:
+            if self.limit < self.level:
+                self.limit = min(self.level, self.limit + _CLIMB * calls)
+            else:
+                won = self.limit - self.level
+                speed = _EXPLORE / self._patience * 2.0 ** max(0.0, won - 1.0)
+                if won >= 1.5:
+                    self._patience = 1.0
+                self.limit = min(self.ceiling, self.limit + min(1.0, speed) * calls)
+        self._used_up = running >= int(self.limit)
+
+
+@dataclass(slots=True)
+class Pace:
+    """How many calls a minute the provider takes; none is known until it refuses for that reason."""
+
+    per_minute: float = math.inf
+    _base: float = math.inf
+    _patience: float = 1.0
+    _minutes: float = 0.0
+    next_at: float = 0.0
+    _binding: bool = False
+
+    @property
+    def known(self) -> bool:
+        return self.per_minute < math.inf
+
+    def learn(self, now: float, per_minute: float) -> None:
+        """Take what was let through in a minute for what may be; the slower a service, the less that says."""
+        if per_minute < _LEAST_PACE:
+            return
+        if self.known:
+            self._patience = min(2.0, 2 * self._patience) if per_minute >= 0.9 * self._base else 1.0
+            per_minute = min(per_minute, self.per_minute)
+        self._base = self.per_minute = max(1.0, _PACE_CUT * per_minute)
+        self._minutes = 0.0
+        self.next_at = max(self.next_at, now)
+
+    def forget(self) -> None:
+        self.per_minute = math.inf
+
+    def started(self, now: float) -> None:
+        if self.known:
+            self.next_at = max(now, self.next_at) + _MINUTE / self.per_minute
+
+    def holds_back(self, now: float) -> bool:
+        """Say whether the next call has to wait for its turn."""
+        if not self.known or now >= self.next_at:
+            return False
+        self._binding = True
+        return True
+
+    def grow(self, seconds: float) -> None:
+        """Try a quicker pace after a while at which this one held calls back: first hardly, then boldly."""
+        if self.known and self._binding:
+            self._minutes += seconds / _MINUTE
+            beyond = max(0.0, (self._minutes - _PACE_REST) / self._patience)
+            self.per_minute = self._base * (1.0 + _PACE_GROWTH * beyond**3)
+            if self.per_minute > _PACE_FORGOTTEN * self._base:
+                self.forget()
+        self._binding = False
+
+
+@dataclass(slots=True)
+class HalfOpenGate:
+    """Shut while the provider refuses everything. It opens for one call, and for all once that was let through."""
+
+    until: float = 0.0
+    series: int = 0
+    shut_since: float = 0.0
+    half_open: bool = False
+    probe_at: float | None = None
+
+    def shut(self, now: float) -> bool:
+        return now < self.until
+
+    def close(self, now: float, wait: float, random: Callable[[], float]) -> None:
+        """Shut it for `wait` seconds; jittered, so that several workers don't come back in the same moment."""
+        self.until = now + wait + random() * min(1.0, 0.1 * wait + 0.05)
+        self.half_open, self.probe_at = True, None
+
+    def started(self, now: float) -> None:
+        if self.half_open and self.probe_at is None:
+            self.probe_at = now
+
+    def passed(self, began: float) -> None:
+        """Open it for all, if the call that was let through is the probe or a newer one."""
+        if self.half_open and self.probe_at is not None and began >= self.probe_at:
+            self.half_open, self.probe_at = False, None
+
+
+@dataclass(slots=True)
+class _Starts:
+    """Calls of the last minute that were not refused, one bucket a second."""
+
+    first: float | None = None
+    _buckets: deque[list[float]] = field(default_factory=deque)
+    _newest_ends: float = -math.inf
+
+    def add(self, now: float) -> None:
+        if now >= self._newest_ends:
+            if self.first is None:
+                self.first = now
+            self._buckets.append([now, 0])
+            self._newest_ends = now + 1.0
+            while self._buckets[0][0] <= now - _MINUTE:
+                self._buckets.popleft()
+        self._buckets[-1][1] += 1
+
+    def take_back(self, began: float) -> None:
+        for bucket in reversed(self._buckets):
+            if bucket[0] <= began:
+                bucket[1] -= 1
+                return
+
+    def count(self, now: float) -> float:
+        return sum(calls for second, calls in self._buckets if second > now - _MINUTE)
+
+    def per_minute(self, now: float) -> float:
+        """Return the calls of the last minute; in the first one, what a minute like it would have."""
+        seconds = min(_MINUTE, max(1.0, now - (self.first if self.first is not None else now)))
+        return self.count(now) * _MINUTE / seconds
+
+
+class ProviderLimits:
+    """Says when a call may start, and learns from how it ended.
+
+    `ceiling` is the most calls at once that this process could make. Until the provider refuses something, asking
+    costs a comparison.
+    """
+
+    def __init__(self, ceiling: int, random: Callable[[], float]) -> None:
+        self.concurrency = AdaptiveConcurrency(ceiling)
+        self.pace = Pace()
+        self.gate = HalfOpenGate()
+        self._random = random
+        self._starts = _Starts()
+        # Mean seconds of the calls that were let through.
+        self._call_seconds, self._calls = 1.0, 0
+        self._refusals = 0
+        self._looked_at = 0.0
+        # When calls began that are neither refused nor old enough to count as let through, with their number.
+        self._young: dict[float, int] = {}
+        self._cut_at = self._refused_at = self._passed_at = -1.0
+        self._closed_at_rate = 0.0
+        self._learnt_in_series = False
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was ever refused and no share limits this process: then nothing holds a call back."""
+        return not self._refusals and self.concurrency.limit >= self.concurrency.ceiling
+
+    @property
+    def call_seconds(self) -> float:
+        """The mean time of a call that was let through, in seconds; 1 before the first."""
+        return self._call_seconds
+
+    def begins_at(self, now: float, running: int) -> float:
+        """Return when the next call may begin: not after `now` at once, infinity when another call ends."""
+        if self.untouched:
+            return now if running < self.concurrency.ceiling else math.inf
+        self._age(now)
+        self.concurrency.grow(now, running, self._call_seconds)
+        self.pace.grow(now - self._looked_at)
+        self._looked_at = now
+        if self.gate.shut(now):
+            return self.gate.until
+        if self.gate.half_open and self.gate.probe_at is not None:
+            return self.gate.probe_at + _PASSED
+        if running >= self.concurrency.whole:
+            if running < self.concurrency.ceiling:  # the limit grows meanwhile
+                return now + max(0.05, 0.25 * self._call_seconds)
+            return math.inf
+        return self.pace.next_at if self.pace.holds_back(now) else now
+
+    def started(self, now: float) -> None:
+        """Note that a call begins."""
+        self._starts.add(now)
+        if self._refusals:
+            self._young[now] = self._young.get(now, 0) + 1
+            self.gate.started(now)
+            self.pace.started(now)
+
+    def passed(self, now: float, began: float) -> None:
+        """Note that the call that began at `began` ended otherwise than by a refusal."""
+        self._calls += 1
+        self._call_seconds += (max(0.001, now - began) - self._call_seconds) * max(0.1, 1 / self._calls)
+        if self._refusals:
+            self._forget(began)
+            self._let_through(began)
+
+    def refused(self, now: float, began: float, running: int, retry_after: float | None) -> float:
+        """Note a refusal with `running` calls left, and return when that request may be tried again."""
+        self._refusals += 1
+        self._age(now)
+        self._forget(began)
+        self._starts.take_back(began)
+        self._refused_at = now
+        last_minute, per_minute = self._starts.count(now), self._starts.per_minute(now)
+        # Calls that began before the last cut are of the same flight: one burst must not cut many times.
+        fresh, alone = began > self._cut_at, running == 0
+        again = fresh and self._cut_at >= 0 and self._passed_at < self._cut_at
+        if fresh:
+            self._cut_at = now
+        if alone or again or retry_after is not None:
+            if not self.gate.shut(now):
+                self._close(now, per_minute, retry_after, alone=alone)
+            if alone or again:
+                return max(now, self.gate.until)
+        elif self._by_pace(last_minute, running):
+            if fresh:
+                self.pace.learn(now, per_minute)
+            return now
+        if fresh:
+            self.concurrency.cut(running)
+        elif not self.gate.half_open:
+            self.concurrency.lower(running)
+        return max(now, self.gate.until)
+
+    def _by_pace(self, last_minute: float, running: int) -> bool:
+        """Say whether a refusal is about calls a minute: those are used up, or calls at once can't be the reason."""
+        used_up = last_minute >= 0.9 * self.pace.per_minute
+        return self.pace.known and (used_up or running + 1 < _CUT * int(self.concurrency.limit))
+
+    def _close(self, now: float, per_minute: float, retry_after: float | None, *, alone: bool) -> None:
+        """Shut the gate: nothing of ours gets through, or the provider has said for how long."""
+        gate = self.gate
+        gate.series += 1
+        if gate.series == 1:
+            self._closed_at_rate = per_minute if retry_after is None else 0.0
+            self._learnt_in_series = False
+            gate.shut_since = now
+        if now - gate.shut_since > _OUTAGE:
+            self.pace.forget()
+        if alone and not self._learnt_in_series:
+            self._learnt_in_series = True
+            self.pace.learn(now, self._closed_at_rate)
+        own = min(_LONGEST_WAIT, max(2.0 ** min(gate.series - 1, 10), _MINUTE / self.pace.per_minute))
+        gate.close(now, own if retry_after is None else max(0.0, retry_after), self._random)
+
+    def _age(self, now: float) -> None:
+        while self._young and (began := next(iter(self._young))) <= now - _PASSED:
+            del self._young[began]
+            self._let_through(began)
+
+    def _let_through(self, began: float) -> None:
+        self._passed_at = max(self._passed_at, began)
+        if began > self._refused_at:
+            self.gate.series = 0
+        self.gate.passed(began)
+
+    def _forget(self, began: float) -> None:
+        left = self._young.get(began, 0) - 1
+        if left > 0:
+            self._young[began] = left
+        else:
+            self._young.pop(began, None)
