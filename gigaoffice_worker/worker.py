@@ -15,7 +15,7 @@ import structlog
 from gigaoffice_worker import __version__
 from gigaoffice_worker.broker import clients, topics
 from gigaoffice_worker.broker.consumer import Consumer
-from gigaoffice_worker.broker.errors import BAD_CREDENTIALS
+from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS
 from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.verification import TopicVerifier

@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
 from gigaoffice_worker.broker.bootstrap import preflight
-from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, describe, to_worker_error
+from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client
 from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs

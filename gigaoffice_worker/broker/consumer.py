@@ -17,8 +17,10 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 from kafka.util import Timer
 
+from gigaoffice_worker.broker.error_table import commit_error
+from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
-from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError, set_aside, watch
+from gigaoffice_worker.broker.kafka_python.fetching import set_aside, watch
 from gigaoffice_worker.core.records import Record
 
 _LATEST = -1
@@ -36,34 +38,6 @@ class Committed(NamedTuple):
 
     position: int
     metadata: str
-
-
-class CommitLostError(Exception):
-    """The commit came from a membership that is over; somebody else may own the partitions."""
-
-
-class CommitRetriableError(Exception):
-    """The commit may succeed later: no answer in time, or no coordinator."""
-
-
-class CommitMapTooLargeError(Exception):
-    """The broker takes less metadata with a commit than was sent."""
-
-
-class CommitRefusedError(Exception):
-    """The broker refused the commit for a reason that may be the fault of one partition or of our rights."""
-
-
-class FencedError(Exception):
-    """Another member uses our group instance id."""
-
-
-class OutOfRangeError(Exception):
-    """Positions outside of the log: `positions` by partition."""
-
-    def __init__(self, positions: Mapping[int, int]) -> None:
-        super().__init__(f"positions outside of the log: {dict(positions)}")
-        self.positions = dict(positions)
 
 
 class Consumer:
@@ -147,9 +121,6 @@ class Consumer:
         """Say whether the group's coordinator has been found."""
         return not self._client._coordinator.coordinator_unknown()  # noqa: SLF001
 
-    def assignment(self) -> frozenset[int]:
-        return frozenset(tp.partition for tp in self._client.assignment() if tp.topic == self._topic)
-
     def committed(self, partition: int, timeout: float) -> Committed | None:
         """Return what is committed for a partition. Raises the client's errors, KafkaTimeoutError among them."""
         found = self._client.committed(self._at(partition), metadata=True, timeout_ms=int(timeout * 1000))
@@ -165,7 +136,7 @@ class Consumer:
         try:
             found = coordinator.fetch_committed_offsets(wanted, timeout_ms=int(timeout * 1000))
         except kafka_errors.KafkaError as error:
-            raise _retriable_or_refused(error) from error
+            raise commit_error(error) from error
         return {tp.partition: Committed(at.offset, at.metadata or "") for tp, at in found.items()}
 
     def start_of_log(self, partition: int, timeout: float) -> int:
@@ -203,20 +174,8 @@ class Consumer:
         }
         try:
             self._send_commit(offsets, timeout)
-        except kafka_errors.FencedInstanceIdError as error:
-            raise FencedError from error
-        except (
-            kafka_errors.CommitFailedError,
-            kafka_errors.IllegalGenerationError,
-            kafka_errors.UnknownMemberIdError,
-            # Nothing but polling ends a rebalance, and then somebody else may own the partitions.
-            kafka_errors.RebalanceInProgressError,
-        ) as error:
-            raise CommitLostError(str(error)) from error
-        except (kafka_errors.OffsetMetadataTooLargeError, kafka_errors.InvalidCommitOffsetSizeError) as error:
-            raise CommitMapTooLargeError from error
         except kafka_errors.KafkaError as error:
-            raise _retriable_or_refused(error) from error
+            raise commit_error(error) from error
 
     def _send_commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -257,11 +216,6 @@ class Consumer:
 
     def _at(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
-
-
-def _retriable_or_refused(error: kafka_errors.KafkaError) -> Exception:
-    kind = CommitRetriableError if getattr(error, "retriable", False) else CommitRefusedError
-    return kind(f"{type(error).__name__}: {error}")
 
 
 def _record(found: Any) -> Record:

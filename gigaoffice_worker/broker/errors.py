@@ -1,262 +1,67 @@
-"""Kafka's exceptions in our terms: expected, retriable or fatal, what they mean, and which exit code they end in.
-
-Everything that is known about single exceptions is one row of `_RULES`; the first row that fits counts.
-
-| ends as | exit | when |
-|---|---|---|
-| ConfigurationError | 78 | the cluster refuses what was configured, or a file, key or codec of ours does not work |
-| AccessError | 77 | a password, certificate or right is refused, by the cluster or (its certificate) by us |
-| UnreachableError | 69 | nobody answers, or not in time; everything that may pass by itself |
-| WorkerError | 1 | an exception that nobody foresaw |
-"""
+"""The errors that this room raises besides WorkerErrors: what the engine has to act on."""
 
 from __future__ import annotations
 
-import ast
 import re
-import socket
-import ssl
-from enum import StrEnum
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final
 
-from kafka import errors as kafka
-
-from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
-from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
-
-LONGEST_TEXT: Final = 300
+_LONGEST_REASON: Final = 300
+_BYTES_IN_TEXT: Final = re.compile(r"""(?:bytearray\()?\bb(['"]).*?\1""", re.DOTALL)
 
 
-class Kind(StrEnum):
-    """What to do about an exception: nothing, try again, or stop."""
-
-    EXPECTED = "expected"
-    RETRIABLE = "retriable"
-    FATAL = "fatal"
+class CommitLostError(Exception):
+    """The commit came from a membership that is over; somebody else may own the partitions."""
 
 
-class Rule(NamedTuple):
-    """What is known about some exceptions; `cause` and `hint` are for the operator."""
-
-    exceptions: tuple[type[BaseException], ...]
-    kind: Kind
-    ends_as: type[WorkerError]
-    cause: str
-    hint: str
+class CommitRetriableError(Exception):
+    """The commit may succeed later: no answer in time, or no coordinator."""
 
 
-def _expected(cause: str, *exceptions: type[BaseException]) -> Rule:
-    return Rule(exceptions, Kind.EXPECTED, WorkerError, cause, "")
+class CommitMapTooLargeError(Exception):
+    """The broker takes less metadata with a commit than was sent."""
 
 
-def _passing(cause: str, hint: str, *exceptions: type[BaseException]) -> Rule:
-    return Rule(exceptions, Kind.RETRIABLE, UnreachableError, cause, hint)
+class CommitRefusedError(Exception):
+    """The broker refused the commit for a reason that may be the fault of one partition or of our rights."""
 
 
-def _access(cause: str, hint: str, *exceptions: type[BaseException]) -> Rule:
-    return Rule(exceptions, Kind.FATAL, AccessError, cause, hint)
+class FencedError(Exception):
+    """Another member uses our group instance id."""
 
 
-def _wrong(cause: str, hint: str, *exceptions: type[BaseException]) -> Rule:
-    return Rule(exceptions, Kind.FATAL, ConfigurationError, cause, hint)
+class OutOfRangeError(Exception):
+    """Positions outside of the log: `positions` by partition."""
+
+    def __init__(self, positions: Mapping[int, int]) -> None:
+        super().__init__(f"positions outside of the log: {dict(positions)}")
+        self.positions = dict(positions)
 
 
-BAD_CREDENTIALS: Final = _access(
-    "authentication failed",
-    "Check KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD against the cluster's users.",
-    kafka.SaslAuthenticationFailedError,
-    kafka.UnsupportedSaslMechanismError,
-    kafka.IllegalSaslStateError,
-    kafka.UnacceptableCredentialError,
-)
+class UndecodableError(Exception):
+    """The client cannot decode what stands at `offset` of `partition`; nothing behind it can be read either.
 
-_RULES: Final = (
-    _expected("topic already exists", kafka.TopicAlreadyExistsError),
-    BAD_CREDENTIALS,
-    _access(
-        "authorization failed: no permission for the topic",
-        "Grant the user DESCRIBE and, to create topics, CREATE; READ on the request topic, WRITE on the other two.",
-        kafka.TopicAuthorizationFailedError,
-    ),
-    _access(
-        "authorization failed: no permission for the consumer group",
-        "Grant the user READ on the group KAFKA_CONSUMER_GROUP.",
-        kafka.GroupAuthorizationFailedError,
-    ),
-    _access(
-        "authorization failed: no permission on the cluster",
-        "Grant the user CREATE on the topics or the cluster, or create them otherwise and set "
-        "KAFKA_TOPIC_AUTO_CREATE=false.",
-        kafka.ClusterAuthorizationFailedError,
-    ),
-    _access("authorization failed: permission denied", "Grant the user what it needs.", kafka.AuthorizationError),
-    _access(
-        "the broker's certificate is not trusted",
-        "Check KAFKA_SSL_CAFILE, the certificate's names and its dates.",
-        ssl.SSLCertVerificationError,
-    ),
-    _wrong(
-        "replication factor refused",
-        "Set KAFKA_TOPIC_…_REPLICATION to no more than the number of brokers.",
-        kafka.InvalidReplicationFactorError,
-        kafka.InvalidReplicationAssignmentError,
-    ),
-    _wrong(
-        "partition count refused by the cluster: invalid configuration",
-        "Check KAFKA_TOPIC_…_PARTITIONS.",
-        kafka.InvalidPartitionsError,
-    ),
-    _wrong(
-        "topic configuration refused",
-        "Check KAFKA_TOPIC_…_CONFIG against the cluster's version and policy.",
-        kafka.InvalidConfigurationError,
-        kafka.PolicyViolationError,
-    ),
-    _wrong("topic name refused: invalid configuration", "Check the names in KAFKA_TOPIC_….", kafka.InvalidTopicError),
-    _wrong(
-        "session time-out refused: configuration outside of the broker's limits",
-        "Set KAFKA_CONSUMER_SESSION_TIMEOUT_MS between group.min.session.timeout.ms and group.max.session.timeout.ms.",
-        kafka.InvalidSessionTimeoutError,
-    ),
-    _wrong(
-        "another member of the group holds the group instance id: invalid configuration",
-        "Give each worker a KAFKA_CONSUMER_GROUP_INSTANCE_ID of its own.",
-        kafka.FencedInstanceIdError,
-        kafka.UnreleasedInstanceIdError,
-    ),
-    _wrong(
-        "consumer group refused: invalid configuration",
-        "Check KAFKA_CONSUMER_GROUP, and that all members of the group are workers of this kind.",
-        kafka.InvalidGroupIdError,
-        kafka.InconsistentGroupProtocolError,
-        kafka.GroupIdNotFoundError,
-    ),
-    _wrong(
-        "cluster capacity exceeded: the group takes no more members",
-        "Stop other members or raise the broker's group.max.size.",
-        kafka.GroupMaxSizeReachedError,
-    ),
-    _wrong(
-        "the cluster does not know what is asked of it: invalid configuration",
-        "Apache Kafka 2.1 or newer is needed.",
-        kafka.UnsupportedVersionError,
-        kafka.IncompatibleBrokerVersion,
-        kafka.UnrecognizedBrokerVersion,
-    ),
-    _wrong(
-        "request refused: invalid configuration",
-        "Check the configuration with `gigaoffice-worker check`.",
-        kafka.InvalidRequestError,
-        kafka.InvalidRequiredAcksError,
-        kafka.KafkaConfigurationError,
-        kafka.IllegalArgumentError,
-        kafka.UnsupportedCodecError,
-        kafka.UnsupportedCompressionTypeError,
-    ),
-    _wrong(
-        "TLS could not be set up: invalid configuration",
-        "Check the KAFKA_SSL_… files, the key's password, and that the port speaks TLS.",
-        ssl.SSLError,
-    ),
-    _passing(
-        "no answer in time",
-        "Check that the brokers run and can be reached; raise KAFKA_TOPIC_CREATION_TIMEOUT if they are slow.",
-        kafka.KafkaTimeoutError,
-        kafka.RequestTimedOutError,
-        TimeoutError,
-    ),
-    _passing("host name not known", "Check KAFKA_BOOTSTRAP_SERVERS and the name service.", socket.gaierror),
-    _passing(
-        "cluster not reachable",
-        "Check KAFKA_BOOTSTRAP_SERVERS, the brokers, their advertised listeners, and whether the port expects TLS.",
-        kafka.NoBrokersAvailable,
-        kafka.KafkaConnectionError,
-        kafka.NodeNotReadyError,
-        kafka.BrokerNotAvailableError,
-        kafka.NetworkExceptionError,
-        kafka.Cancelled,
-        OSError,
-    ),
-    _passing("no leader yet", "Check that the brokers run.", kafka.LeaderNotAvailableError, kafka.NotControllerError),
-    _passing("topic not known yet", "Check that the topic exists.", kafka.UnknownTopicOrPartitionError),
-    _passing(
-        "the cluster failed to answer",
-        "Check the brokers' logs.",
-        kafka.UnknownError,
-        kafka.KafkaStorageError,
-        kafka.ReassignmentInProgressError,
-        kafka.StaleBrokerEpochError,
-    ),
-)
+    `behind` is where the next batch begins, None where that is not known. `reason` quotes nothing of the record.
+    """
 
-# Errors of the network are OSErrors too, but name no file.
-_FILE: Final = _wrong(
-    "a configured file cannot be read", "Check the KAFKA_SSL_… paths and their permissions.", FileNotFoundError
-)
-_RETRIABLE: Final = _passing("the cluster is not ready", "Check that the brokers run.", kafka.KafkaError)
-_REFUSED: Final = Rule((kafka.KafkaError,), Kind.FATAL, WorkerError, "the cluster refused", "Check the brokers' logs.")
-_UNFORESEEN: Final = Rule((), Kind.FATAL, WorkerError, "unexpected error", "")
-# The client gives up finding a broker only when the time for it is used up.
-_TIMEOUTS: Final = (kafka.NoBrokersAvailable, kafka.KafkaTimeoutError, kafka.RequestTimedOutError, TimeoutError)
-_BROKERS_WORDS: Final = re.compile(r"""error_message=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+    def __init__(self, partition: int, offset: int, cause: Exception, behind: int | None = None) -> None:
+        self.partition = partition
+        self.offset = offset
+        self.cause = cause
+        self.behind = behind
+        self.reason = _reason(cause)
+        super().__init__(f"record {partition}-{offset} cannot be decoded: {self.reason}")
 
 
-def rule(exc: BaseException) -> Rule:
-    """Return what is known about an exception, our own WorkerErrors included."""
-    if isinstance(exc, WorkerError):
-        kind = Kind.RETRIABLE if isinstance(exc, UnreachableError) else Kind.FATAL
-        return Rule((type(exc),), kind, type(exc), str(exc), exc.hint)
-    if isinstance(exc, OSError) and exc.filename:
-        return _FILE
-    for each in _RULES:
-        if isinstance(exc, each.exceptions):
-            return each
-    if isinstance(exc, kafka.KafkaError):
-        return _RETRIABLE if exc.retriable else _REFUSED
-    return _UNFORESEEN
+class TopicUnavailableError(Exception):
+    """The topic has no partition that could be written to, as far as the client knows."""
 
 
-def classify(exc: BaseException) -> Kind:
-    """Say whether an exception is expected, may pass by itself, or needs somebody to step in."""
-    return rule(exc).kind
-
-
-def is_fatal(exc: BaseException) -> bool:
-    """Say whether trying again is known to be pointless; False for what nobody foresaw."""
-    known = rule(exc)
-    return known.kind is Kind.FATAL and known.ends_as is not WorkerError
-
-
-def is_timeout(exc: BaseException) -> bool:
-    """Say whether an exception, or what it was made of, is an answer that did not come in time."""
-    return isinstance(exc, _TIMEOUTS) or isinstance(exc.__cause__, _TIMEOUTS)
-
-
-def describe(exc: BaseException) -> str:
-    """Return the cause in our words, and behind it those of the broker or the exception."""
-    if isinstance(exc, WorkerError):
-        return str(exc)
-    own_words = _text(exc)
-    cause = rule(exc).cause
-    return f"{cause}: {own_words}" if own_words else cause
-
-
-def to_worker_error(exc: BaseException, during: str) -> WorkerError:
-    """Return the exception that ends a command; `during` says what was being done, as in "listing topics"."""
-    if isinstance(exc, WorkerError):
-        return exc
-    if isinstance(exc, UndecodableError):
-        hint = "Nothing behind it in its partition can be read. Choose other partitions, or what is newer."
-        return WorkerError(f"{during}: {exc}", hint=hint)
-    known = rule(exc)
-    return known.ends_as(f"{during}: {describe(exc)}", hint=known.hint)
-
-
-def _text(exc: BaseException) -> str:
-    """Return an exception's own words: of a refused request only the broker's, since all of it would be pages."""
-    text = str(exc)
-    if words := _BROKERS_WORDS.search(text):
-        return str(ast.literal_eval(words[1]))[:LONGEST_TEXT]
-    if isinstance(exc, kafka.KafkaError):
-        return f"{type(exc).__name__} {' '.join(map(str, exc.args))}".strip()[:LONGEST_TEXT]
-    return f"{type(exc).__name__}: {text}"[:LONGEST_TEXT].removesuffix(": ")
+def _reason(cause: Exception) -> str:
+    error: BaseException | None = cause
+    while error is not None:
+        if isinstance(error, UnicodeDecodeError):  # text that the client decodes by itself: nothing else is
+            return "a header name is not UTF-8"
+        error = error.__cause__ or error.__context__
+    text = _BYTES_IN_TEXT.sub("…", str(cause))[:_LONGEST_REASON]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gigaoffice_worker.broker.admin import admin
-from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.error_table import to_worker_error
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, WorkerError
 

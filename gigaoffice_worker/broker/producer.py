@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
@@ -19,47 +18,13 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.sender import PartitionResponse
 from kafka.record.memory_records import MemoryRecordsBuilder
 
+from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.core.records import OutgoingRecord
 
-
-class SendFailure(Enum):
-    """What a failed send says about what to do next."""
-
-    TOO_LARGE = auto()
-    """The batch is larger than the topic takes; one record of it sent alone may pass."""
-    REFUSED = auto()
-    """The topic is missing, refused or short of replicas: the same producer may try again later."""
-    STUCK = auto()
-    """The producer itself is in doubt: a new one is needed."""
-
-
-_REFUSED = (
-    kafka_errors.AuthorizationError,
-    kafka_errors.UnknownTopicOrPartitionError,
-    kafka_errors.InvalidTopicError,
-    kafka_errors.NotEnoughReplicasError,
-    kafka_errors.NotEnoughReplicasAfterAppendError,
-    kafka_errors.PolicyViolationError,
-    kafka_errors.InvalidRecordError,
-)
 # Far below any limit of the client's on what may be sent.
 _SMALL = 1024 * 1024
 # Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
 _APART = 4
-_TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-
-
-class TopicUnavailableError(Exception):
-    """The topic has no partition that could be written to, as far as the client knows."""
-
-
-def classify(error: BaseException) -> SendFailure:
-    """Say what a failed send means for the record and for the producer."""
-    if isinstance(error, _TOO_LARGE):
-        return SendFailure.TOO_LARGE
-    if isinstance(error, (*_REFUSED, TopicUnavailableError)):
-        return SendFailure.REFUSED
-    return SendFailure.STUCK
 
 
 # Called with the partition and the offset that the record has got; the offset is -1 where nobody acknowledges.

@@ -15,7 +15,7 @@ import structlog
 from kafka.errors import TopicAlreadyExistsError
 
 from gigaoffice_worker.broker.admin import MAX_MESSAGE_BYTES, Admin, TopicState, admin
-from gigaoffice_worker.broker.errors import Kind, classify, describe, is_timeout, rule, to_worker_error
+from gigaoffice_worker.broker.error_table import Kind, classify, describe, is_timeout, rule, to_worker_error
 from gigaoffice_worker.broker.verification import (
     Mismatch,
     OpenAdmin,
@@ -213,7 +213,7 @@ class _Workflow:
                 break
             try:
                 return work(self._fresh_admin())
-            except Exception as error:  # noqa: BLE001  # told apart in `errors`
+            except Exception as error:  # noqa: BLE001  # told apart in `error_table`
                 self.close()
                 self._failed(step, error, attempt, facts)
         raise _StoppedError

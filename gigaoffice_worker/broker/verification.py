@@ -13,7 +13,7 @@ import structlog
 from kafka.errors import KafkaError
 
 from gigaoffice_worker.broker.admin import Admin, TopicState, admin
-from gigaoffice_worker.broker.errors import is_fatal, to_worker_error
+from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, TopicSpec
 
 log = structlog.get_logger(__name__)

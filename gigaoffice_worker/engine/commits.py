@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from gigaoffice_worker.broker.consumer import (
+from gigaoffice_worker.broker.consumer import Committed, Consumer
+from gigaoffice_worker.broker.errors import (
     CommitLostError,
     CommitMapTooLargeError,
     CommitRefusedError,
     CommitRetriableError,
-    Committed,
-    Consumer,
 )
 from gigaoffice_worker.core.scheduler import Assignment
 from gigaoffice_worker.engine.dispatcher import Dispatcher

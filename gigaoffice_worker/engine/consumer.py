@@ -13,9 +13,9 @@ from typing import Literal
 
 import structlog
 
-from gigaoffice_worker.broker.consumer import Consumer, FencedError, OutOfRangeError
-from gigaoffice_worker.broker.errors import is_fatal, to_worker_error
-from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
+from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
+from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
 from gigaoffice_worker.core.backpressure import PartitionQuota
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from gigaoffice_worker.core.records import Record

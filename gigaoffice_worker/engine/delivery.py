@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import structlog
 
-from gigaoffice_worker.broker.producer import Producer, SendFailure, classify
+from gigaoffice_worker.broker.error_table import SendFailure, send_failure
+from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.core.messages import RecordEncoder, UnserialisableError, encode_response
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.scheduler import Work
@@ -272,7 +273,7 @@ class Delivery:
         again: list[PendingSend] = []
         at_once = True
         for parcel, error in failures:
-            match classify(error):
+            match send_failure(error):
                 case SendFailure.TOO_LARGE:
                     if parcel.alone and self._give_up(parcel):
                         continue

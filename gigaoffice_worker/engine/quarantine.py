@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import structlog
 
-from gigaoffice_worker.broker.kafka_python.fetching import UndecodableError
+from gigaoffice_worker.broker.errors import UndecodableError
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker import bootstrap
 from gigaoffice_worker.broker.admin import Admin, Group, TopicState, admin
-from gigaoffice_worker.broker.errors import BAD_CREDENTIALS, is_fatal, to_worker_error
+from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 from gigaoffice_worker.operations import topic_advice
@@ -90,7 +90,7 @@ def _answer(
     client.renew(limit)
     try:
         return question(step)
-    except Exception as error:  # noqa: BLE001  # told apart in `errors`
+    except Exception as error:  # noqa: BLE001  # told apart in `error_table`
         if once_more and not is_fatal(error):
             return _answer(client, step, question, limit, once_more=False)
         return _bad(step, to_worker_error(error, "asking the cluster"))
@@ -211,7 +211,7 @@ def _missing(client: Admin, config: Config, spec: TopicSpec, step: str) -> Findi
         return Finding(step, Mark.BAD, "missing", mend, WorkerError.exit_code)
     try:
         client.create(spec, spec.settings, validate_only=True)
-    except Exception as error:  # noqa: BLE001  # told apart in `errors`
+    except Exception as error:  # noqa: BLE001  # told apart in `error_table`
         return _bad(step, to_worker_error(error, "missing, and creating it would fail"))
     found = f"missing; the cluster would create it (partitions {spec.partitions}, replication {spec.replication})"
     mend = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."

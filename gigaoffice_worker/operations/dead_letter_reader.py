@@ -13,7 +13,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
-from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.error_table import to_worker_error
 from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.config import Config

@@ -12,9 +12,10 @@ from kafka import KafkaProducer
 from kafka.partitioner import DefaultPartitioner
 
 from gigaoffice_worker.broker.clients import constructing, producer_kwargs, reachable
-from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
+from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.existing import existing
-from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
+from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.dead_letters import facts
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -92,7 +93,7 @@ class RequestWriter:
             self._outcomes.put(Sent(letter.source))
 
         def failed(error: BaseException) -> None:
-            too_large = classify(error) is SendFailure.TOO_LARGE
+            too_large = send_failure(error) is SendFailure.TOO_LARGE
             self._outcomes.put(Sent(letter.source, _told(error, self._topic), too_large))
 
         try:

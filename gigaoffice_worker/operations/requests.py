@@ -14,10 +14,11 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
-from gigaoffice_worker.broker.errors import to_worker_error
+from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
+from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.kafka_python.fetching import watch
-from gigaoffice_worker.broker.producer import Producer, SendFailure, TopicUnavailableError, classify
+from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
 from gigaoffice_worker.core.records import OutgoingRecord, Source
@@ -208,7 +209,7 @@ def _writer(config: Config, timeout: float) -> Producer:
 
 def _told(error: BaseException, during: str) -> WorkerError:
     """Return the error that ends the command: a requester needs other rights than the worker does."""
-    if classify(error) is SendFailure.TOO_LARGE:
+    if send_failure(error) is SendFailure.TOO_LARGE:
         hint = "Raise the topic's max.message.bytes, or send less."
         return WorkerError(f"{during}: it is larger than the request topic takes", hint=hint)
     told = to_worker_error(error, during)

@@ -19,9 +19,9 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 
+from gigaoffice_worker.broker.errors import UndecodableError
 from gigaoffice_worker.broker.kafka_python import fetching
 from gigaoffice_worker.broker.kafka_python.fetching import (
-    UndecodableError,
     batch_end,
     limit_the_client,
     set_aside,

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from gigaoffice_worker.broker.consumer import (
+from gigaoffice_worker.broker.consumer import Committed
+from gigaoffice_worker.broker.errors import (
     CommitLostError,
     CommitMapTooLargeError,
     CommitRefusedError,
     CommitRetriableError,
-    Committed,
 )
 from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.offsets import CommitMap

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import errors as kafka_errors
 
-from gigaoffice_worker.broker.producer import TopicUnavailableError
+from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.core.messages import RecordEncoder, last_values
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
 from gigaoffice_worker.core.scheduler import Work

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import re
 import struct
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +21,8 @@ from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 from kafka.record import default_records, legacy_records
 
+from gigaoffice_worker.broker.errors import UndecodableError
+
 UNPACKED_AT_LEAST: Final = 64 * 1024 * 1024
 UNPACKED_TIMES: Final = 20
 """A batch may unpack to 64 MiB, or to twenty times its size where that is more. JSON seldom shrinks so far."""
@@ -30,11 +31,9 @@ _CHUNK: Final = 1024 * 1024
 _LZ4_SHRINKS_TO: Final = 256
 """LZ4 shrinks nothing to less than a 255th."""
 
-_LONGEST_REASON: Final = 300
 # Base offset, length, leader epoch, magic, checksum, attributes, last offset delta.
 _HEADER: Final = struct.Struct(">qiibIhi")
 _BEFORE_LENGTH_COUNTS: Final = 12
-_BYTES_IN_TEXT: Final = re.compile(r"""(?:bytearray\()?\bb(['"]).*?\1""", re.DOTALL)
 
 # What the broker answered instead of records: it cannot read them either.
 _UNREADABLE: Final = (
@@ -42,21 +41,6 @@ _UNREADABLE: Final = (
     kafka_errors.UnknownError,
     kafka_errors.UnsupportedCompressionTypeError,
 )
-
-
-class UndecodableError(Exception):
-    """The client cannot decode what stands at `offset` of `partition`; nothing behind it can be read either.
-
-    `behind` is where the next batch begins, None where that is not known. `reason` quotes nothing of the record.
-    """
-
-    def __init__(self, partition: int, offset: int, cause: Exception, behind: int | None = None) -> None:
-        self.partition = partition
-        self.offset = offset
-        self.cause = cause
-        self.behind = behind
-        self.reason = _reason(cause)
-        super().__init__(f"record {partition}-{offset} cannot be decoded: {self.reason}")
 
 
 class TooLargeUnpackedError(Exception):
@@ -165,13 +149,3 @@ def _limited(read: Callable[[int], bytes], packed: bytes | memoryview) -> bytes:
         if left < 0:
             raise TooLargeUnpackedError(f"a batch of {len(packed)} bytes unpacks to more than {limit} bytes")
     return unpacked[0] if len(unpacked) == 1 else b"".join(unpacked)
-
-
-def _reason(cause: Exception) -> str:
-    error: BaseException | None = cause
-    while error is not None:
-        if isinstance(error, UnicodeDecodeError):  # text that the client decodes by itself: nothing else is
-            return "a header name is not UTF-8"
-        error = error.__cause__ or error.__context__
-    text = _BYTES_IN_TEXT.sub("…", str(cause))[:_LONGEST_REASON]
-    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

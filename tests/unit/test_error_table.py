@@ -8,7 +8,26 @@ import ssl
 import pytest
 from kafka import errors as kafka
 
-from gigaoffice_worker.broker.errors import Kind, classify, describe, is_fatal, is_timeout, rule, to_worker_error
+from gigaoffice_worker.broker.error_table import (
+    Kind,
+    SendFailure,
+    classify,
+    commit_error,
+    describe,
+    is_fatal,
+    is_timeout,
+    rule,
+    send_failure,
+    to_worker_error,
+)
+from gigaoffice_worker.broker.errors import (
+    CommitLostError,
+    CommitMapTooLargeError,
+    CommitRefusedError,
+    CommitRetriableError,
+    FencedError,
+    TopicUnavailableError,
+)
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 MISSING_FILE = FileNotFoundError(2, "No such file or directory", "/etc/ca.pem")
@@ -111,3 +130,51 @@ def test_every_exception_of_the_client_is_told_as_one_of_ours():
         assert type(told) in (WorkerError, AccessError, ConfigurationError, UnreachableError)
         if classify(each()) is Kind.RETRIABLE:
             assert type(told) is UnreachableError
+
+
+@pytest.mark.parametrize(
+    "exc, told",
+    [
+        (kafka.CommitFailedError(), CommitLostError),
+        (kafka.IllegalGenerationError(), CommitLostError),
+        (kafka.UnknownMemberIdError(), CommitLostError),
+        (kafka.RebalanceInProgressError(), CommitLostError),
+        (kafka.FencedInstanceIdError(), FencedError),
+        (kafka.OffsetMetadataTooLargeError(), CommitMapTooLargeError),
+        (kafka.InvalidCommitOffsetSizeError(), CommitMapTooLargeError),
+        (kafka.KafkaTimeoutError("no answer"), CommitRetriableError),
+        (kafka.NotCoordinatorError(), CommitRetriableError),
+        (kafka.UnknownTopicOrPartitionError(), CommitRetriableError),
+        (kafka.GroupAuthorizationFailedError(), CommitRefusedError),
+        (kafka.TopicAuthorizationFailedError(), CommitRefusedError),
+        (kafka.UnknownError(), CommitRefusedError),
+    ],
+)
+def test_each_failed_commit_says_what_it_means_to_the_partitions(exc, told):
+    assert type(commit_error(exc)) is told
+    assert type(exc).__name__ in str(commit_error(exc))
+
+
+@pytest.mark.parametrize(
+    "exc, failure",
+    [
+        (kafka.MessageSizeTooLargeError(), SendFailure.TOO_LARGE),
+        (kafka.RecordListTooLargeError(), SendFailure.TOO_LARGE),
+        (kafka.TopicAuthorizationFailedError(), SendFailure.REFUSED),
+        (kafka.ClusterAuthorizationFailedError(), SendFailure.REFUSED),
+        (kafka.UnknownTopicOrPartitionError(), SendFailure.REFUSED),
+        (kafka.InvalidTopicError(), SendFailure.REFUSED),
+        (kafka.NotEnoughReplicasError(), SendFailure.REFUSED),
+        (kafka.NotEnoughReplicasAfterAppendError(), SendFailure.REFUSED),
+        (kafka.PolicyViolationError(), SendFailure.REFUSED),
+        (kafka.InvalidRecordError(), SendFailure.REFUSED),
+        (TopicUnavailableError("responses"), SendFailure.REFUSED),
+        (kafka.KafkaTimeoutError(), SendFailure.STUCK),
+        (kafka.OutOfOrderSequenceNumberError(), SendFailure.STUCK),
+        (kafka.SaslAuthenticationFailedError(), SendFailure.STUCK),
+        (OSError(9, "Bad file descriptor"), SendFailure.STUCK),
+        (RuntimeError("stopped"), SendFailure.STUCK),
+    ],
+)
+def test_each_failed_send_says_whether_the_producer_is_in_doubt(exc, failure):
+    assert send_failure(exc) is failure
