@@ -26,6 +26,7 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.visible import visible
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery, Hooks
 from gigaoffice_worker.engine.dispatcher import Dispatcher
@@ -431,7 +432,7 @@ class Worker:
 def _verdict(good: str, troubles: list[health.Trouble] | Any) -> Answer:
     if not troubles:
         return Answer(200, f"{good}\n")
-    return Answer(503, "".join(f"{trouble.code}: {trouble.text}\n" for trouble in troubles))
+    return Answer(503, "".join(visible(f"{trouble.code}: {trouble.text}") + "\n" for trouble in troubles))
 
 
 def _close_handler(handler: Handler) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError
+from gigaoffice_worker.core.visible import visible, visible_json, visible_lines
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import Config, Setting
@@ -103,7 +103,7 @@ def _tracing() -> Finding:
 def _print_settings(settings: list[Setting]) -> None:
     width = max(len(each.name) for each in settings)
     for each in settings:
-        print(f"{' ' if each.is_default else '*'} {each.name:<{width}}  {each.value}")
+        print(f"{' ' if each.is_default else '*'} {each.name:<{width}}  {visible(each.value)}")
     print(flush=True)
 
 
@@ -111,9 +111,9 @@ def _print_finding(finding: Finding) -> None:
     mark = _MARKS[finding.mark]
     if sys.stdout.isatty():
         mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
-    print(f"{mark} {finding.step}: {finding.found}")
+    print(f"{mark} {finding.step}: {visible_lines(finding.found)}")
     for line in finding.mend.splitlines():
-        print(f"    {line}")
+        print(f"    {visible(line)}")
     sys.stdout.flush()
 
 
@@ -123,4 +123,4 @@ def _document(settings: list[Setting], config: Config, findings: list[Finding]) 
         "warnings": config.warnings,
         "findings": [each._asdict() for each in findings],
     }
-    return json.dumps(document, ensure_ascii=False, indent=2)
+    return visible_json(document, indent=2)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from gigaoffice_worker.cli import dlq_text, terminal
 from gigaoffice_worker.core.dead_letters import Facts, Filters, Span, facts
 from gigaoffice_worker.core.records import Record
+from gigaoffice_worker.core.visible import visible
 
 if TYPE_CHECKING:
     from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
@@ -54,7 +55,7 @@ def act_show(asked: argparse.Namespace) -> int:
             _print_letter(letter, said, asked, first=not shown)
             shown += 1
     if not shown:
-        which = f"of a request {dlq_text.visible(asked.letter)}" if isinstance(asked.letter, str) else "there any more"
+        which = f"of a request {visible(asked.letter)}" if isinstance(asked.letter, str) else "there any more"
         raise terminal.FoundWantingError(
             f"there is no dead letter {which} in {config.topics.dlq.name}",
             hint="`gigaoffice-worker dlq list` lists them.",

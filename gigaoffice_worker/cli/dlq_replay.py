@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gigaoffice_worker.cli import dlq_text, terminal
 from gigaoffice_worker.cli.dlq_reading import check_partitions, none_fits
 from gigaoffice_worker.core.dead_letters import Examined, Fate
+from gigaoffice_worker.core.visible import visible
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import Config
@@ -64,7 +65,7 @@ class _Report:
     def add(self, outcome: Examined) -> None:
         """Count a letter, and name it if something is to be said about it."""
         said = outcome.letter
-        name = f"{said.place} (request {dlq_text.visible(said.request_id)})"
+        name = f"{said.place} (request {visible(said.request_id)})"
         if outcome.fate is Fate.REPLAYED:
             self._replayed[said.reason or "no reason given"] += 1
             if outcome.nulls_lost:

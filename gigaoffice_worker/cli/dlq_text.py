@@ -13,14 +13,10 @@ from typing import Any
 
 from gigaoffice_worker.core.dead_letters import Facts, request_headers
 from gigaoffice_worker.core.records import Record
+from gigaoffice_worker.core.visible import visible, visible_json
 
 _INDENT = "  "
 _HEADINGS = ("LETTER", "WRITTEN", "REASON", "ERROR TYPE", "REPLAYS", "REQUEST", "MESSAGE")
-
-
-def visible(text: str) -> str:
-    """Return the text with an escape, as JSON has them, for everything but letters, digits, signs and the space."""
-    return "".join(each if each.isprintable() else _escape(each) for each in text)
 
 
 def time_of(seconds: float) -> str:
@@ -104,8 +100,8 @@ def with_headers(letter: Record, said: Facts, *, payload: bool) -> dict[str, Any
 
 
 def json_line(found: dict[str, Any]) -> str:
-    """Return one line of JSON; between its texts there is nothing that `visible` would touch."""
-    return visible(json.dumps(found, ensure_ascii=False))
+    """Return one line of JSON."""
+    return visible_json(found)
 
 
 def _row(letter: Facts) -> tuple[str, ...]:
@@ -130,8 +126,3 @@ def _value(name: str, value: bytes | None) -> dict[str, str | None]:
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "backslashreplace")
-
-
-def _escape(character: str) -> str:
-    escaped = json.dumps(character)[1:-1]
-    return escaped if escaped.isprintable() else f"\\u{ord(character):04x}"

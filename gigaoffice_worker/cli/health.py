@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError
+from gigaoffice_worker.core.visible import visible
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import SidePort
@@ -52,7 +53,7 @@ def act(asked: argparse.Namespace) -> int:
     from gigaoffice_worker.config import load
 
     reply = ask(load().side_port, LIVE if asked.live else READY, asked.timeout)
-    print(reply.text.rstrip())
+    print("\n".join(map(visible, reply.text.rstrip().split("\n"))))
     return 0 if reply.good else 1
 
 

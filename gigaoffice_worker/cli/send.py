@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.cli.outgoing import Request, read_request, read_requests
 from gigaoffice_worker.core.errors import WorkerError
+from gigaoffice_worker.core.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import Config
@@ -91,7 +91,7 @@ def _send_one(config: Config, request: Request, options: Options) -> int:
     with Exchange(config, options.timeout, answers=options.wait) as exchange:
         place = _acknowledged(exchange, request, options)
         if not options.wait:
-            print(json.dumps({"id": request.id, **place._asdict()}))
+            print(visible_json({"id": request.id, **place._asdict()}))
             return 0
         started = time.monotonic()
         while (waited := time.monotonic() - started) < options.timeout:
@@ -130,7 +130,7 @@ def _no_answer(config: Config, request: Request, place: Source, timeout: float) 
 
     why = why_no_answer(config, place, _DIAGNOSIS_LIMIT)
     return terminal.FoundWantingError(
-        f"no response to request {request.id} within {timeout:g} s (it stands at {place})",
+        f"no response to request {visible(request.id)} within {timeout:g} s (it stands at {place})",
         hint=" ".join(filter(None, (why, "Look at `gigaoffice-worker health` and the worker's log."))),
     )
 
@@ -144,14 +144,14 @@ def _verdict(config: Config, response: Response) -> int:
     error = document.get("error")
     told = f"{error.get('type')}: {error.get('message')}" if isinstance(error, dict) else "no reason given"
     raise terminal.FoundWantingError(
-        f"the request failed after {response.latency:.3f} s: {told}",
+        f"the request failed after {response.latency:.3f} s: {visible(told)}",
         hint=f"If it could not be processed it stands in {config.topics.dlq.name}; the worker's log has the details.",
     )
 
 
 def _print_response(response: Response) -> None:
     indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(response.document, ensure_ascii=False, indent=indent), flush=True)
+    print(visible_json(response.document, indent=indent), flush=True)
 
 
 # Many requests
@@ -171,7 +171,7 @@ class _Tally:
             return
         self.counts["sent"] += 1
         if not wait and sent.place is not None:
-            print(json.dumps({"id": sent.request_id, **sent.place._asdict()}), flush=True)
+            print(visible_json({"id": sent.request_id, **sent.place._asdict()}), flush=True)
 
     def refused(self, error: WorkerError) -> None:
         """Report a request that was not sent."""
@@ -182,7 +182,7 @@ class _Tally:
         """Print a response and count it."""
         self.counts["completed" if response.document.get("status") == "completed" else "failed"] += 1
         self.latencies.append(response.latency)
-        print(json.dumps(response.document, ensure_ascii=False), flush=True)
+        print(visible_json(response.document), flush=True)
 
     def summary(self, seconds: float, unanswered: int) -> str:
         """Return the last line of all."""
@@ -228,7 +228,7 @@ def send_many(
     print(tally.summary(time.monotonic() - started, len(unanswered)), file=sys.stderr)
     if unanswered:
         raise terminal.FoundWantingError(
-            f"no further response within {options.timeout:g} s; without an answer: {_some(unanswered)}",
+            f"no further response within {options.timeout:g} s; without an answer: {visible(_some(unanswered))}",
             hint="Look at `gigaoffice-worker health` and the worker's log.",
         )
     return 1 if tally.counts["failed"] or tally.counts["not sent"] else 0

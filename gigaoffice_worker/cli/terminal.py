@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gigaoffice_worker.core.errors import WorkerError
+from gigaoffice_worker.core.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from gigaoffice_worker.config import Config, Secret
@@ -71,14 +72,14 @@ def seconds(text: str) -> float:
 
 def report(error: WorkerError) -> None:
     """Say on standard error what went wrong and what to do."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {visible_lines(str(error))}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {visible_lines(error.hint)}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
     """Say on standard error what deserves a second look."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {visible_lines(text)}", file=sys.stderr)
 
 
 class Progress:
@@ -95,7 +96,7 @@ class Progress:
         if self._wanted and time.monotonic() >= self._due:
             self._due = time.monotonic() + _REWRITE
             self._shown = True
-            print(f"{_CLEAR_LINE}{text}", end="", file=sys.stderr, flush=True)
+            print(f"{_CLEAR_LINE}{visible(text)}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Remove the line, before something else is printed; the next one has to wait again."""

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from gigaoffice_worker.cli import terminal
+from gigaoffice_worker.core.visible import visible
 
 if TYPE_CHECKING:
     from gigaoffice_worker.broker.topics import TopicReport
@@ -37,7 +38,7 @@ def act(asked: argparse.Namespace) -> int:
         return 1
     may_create = config.topics.auto_create
     for spec in config.topics:
-        print(_line(spec, report, created=spec.name in created, creatable=may_create and asked.dry_run))
+        print(visible(_line(spec, report, created=spec.name in created, creatable=may_create and asked.dry_run)))
     if report.missing and not may_create:
         terminal.warn("KAFKA_TOPIC_AUTO_CREATE is false, so nothing is created")
     return 1 if report.missing else 0

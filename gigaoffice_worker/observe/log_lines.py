@@ -22,6 +22,8 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
+from gigaoffice_worker.core.visible import escape_json, visible
+
 MAX_LINE = 32 * 1024  # bytes; journald splits what is longer than 48 KiB
 MASK = "********"
 
@@ -54,8 +56,6 @@ _SECRET_IN_TEXT = re.compile(
     re.IGNORECASE,
 )
 _SECRET_HINTS = ("bearer", "basic", "://", "passw", "secret", "token", "key", "authorization")
-# C0 and C1 controls, line and paragraph separators, direction overrides, byte order mark, lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _NEEDS_NO_QUOTES = re.compile(r"[\w.,:;/@+*#%()<>\[\]-]+")
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 
@@ -105,10 +105,10 @@ class LineFormat:
     def _text(self, record: dict[str, Any]) -> str:
         at, level, event = record.pop("timestamp")[11:23], record.pop("level"), record.pop("event")
         blocks = [record.pop(key) for key in _LONG_TEXTS if key in record]
-        facts = " ".join(f"{_escape_text(key)}={_console_value(value)}" for key, value in record.items())
+        facts = " ".join(f"{visible(key)}={_console_value(value)}" for key, value in record.items())
         shown = f"\x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m" if self._colour else f"{level:<8}"
-        lines = [f"{at} {shown} {_escape_text(str(event))}  {facts[: MAX_LINE // 4]}".rstrip()]
-        lines += [f"    {_escape_text(part)}" for block in blocks for part in str(block).split("\n") if part]
+        lines = [f"{at} {shown} {visible(str(event))}  {facts[: MAX_LINE // 4]}".rstrip()]
+        lines += [f"    {visible(part)}" for block in blocks for part in str(block).split("\n") if part]
         return "\n".join(lines) + "\n"
 
 
@@ -249,7 +249,7 @@ def format_traceback(error: BaseException) -> str:
 
 
 def _json_line(record: dict[str, Any]) -> str:
-    line = _escape_json(_to_json(record))
+    line = escape_json(_to_json(record))
     if len(line) * 4 > MAX_LINE and len(line.encode()) >= MAX_LINE:
         line = _shortened(record)
     return line + "\n"
@@ -257,36 +257,20 @@ def _json_line(record: dict[str, Any]) -> str:
 
 def _shortened(record: dict[str, Any]) -> str:
     """Leave out the largest facts, one after the other, until the line fits."""
-    sizes = {key: len(_escape_json(_to_json(value)).encode()) for key, value in record.items() if key not in _RESERVED}
-    excess = len(_escape_json(_to_json(record)).encode()) - MAX_LINE + 1
+    sizes = {key: len(escape_json(_to_json(value)).encode()) for key, value in record.items() if key not in _RESERVED}
+    excess = len(escape_json(_to_json(record)).encode()) - MAX_LINE + 1
     for key, size in sorted(sizes.items(), key=lambda item: item[1], reverse=True):
         record[key] = f"(left out: {size} bytes)"
         excess -= size - len(record[key]) - 2
         if excess <= 0:
             break
-    return _escape_json(_to_json(record))
-
-
-def _escape_json(line: str) -> str:
-    if line.isascii() and "\x7f" not in line:
-        return line
-    return _UNPRINTABLE.sub(_json_escape, line)
-
-
-def _json_escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    # Half a surrogate pair is no character: strict readers refuse its escape too, so it is shown as six characters.
-    return f"\\\\u{code:04x}" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
-
-
-def _escape_text(text: str) -> str:
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return escape_json(_to_json(record))
 
 
 def _console_value(value: object) -> str:
     if isinstance(value, str) and _NEEDS_NO_QUOTES.fullmatch(value):
         return value
-    return _escape_text(_to_json(value))
+    return visible(_to_json(value))
 
 
 def _last_resort(created: float, error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from gigaoffice_worker.core.errors import ConfigurationError
+from gigaoffice_worker.core.visible import visible, visible_json
 from gigaoffice_worker.observe.listener import BACKLOG, COMMON_HEADERS, HTTPListener
 
 _MAX_URI = 4096
@@ -35,9 +35,9 @@ class Answer:
     def encoded(self) -> tuple[str, str, bytes]:
         """Return the status line, the content type and the body's bytes."""
         if isinstance(self.body, dict):
-            kind, text = "application/json", json.dumps(self.body, ensure_ascii=False, indent=2, default=str) + "\n"
+            kind, text = "application/json", visible_json(self.body, indent=2, default=str) + "\n"
         elif isinstance(self.body, str):
-            kind, text = "text/plain; charset=utf-8", self.body
+            kind, text = "text/plain; charset=utf-8", "\n".join(map(visible, self.body.split("\n")))
         else:
             kind, text = "application/octet-stream", ""
         body = self.body if isinstance(self.body, bytes) else text.encode("utf-8", "backslashreplace")

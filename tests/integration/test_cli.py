@@ -362,7 +362,7 @@ def answer(request: dict[str, object]) -> dict[str, object]:
         "request_id": request["id"],
         "status": "failed" if failed else "completed",
         "result": None if failed else {"echo": request["query"]},
-        "error": {"type": "ValueError", "message": "as it was told"} if failed else None,
+        "error": {"type": "ValueError", "message": request.get("because", "as it was told")} if failed else None,
         "processing_time": 0.001,
         "timestamp": "2026-01-01T00:00:00Z",
     }
@@ -402,6 +402,16 @@ def test_send_of_a_request_that_fails_says_why(cli, made_topics, responder):
     assert json.loads(done.stdout)["status"] == "failed"
     assert "ValueError: as it was told" in done.stderr
     assert made_topics.dlq in done.stderr
+
+
+def test_send_passes_no_control_character_of_a_response_on(cli, responder):
+    because = "\x1b]0;taken over\x07\x9b31m\u202e\nhint: pipe this into a shell"
+    done = cli("send", json.dumps({"id": "\x9br", "query": because, "fail": True, "because": because}))
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["message"] == because
+    told = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    assert all(line.isprintable() for line in told)
+    assert [line[:5] for line in done.stderr.splitlines()] == ["error", "hint:"]
 
 
 def test_send_takes_no_older_response_for_its_own(cli, kafka_bootstrap, made_topics):

@@ -201,14 +201,6 @@ def test_a_replay_goes_on_where_it_was_unless_the_topic_is_another_one(committed
 # How letters are shown
 
 
-@given(st.text())
-def test_nothing_that_is_shown_holds_a_control_character(text: str) -> None:
-    shown = dlq_text.visible(text)
-    assert shown.isprintable()
-    if "\\" not in text and text.isprintable():
-        assert shown == text
-
-
 @given(st.text(), st.binary())
 def test_no_letter_can_forge_a_line_of_a_sheet_or_a_table(text: str, value: bytes) -> None:
     letter = dead(record(3, text.encode("utf-8", "replace"), value, [(text, value)]), message=text)

@@ -99,7 +99,7 @@ def test_page_is_answered_with_headers_that_keep_it_fresh_and_plain(port):
 def test_dict_is_sent_as_json_whatever_is_in_it(port):
     response = get(port, "/readyz")
     assert (response.status, response.headers["content-type"]) == (503, "application/json")
-    assert json.loads(response.body) == {"status": "draining", "причина": ["SIGTERM"], "3": None, "odd": "\ud800"}
+    assert json.loads(response.body) == {"status": "draining", "причина": ["SIGTERM"], "3": None, "odd": "\\ud800"}
 
 
 def test_bytes_are_sent_as_they_are(port):
