@@ -1,4 +1,4 @@
-"""What may run next: order by key, due times of retries, and what every partition may hold in memory."""
+"""What may run next: order by key, and due times of retries."""
 
 from __future__ import annotations
 
@@ -7,77 +7,11 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
-from gigaoffice_worker.core.offsets import OffsetTracker
-from gigaoffice_worker.core.records import Failure, Record
+from gigaoffice_worker.core.work import Assignment, Lane, Stage, Work
 
 Ordering = Literal["key", "partition", "none"]
-
-
-class Stage(StrEnum):
-    """Where a request is between being received and being settled."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    WAITING_RETRY = "waiting-retry"
-    DELIVERING = "delivering"
-
-
-@dataclass(eq=False, slots=True)
-class Assignment:
-    """One partition from the moment it is assigned until it is forgotten: its offsets and what it holds in memory.
-
-    `epoch` counts assignments. An adopted partition keeps its Assignment under a new epoch; a forgotten one is `lost`,
-    and what still refers to it is dropped, never settled or committed.
-    """
-
-    topic: str
-    partition: int
-    epoch: int
-    tracker: OffsetTracker[Work]
-    # What the last acknowledged commit said: position and metadata.
-    committed: int
-    committed_text: str = ""
-    watermark: int | None = None
-    lost: bool = False
-    held_records: int = 0
-    held_bytes: int = 0
-
-    @property
-    def name(self) -> tuple[str, int]:
-        return (self.topic, self.partition)
-
-
-Lane = tuple[Assignment, bytes | None]
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """One request on its way. Times are seconds of the monotonic clock; `attempt` counts attempts begun."""
-
-    record: Record
-    assignment: Assignment
-    size: int
-    received_at: float
-    # When the record was written, in seconds since the epoch; never later than it was received.
-    written_at: float = 0.0
-    # Known from the first attempt on, when the value is decoded; empty if no response can be addressed.
-    id: str = ""
-    stage: Stage = Stage.QUEUED
-    attempt: int = 0
-    # Counts how often a thread took it. An attempt that did not count is a run all the same, so that the late result
-    # of one run is never mistaken for the next one's.
-    run: int = 0
-    ready_at: float = 0.0
-    first_at: float | None = None
-    started_at: float = 0.0
-    seconds: float = 0.0
-    failure: Failure | None = None
-    lane: Lane | None = None
-    # Counts requests in the order in which they were received.
-    number: int = 0
 
 
 @dataclass(order=True, slots=True)

@@ -14,7 +14,7 @@ from gigaoffice_worker.broker.errors import (
     CommitRefusedError,
     CommitRetriableError,
 )
-from gigaoffice_worker.core.scheduler import Assignment
+from gigaoffice_worker.core.work import Assignment
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
 

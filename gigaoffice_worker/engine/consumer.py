@@ -19,7 +19,7 @@ from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, Undeco
 from gigaoffice_worker.core.backpressure import PartitionQuota
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from gigaoffice_worker.core.records import Record
-from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher

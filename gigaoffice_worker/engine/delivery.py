@@ -22,7 +22,7 @@ from gigaoffice_worker.broker.error_table import SendFailure, send_failure
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.core.messages import RecordEncoder, UnserialisableError, encode_response
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
-from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.output_topic import OutputTopic, PendingOutcome, PendingSend
 
 log = structlog.get_logger(__name__)

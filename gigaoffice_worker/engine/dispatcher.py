@@ -17,7 +17,8 @@ from enum import Enum
 from gigaoffice_worker.core.admission import Gate, StormGuard
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Assignment, Scheduler, Stage, Work
+from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.work import Assignment, Stage, Work
 
 # A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it.
 # While one thread takes quick calls in a row, the others leave them to it; once it stays away longer, they take over.

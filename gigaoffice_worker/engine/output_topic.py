@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gigaoffice_worker.core.records import Outcome, OutgoingRecord
-from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.work import Work
 
 # What a record adds to its content on the wire, at most, apart from its headers.
 _RECORD_OVERHEAD = 128

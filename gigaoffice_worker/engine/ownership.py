@@ -15,8 +15,9 @@ from typing import Literal
 import structlog
 
 from gigaoffice_worker.broker.consumer import Committed, Consumer, Membership
-from gigaoffice_worker.core.offsets import CommitMap, CommitMapError, OffsetTracker
-from gigaoffice_worker.core.scheduler import Assignment, Work
+from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
+from gigaoffice_worker.core.offsets import OffsetTracker
+from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics

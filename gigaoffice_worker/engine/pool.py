@@ -11,8 +11,8 @@ import structlog
 
 from gigaoffice_worker.core.messages import last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
-from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.core.trace import trace_fields
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics

@@ -12,8 +12,8 @@ import structlog
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
-from gigaoffice_worker.core.scheduler import Work
 from gigaoffice_worker.core.trace import trace_fields
+from gigaoffice_worker.core.work import Work
 
 Handler = Callable[[Request], Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gigaoffice_worker.broker.login import LoginWatch
-from gigaoffice_worker.core.scheduler import Assignment, Stage, Work
+from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.consumer import ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher

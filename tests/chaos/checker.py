@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from gigaoffice_worker.core.offsets import CommitMap, CommitMapError
+from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
 from tests.chaos.evidence import Evidence, Place, Sample
 from tests.support.wire import Rec
 from tests.support.workers import Call

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from gigaoffice_worker.core.offsets import CommitMap
+from gigaoffice_worker.core.commit_map import CommitMap
 from tests.chaos.checker import Findings, examine, stale_repeats
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request

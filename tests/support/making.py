@@ -6,7 +6,7 @@ import itertools
 
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Headers, Record
-from gigaoffice_worker.core.scheduler import Assignment, Work
+from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.observe.health import Snapshot
 
 TOPIC = "requests"

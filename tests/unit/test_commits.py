@@ -15,7 +15,7 @@ from gigaoffice_worker.broker.errors import (
     CommitRetriableError,
 )
 from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
-from gigaoffice_worker.core.offsets import CommitMap
+from gigaoffice_worker.core.commit_map import CommitMap
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.engine.commits import Committer

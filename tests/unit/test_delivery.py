@@ -18,7 +18,7 @@ from kafka import errors as kafka_errors
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.core.messages import RecordEncoder, last_values
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
-from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.delivery import ABANDON_AFTER, BLOCKED_AFTER, Delivery, Hooks
 from tests.support.making import Partition
 from tests.support.waiting import eventually

@@ -16,7 +16,8 @@ import pytest
 from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Ordering, Scheduler, Stage, Work
+from gigaoffice_worker.core.scheduler import Ordering, Scheduler
+from gigaoffice_worker.core.work import Stage, Work
 from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
 from tests.support.making import Partition
 from tests.support.waiting import eventually

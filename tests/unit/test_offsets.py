@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.offsets import CommitMap, CommitMapError, OffsetTracker
+from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
+from gigaoffice_worker.core.offsets import OffsetTracker
 
 LIMIT = 4096
 

@@ -16,7 +16,8 @@ from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.errors import TransientError
 from gigaoffice_worker.core.records import Outcome, Reason, Request
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Scheduler, Work
+from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor

@@ -10,7 +10,7 @@ import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Headers, Request
-from gigaoffice_worker.core.scheduler import Work
+from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.processor import LONGEST_MESSAGE, LONGEST_RETRY_AFTER, Processor
 from tests.support.making import assignment, record
 

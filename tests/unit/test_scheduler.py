@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gigaoffice_worker.core.offsets import OffsetTracker
-from gigaoffice_worker.core.scheduler import Assignment, Ordering, Scheduler, Stage, Work
+from gigaoffice_worker.core.scheduler import Ordering, Scheduler
+from gigaoffice_worker.core.work import Assignment, Stage, Work
 from tests.support.making import TOPIC, Partition, record
 
 KEYS = (None, b"", b"a", b"b")
