@@ -97,7 +97,7 @@ def _take_over(path: str) -> None:
 
 def environment_additions(found: Mapping[str, str], real: Mapping[str, str]) -> dict[str, str]:
     """Return what a file adds to the real environment."""
-    from gigaoffice_worker.config.variables import FILE_SUFFIX
+    from gigaoffice_worker.config.files import FILE_SUFFIX
 
     def is_set(name: str) -> bool:
         twin = name.removesuffix(FILE_SUFFIX) if name.endswith(FILE_SUFFIX) else name + FILE_SUFFIX

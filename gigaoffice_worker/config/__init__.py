@@ -1,20 +1,21 @@
 """The configuration: what the environment says, checked as a whole and frozen. Nothing else reads the environment."""
 
 from gigaoffice_worker.config.files import read_env_file
-from gigaoffice_worker.config.loading import effective, load
+from gigaoffice_worker.config.listing import Setting, effective, markdown_table
+from gigaoffice_worker.config.loading import load
 from gigaoffice_worker.config.model import (
+    VARIABLES,
     Config,
     Consumer,
     Kafka,
     Logs,
     Producer,
-    Secret,
     SidePort,
     Topics,
     TopicSpec,
     Worker,
 )
-from gigaoffice_worker.config.variables import VARIABLES, Setting, Variable, readme_table
+from gigaoffice_worker.config.secret import Secret
 
 __all__ = [
     "VARIABLES",
@@ -28,10 +29,9 @@ __all__ = [
     "SidePort",
     "TopicSpec",
     "Topics",
-    "Variable",
     "Worker",
     "effective",
     "load",
+    "markdown_table",
     "read_env_file",
-    "readme_table",
 ]

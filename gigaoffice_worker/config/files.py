@@ -10,6 +10,9 @@ from dotenv.parser import Binding, parse_stream
 
 from gigaoffice_worker.core.errors import ConfigurationError
 
+FILE_SUFFIX: Final = "_FILE"
+"""What a secret's variable is followed by in the name of the one that gives the secret as a file."""
+
 LARGEST_SECRET: Final = 65_536
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 from environs import Env, EnvValidationError
 
 from gigaoffice_worker.config import rules
-from gigaoffice_worker.config.building import build
-from gigaoffice_worker.config.files import read_secret
-from gigaoffice_worker.config.model import MASK, Config
-from gigaoffice_worker.config.variables import BY_NAME, FILE_SUFFIX, VARIABLES, Setting, Variable
+from gigaoffice_worker.config.files import FILE_SUFFIX, read_secret
+from gigaoffice_worker.config.kinds import Variable
+from gigaoffice_worker.config.model import BY_NAME, SECTIONS, VARIABLES, Config, TopicSpec
 from gigaoffice_worker.core.errors import ConfigurationError
 
 
@@ -22,12 +22,17 @@ class _Environment(Env):
     def __init__(self, texts: Mapping[str, str]) -> None:
         super().__init__(eager=False)
         self._texts = texts
-        for method, parse in {each.kind.method: each.kind.parse for each in VARIABLES}.items():
-            if parse:
-                self.add_parser(method, parse)
+        self.add_parser("ours", lambda text, parse: parse(text))
 
     def _get_value(self, env_key: str, default: object) -> object:
         return self._texts.get(env_key, default)
+
+    def parse(self, variable: Variable) -> Any:
+        """Return the variable's value, or None if its text is wrong, which `seal` tells."""
+        kind = variable.kind
+        if callable(kind.parse):
+            return self.ours(variable.name, parse=kind.parse)
+        return getattr(self, kind.parse)(variable.name, validate=kind.check)
 
 
 def load(environ: Mapping[str, str] | None = None) -> Config:
@@ -35,22 +40,18 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
 
     Raises ConfigurationError naming every wrong variable, with what is allowed.
     """
-    given = _given(environ)
+    given = set_variables(environ)
     texts, wrong_files = _texts(given)
     values, wrong_values = _parse(texts, skip=wrong_files.keys())
     wrong = [*wrong_files.values(), *wrong_values, *rules.problems(values)]
     if wrong:
         raise _error(wrong)
-    return build(values, given, tuple(rules.warnings(values, given)))
+    sections = {name: _filled(section, values, given) for name, section in SECTIONS.items()}
+    return Config(**sections, warnings=tuple(rules.warnings(values, given)))
 
 
-def effective(environ: Mapping[str, str] | None = None) -> list[Setting]:
-    """List every variable with the text that counts, right or wrong; secrets are masked."""
-    given = _given(environ)
-    return [_setting(variable, given) for variable in VARIABLES]
-
-
-def _given(environ: Mapping[str, str] | None) -> dict[str, str]:
+def set_variables(environ: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what is set, known or not: an empty variable counts as unset."""
     source = os.environ if environ is None else environ
     return {name: text for name, text in source.items() if text}
 
@@ -60,7 +61,7 @@ def _texts(given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     texts = {each.name: each.default for each in VARIABLES if each.default}
     wrong: dict[str, str] = {}
     for variable in VARIABLES:
-        name, twin = variable.name, variable.name + FILE_SUFFIX
+        name, twin = variable.name, variable.twin
         if name in given:
             texts[name] = given[name] if variable.secret else given[name].strip()
         if variable.secret and twin in given:
@@ -76,12 +77,9 @@ def _texts(given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
 def _parse(texts: Mapping[str, str], skip: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values by name, None where nothing is set, and what is wrong with the others."""
     env = _Environment(texts)
-    values: dict[str, Any] = {}
-    for name, variable in BY_NAME.items():
-        if name in skip:
-            continue
-        options = {"validate": variable.kind.check} if variable.kind.check else {}
-        values[name] = getattr(env, variable.kind.method)(name, **options) if name in texts else None
+    values = {
+        name: env.parse(variable) if name in texts else None for name, variable in BY_NAME.items() if name not in skip
+    }
     try:
         env.seal()
     except EnvValidationError as error:
@@ -93,7 +91,8 @@ def _parse(texts: Mapping[str, str], skip: Collection[str]) -> tuple[dict[str, A
 
 def _complaint(variable: Variable, text: str, messages: list[str]) -> str:
     shown = variable.name if variable.secret else f"{variable.name}={rules.short(text)}"
-    return f"{shown}: {' and '.join(messages) if variable.kind.parse else f'must be {variable.allowed}'}"
+    ours = callable(variable.kind.parse)
+    return f"{shown}: {' and '.join(messages) if ours else f'must be {variable.kind.allowed}'}"
 
 
 def _error(wrong: list[str]) -> ConfigurationError:
@@ -104,7 +103,15 @@ def _error(wrong: list[str]) -> ConfigurationError:
     )
 
 
-def _setting(variable: Variable, given: Mapping[str, str]) -> Setting:
-    is_default = variable.name not in given and not (variable.secret and variable.name + FILE_SUFFIX in given)
-    text = variable.default if is_default else given.get(variable.name, "").strip()
-    return Setting(variable.name, MASK if variable.secret and not is_default else text or "none", is_default)
+def _filled(section: Any, values: Mapping[str, Any], given: Mapping[str, str]) -> Any:
+    """Return a section of the configuration, each field from what it is declared to hold."""
+    arguments: dict[str, Any] = {}
+    for each in fields(section):
+        match each.metadata:
+            case {"file_of": secret}:
+                arguments[each.name] = given.get(secret + FILE_SUFFIX)
+            case {"role": role, "variables": variables}:
+                arguments[each.name] = TopicSpec(role, *(variable.field_value(values) for variable in variables))
+            case {"variables": (variable,)}:
+                arguments[each.name] = variable.field_value(values)
+    return section(**arguments)

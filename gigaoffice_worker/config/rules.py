@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from gigaoffice_worker.config import values as kinds
 from gigaoffice_worker.config.files import file_trouble
-from gigaoffice_worker.config.variables import BY_NAME, FILE_SUFFIX
+from gigaoffice_worker.config.model import VARIABLES
 
 Values = Mapping[str, Any]
 
@@ -122,7 +122,7 @@ def _weak_delivery(values: Values) -> Iterator[str]:
 
 
 def _unknown(names: Mapping[str, str]) -> Iterator[str]:
-    known = {*BY_NAME, *(f"{each.name}{FILE_SUFFIX}" for each in BY_NAME.values() if each.secret)}
+    known = {each.name for each in VARIABLES} | {each.twin for each in VARIABLES if each.secret}
     for name in sorted(names.keys() - known):
         if name.startswith(OUR_PREFIXES):
             nearest = get_close_matches(name, known, n=1)

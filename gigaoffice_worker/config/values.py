@@ -22,6 +22,11 @@ def text(value: str) -> str:
     return value
 
 
+def first_directory(value: str) -> str | None:
+    """Return the first of several directories: systemd separates them by colons, and the first is the unit's own."""
+    return text(value).partition(":")[0] or None
+
+
 def servers(value: str) -> tuple[str, ...]:
     """Read a list of `host:port`, and name every entry that is none."""
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]

@@ -10,10 +10,8 @@ from urllib.request import getproxies, proxy_bypass
 from environs import Env, EnvValidationError
 
 from gigaoffice_worker.config import Secret
-from gigaoffice_worker.config.files import file_trouble, read_secret
+from gigaoffice_worker.config.files import FILE_SUFFIX, file_trouble, read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
-
-FILE_SUFFIX = "_FILE"
 
 
 class Environment(Env):

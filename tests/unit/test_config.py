@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gigaoffice_worker.config import VARIABLES, Secret, effective, load, read_env_file, readme_table
+from gigaoffice_worker.config import VARIABLES, Secret, effective, load, markdown_table, read_env_file
 from gigaoffice_worker.core.errors import ConfigurationError
 
 SASL = {"KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "KAFKA_SASL_USERNAME": "worker", "KAFKA_SASL_PASSWORD": "hunter2"}
@@ -321,11 +321,16 @@ def test_the_listing_shows_every_variable_with_the_text_that_counts(tmp_path):
     assert listing["KAFKA_SSL_PASSWORD"][1:] == ("none", True)
 
 
+def test_no_variable_is_declared_twice():
+    names = [variable.name for variable in VARIABLES]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_the_readme_table_has_a_row_for_every_variable():
-    rows = readme_table().splitlines()[2:]
+    rows = markdown_table().splitlines()[2:]
     assert len(rows) == len(VARIABLES)
     assert all(row.count("|") == 5 for row in rows)
-    assert "| `WORKER_ORDERING` | `key` | key, partition or none |" in readme_table()
+    assert "| `WORKER_ORDERING` | `key` | key, partition or none |" in markdown_table()
 
 
 def test_an_env_file_is_read_without_surprises(tmp_path):

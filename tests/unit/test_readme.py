@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gigaoffice_worker.config import load, read_env_file, readme_table
+from gigaoffice_worker.config import load, markdown_table, read_env_file
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.env"))
@@ -17,7 +17,7 @@ def between(text: str, name: str) -> str:
 
 
 def test_readme_lists_every_variable_as_the_code_knows_it() -> None:
-    assert between((ROOT / "README.md").read_text(), "configuration") == readme_table()
+    assert between((ROOT / "README.md").read_text(), "configuration") == markdown_table() + "\n"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
