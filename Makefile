@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint lock audit bench chaos test-security test-systemd test-image test-prometheus test-page screenshots install clean
+.PHONY: help dev test lint lock audit bench chaos variables test-security test-systemd test-image test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fil
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
 	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,README.md)
+
+variables: $(STAMP) ## the documents' table of environment variables anew, from their declarations
+	$(BIN)/python -m tests.support.configuration
 
 test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by case; fills the tables of docs/security.md
 	@rm -f .security.jsonl

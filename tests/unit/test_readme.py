@@ -1,4 +1,4 @@
-"""The README against the code, and the example files against the configuration."""
+"""The table of variables against the code, and the example files against the configuration."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from gigaoffice_worker.config import load, markdown_table, read_env_file
+from gigaoffice_worker.config import load, read_env_file
+from tests.support.configuration import documents, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.env"))
 
 
-def between(text: str, name: str) -> str:
-    return text.split(f"<!-- {name}:begin -->\n", 1)[1].split(f"<!-- {name}:end -->", 1)[0]
-
-
-def test_readme_lists_every_variable_as_the_code_knows_it() -> None:
-    assert between((ROOT / "README.md").read_text(), "configuration") == markdown_table() + "\n"
+def test_the_documents_list_every_variable_as_the_code_declares_it() -> None:
+    (document,) = documents()
+    text = document.read_text()
+    assert text == with_table(text), "`make variables` writes the table anew"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
