@@ -83,6 +83,7 @@ def one_of(*choices: str, convert: Callable[[str], Any] | None = None) -> Kind:
 
 BOOLEAN: Final = Kind("bool", "true or false")
 RATIO: Final = Kind("float", "a number from 0 to 1", validate.Range(min=0, max=1))
+RATE: Final = Kind(values.rate, "NUMBER/SECONDS, as in 20/60")
 TEXT: Final = Kind(values.text, "text")
 PATH: Final = Kind(values.text, "the path of a readable file")
 DIRECTORY: Final = Kind(values.first_directory, "text")

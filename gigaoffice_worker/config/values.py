@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from environs import ValidationError
 
@@ -12,6 +12,7 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LARGEST_NAME: Final = 249
 NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
+RATE: Final = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?\]")
 
 
@@ -25,6 +26,21 @@ def text(value: str) -> str:
 def first_directory(value: str) -> str | None:
     """Return the first of several directories: systemd separates them by colons, and the first is the unit's own."""
     return text(value).partition(":")[0] or None
+
+
+class Rate(NamedTuple):
+    """So many of something in so many seconds."""
+
+    number: int
+    seconds: int
+
+
+def rate(value: str) -> Rate:
+    """Read `NUMBER/SECONDS`, two whole numbers from 1 on."""
+    found = RATE.fullmatch(value)
+    if not found:
+        raise ValidationError("must be NUMBER/SECONDS, two whole numbers from 1 to 999999999, as in 20/60")
+    return Rate(int(found[1]), int(found[2]))
 
 
 def servers(value: str) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from environs import ValidationError
 
-from gigaoffice_worker.config import VARIABLES, Secret, effective, load, markdown_table, read_env_file
+from gigaoffice_worker.config import VARIABLES, Secret, effective, kinds, load, markdown_table, read_env_file
 from gigaoffice_worker.core.errors import ConfigurationError
 
 SASL = {"KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "KAFKA_SASL_USERNAME": "worker", "KAFKA_SASL_PASSWORD": "hunter2"}
@@ -190,6 +191,16 @@ def test_a_comma_in_a_topic_setting_belongs_to_the_value_before_it():
 @pytest.mark.parametrize("value", ["retention.ms", "=5", "a b=5", "a=1,a=2"])
 def test_a_topic_setting_that_is_none_is_an_error(value):
     assert "KAFKA_TOPIC_DLQ_CONFIG" in complaint(KAFKA_TOPIC_DLQ_CONFIG=value)
+
+
+def test_a_rate_is_a_number_in_so_many_seconds():
+    assert kinds.RATE.parse("20/60") == (20, 60)
+
+
+@pytest.mark.parametrize("value", ["20", "20/", "/60", "0/60", "20/0", "-1/60", "20 / 60", "20/60/2", "1.5/60", "٣/60"])
+def test_a_rate_that_is_none_is_an_error(value):
+    with pytest.raises(ValidationError, match="must be NUMBER/SECONDS, two whole numbers from 1 to 999999999"):
+        kinds.RATE.parse(value)
 
 
 def test_heartbeat_is_less_than_session_and_session_no_more_than_poll_interval():
