@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from gigaoffice_worker.core.documents import ErrorDocument, ResponseDocument
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
@@ -30,10 +31,6 @@ class InvalidRequestError(ValueError):
     def __init__(self, message: str, answerable_id: str | None) -> None:
         super().__init__(message)
         self.answerable_id = answerable_id
-
-
-class UnserialisableError(ValueError):
-    """What a handler returned cannot be written as JSON."""
 
 
 def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
@@ -65,26 +62,20 @@ def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
 
 
 def encode_response(request_id: str, verdict: Outcome, seconds: float, at: float) -> bytes:
-    """Return the JSON value of a response that is written `at`, in seconds since the epoch.
-
-    Raises UnserialisableError when the handler's result is no JSON.
-    """
+    """Return the JSON value of a response that is written `at`, in seconds since the epoch."""
     failed = verdict.reason is not None or verdict.failure is not None
     failure = verdict.failure
-    try:
-        return _encode(
-            {
-                "request_id": request_id,
-                "status": "failed" if failed else "completed",
-                "result": None if verdict.reason is not None else verdict.result,
-                "error": {"type": failure.type, "message": _printable(failure.message)} if failure else None,
-                "processing_time": round(seconds, 6),
-                "timestamp": _iso(at),
-            }
+    result = verdict.result if verdict.reason is None else None
+    return _encode(
+        ResponseDocument(
+            request_id,
+            "failed" if failed else "completed",
+            msgspec.Raw(result) if result is not None else None,
+            ErrorDocument(_printable(failure.type), _printable(failure.message)) if failure else None,
+            round(seconds, 6),
+            _iso(at),
         )
-    except Exception as error:  # an object of the handler's own may fail in any way while it is read
-        message = f"the handler's result cannot be written as JSON: {error}"
-        raise UnserialisableError(message) from error
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +86,30 @@ class RecordEncoder:
     dlq: str
     group: str
     version: str
+
+    def outgoing(
+        self,
+        record: Record,
+        request_id: str,
+        outcome: Outcome,
+        *,
+        seconds: float,
+        attempts: int,
+        at: float,
+        partition: int | None = None,
+    ) -> list[OutgoingRecord]:
+        """Return what an outcome is written as, in this order: its dead letter, and its response to `partition`.
+
+        An outcome without a reason has no dead letter, and an empty `request_id` no response.
+        """
+        written: list[OutgoingRecord] = []
+        if outcome.reason is not None:
+            failure = outcome.failure or Failure("Unknown", "")
+            written.append(self.dead_letter(record, outcome.reason, failure, attempts, at))
+        if request_id:
+            value = encode_response(request_id, outcome, seconds, at)
+            written.append(self.response(record, value, partition))
+        return written
 
     def response(self, record: Record, value: bytes, partition: int | None = None) -> OutgoingRecord:
         """Return the response to `record` with the encoded `value`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -63,24 +63,28 @@ class Deadline:
         return f"Deadline(remaining={self.remaining():.3f})"
 
 
+ATTEMPT_TIMEOUT = 120.0
+"""Seconds that one handler call may take, unless WORKER_ATTEMPT_TIMEOUT says otherwise."""
+
+
 @dataclass(slots=True)
 class Request:
     """What a handler is called with; its own copy, to keep or change.
 
     `headers` has the last value of a repeated name, and `b""` for a header without a value. `attempt` counts from 1.
-    `timestamp` is the record's, in seconds since the epoch.
+    `timestamp` is the record's, in seconds since the epoch. The defaults are for tests: `Request({"query": "…"})`.
     """
 
-    id: str
     payload: dict[str, Any]
-    key: bytes | None
-    headers: Mapping[str, bytes]
-    attempt: int
-    deadline: Deadline
-    topic: str
-    partition: int
-    offset: int
-    timestamp: float
+    id: str = "request"
+    key: bytes | None = None
+    headers: dict[str, bytes] = field(default_factory=dict)
+    attempt: int = 1
+    deadline: Deadline = field(default_factory=lambda: Deadline(time.monotonic() + ATTEMPT_TIMEOUT))
+    topic: str = "requests"
+    partition: int = 0
+    offset: int = 0
+    timestamp: float = field(default_factory=time.time)
 
 
 class Reason(StrEnum):
@@ -88,6 +92,7 @@ class Reason(StrEnum):
 
     INVALID_REQUEST = "invalid-request"
     REJECTED = "rejected"
+    UNUSABLE_RESULT = "unusable-result"
     ATTEMPTS_EXHAUSTED = "attempts-exhausted"
     TIMED_OUT = "timed-out"
     RESPONSE_TOO_LARGE = "response-too-large"
@@ -103,11 +108,11 @@ class Failure(NamedTuple):
 class Outcome(NamedTuple):
     """How a request ended.
 
-    With `reason` it goes to the dead letter queue, without it is answered with `result` (`failure` is then set
-    where the handler itself answered `"success": false`).
+    With `reason` it goes to the dead letter queue, without it is answered with `result`, which is JSON (`failure` is
+    then set where the handler itself answered `"success": false`).
     """
 
-    result: Any = None
+    result: bytes | None = None
     failure: Failure | None = None
     reason: Reason | None = None
 
@@ -136,16 +141,20 @@ class AttemptEnd(StrEnum):
     ANSWERED = "answered"
     INVALID = "invalid"
     REJECTED = "rejected"
+    UNUSABLE = "unusable"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
     SHARED = "shared"
 
 
 class Attempt(NamedTuple):
-    """What came of one handler call of `seconds`. `retry_after` is what the handler asked for, in seconds."""
+    """What came of one handler call of `seconds`: a `result` as JSON, or a failure.
+
+    `retry_after` is what the handler asked for, in seconds.
+    """
 
     ended: AttemptEnd
     seconds: float
-    result: Any = None
+    result: bytes | None = None
     failure: Failure | None = None
     retry_after: float | None = None

@@ -20,7 +20,7 @@ import structlog
 
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure
 from gigaoffice_worker.broker.producer import Producer
-from gigaoffice_worker.core.messages import RecordEncoder, UnserialisableError, encode_response
+from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.output_topic import OutputTopic, PendingOutcome, PendingSend
@@ -136,25 +136,19 @@ class Delivery:
         return self._post(shipment)
 
     def _ship(self, work: Work, verdict: Outcome, request_partitions: int) -> PendingOutcome:
-        at = time.time()
-        letters: list[OutgoingRecord] = []
-        if verdict.reason is None:
-            try:
-                value = encode_response(work.id, verdict, work.seconds, at)
-            except UnserialisableError as error:
-                # Another attempt would be paid for and return the same.
-                failure = Failure("UnserialisableResult", str(error))
-                return self._ship(work, Outcome(failure=failure, reason=Reason.REJECTED), request_partitions)
-        else:
-            failure = verdict.failure or Failure("Unknown", "")
-            letters.append(self._wire.dead_letter(work.record, verdict.reason, failure, work.attempt, at))
-            value = encode_response(work.id, verdict, work.seconds, at)
-        if work.id:
-            partition = None
-            if request_partitions == self._responses.partitions > 0:
-                # Partitioned like the requests: order per key holds, and the client need not hash the key.
-                partition = work.record.partition
-            letters.append(self._wire.response(work.record, value, partition))
+        partition = None
+        if request_partitions == self._responses.partitions > 0:
+            # Partitioned like the requests: order per key holds, and the client need not hash the key.
+            partition = work.record.partition
+        letters = self._wire.outgoing(
+            work.record,
+            work.id,
+            verdict,
+            seconds=work.seconds,
+            attempts=work.attempt,
+            at=time.time(),
+            partition=partition,
+        )
         return PendingOutcome(work, verdict, letters)
 
     def _post(self, shipment: PendingOutcome) -> bool:

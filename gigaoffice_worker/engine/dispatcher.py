@@ -204,6 +204,13 @@ class Dispatcher:
             case AttemptEnd.REJECTED:
                 self._got_through(work, now)
                 return Outcome(failure=made.failure, reason=Reason.REJECTED)
+            case AttemptEnd.UNUSABLE:
+                # The provider answered, so the gate has nothing to do with it; the guard has, since most often every
+                # other result would be as unusable.
+                self.gate.passed()
+                failure = made.failure or Failure("UnusableResult", "")
+                self.guard.finished(now, failure.type)
+                return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
             case AttemptEnd.INVALID:
                 work.attempt -= 1  # No handler was called.
                 self._look_for_another_probe(work)

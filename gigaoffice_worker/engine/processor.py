@@ -12,6 +12,7 @@ import structlog
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
+from gigaoffice_worker.core.results import UnusableResultError, encode_result, failure_told
 from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
 
@@ -54,8 +55,8 @@ class Processor:
             return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
         started = time.monotonic()
         request = Request(
-            work.id,
             payload,
+            work.id,
             record.key,
             last_values(record.headers) if record.headers else {},
             work.attempt,
@@ -78,10 +79,17 @@ class Processor:
             _REQUEST_ID.reset(bound)
             if trace:
                 structlog.contextvars.unbind_contextvars(*trace)
-        seconds = time.monotonic() - started
-        if isinstance(result, dict) and result.get("success") is False:
-            return Attempt(AttemptEnd.ANSWERED, seconds, result, Failure("HandlerFailure", _reason_given(result)))
-        return Attempt(AttemptEnd.ANSWERED, seconds, result)
+        return _answered(result, time.monotonic() - started)
+
+
+def _answered(result: object, seconds: float) -> Attempt:
+    """Say what a handler's result means; one that cannot be written is no better the second time, but paid for."""
+    try:
+        encoded = encode_result(result)
+    except UnusableResultError as error:
+        log.warning("Result of the handler cannot be used", type=error.kind, place=error.place)
+        return Attempt(AttemptEnd.UNUSABLE, seconds, failure=Failure("UnusableResult", str(error)))
+    return Attempt(AttemptEnd.ANSWERED, seconds, encoded, failure_told(encoded))
 
 
 def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
@@ -110,11 +118,3 @@ def _delay(asked_for: object) -> float | None:
     if not isinstance(asked_for, int | float) or not asked_for >= 0:  # NaN is not
         return None
     return float(min(asked_for, LONGEST_RETRY_AFTER))
-
-
-def _reason_given(result: dict[str, Any]) -> str:
-    for name in ("error", "message"):
-        given = result.get(name)
-        if isinstance(given, str) and given:
-            return given
-    return 'the handler answered "success": false'

@@ -201,8 +201,8 @@ MISTAKES: dict[str, Callable[[], MiniWorker]] = {
 
 def _request(message: Message, payload: dict[str, Any], attempt: int) -> Request:
     return Request(
-        payload["id"],
         payload,
+        payload["id"],
         message.key(),
         {},
         attempt,

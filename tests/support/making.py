@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 from gigaoffice_worker.core.offsets import OffsetTracker
-from gigaoffice_worker.core.records import Headers, Record
+from gigaoffice_worker.core.records import Failure, Headers, Outcome, Reason, Record
+from gigaoffice_worker.core.results import encode_result
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.observe.health import Snapshot
 
@@ -20,6 +21,11 @@ def record(
     partition: int = 0,
 ) -> Record:
     return Record(TOPIC, partition, offset, 1_700_000_000.0, key, value, headers)
+
+
+def answered(result: object, failure: Failure | None = None, reason: Reason | None = None) -> Outcome:
+    """Return the outcome of a request whose handler returned `result`."""
+    return Outcome(encode_result(result), failure, reason)
 
 
 def assignment(partition: int = 0, position: int = 0, epoch: int = 1) -> Assignment:

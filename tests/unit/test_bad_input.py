@@ -28,11 +28,11 @@ from gigaoffice_worker.broker.kafka_python.fetching import (
     watch,
 )
 from gigaoffice_worker.core.messages import InvalidRequestError, RecordEncoder, decode_request, encode_response
-from gigaoffice_worker.core.records import Failure, Outcome, Reason
+from gigaoffice_worker.core.records import Failure, Reason
 from gigaoffice_worker.engine.quarantine import LONGEST_WAIT, Quarantine
 from tests.support import corpus
 from tests.support.batches import RawRecord, batch, set_codec
-from tests.support.making import record
+from tests.support.making import answered, record
 from tests.unit.test_messages import AT, NEARLY_JSON
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
@@ -66,7 +66,7 @@ def test_any_record_has_a_response_or_a_dead_letter(value, key, headers):
         assert (letter.key, letter.value) == (key, value)
         assert letter.headers[: len(headers)] == [(name, text or b"") for name, text in headers]
         return
-    response = wire.response(source, encode_response(request_id, Outcome(payload), 0.1, AT))
+    response = wire.response(source, encode_response(request_id, answered(payload), 0.1, AT))
     assert json.loads(response.value)["request_id"] == request_id
     assert all(text is not None for _, text in response.headers)
 

@@ -20,7 +20,7 @@ from gigaoffice_worker.core.messages import RecordEncoder, last_values
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.delivery import ABANDON_AFTER, BLOCKED_AFTER, Delivery, Hooks
-from tests.support.making import Partition
+from tests.support.making import Partition, answered
 from tests.support.waiting import eventually
 
 RESPONSES, DLQ = "responses", "dead-letters"
@@ -29,7 +29,7 @@ TOO_LARGE = kafka_errors.MessageSizeTooLargeError("too large")
 REFUSED = kafka_errors.TopicAuthorizationFailedError("not allowed")
 STUCK = kafka_errors.KafkaTimeoutError("batch expired")
 
-ANSWER = Outcome({"a": 1})
+ANSWER = answered({"a": 1})
 DEAD = Outcome(failure=Failure("ValueError", "bad"), reason=Reason.ATTEMPTS_EXHAUSTED)
 INVALID = Outcome(failure=Failure("InvalidRequest", "not JSON"), reason=Reason.INVALID_REQUEST)
 
@@ -243,15 +243,6 @@ def test_what_cannot_be_answered_is_only_dead_lettered() -> None:
     assert scene.collect() == [Ended(0, Reason.INVALID_REQUEST)]
 
 
-def test_a_result_that_is_no_json_is_rejected_and_not_tried_again() -> None:
-    scene = Scene()
-    scene.deliver(Outcome(object()))
-    dead = last_values(scene.producer.on_wire[0].letter.headers)
-    assert (dead["dlq-reason"], dead["dlq-error-type"]) == (b"rejected", b"UnserialisableResult")
-    scene.let_all_through()
-    assert scene.ended == [Ended(0, Reason.REJECTED)]
-
-
 @pytest.mark.parametrize("partitions, expected", [(4, 3), (5, None)])
 def test_responses_stand_in_the_partition_of_their_request_where_the_topics_match(
     partitions: int, expected: int | None
@@ -362,7 +353,7 @@ def test_a_send_that_raises_is_sent_again_like_one_that_fails(error: Exception) 
 def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_replaced() -> None:
     scene = Scene()
     scene.deliver()
-    scene.deliver(Outcome("x" * 5000))
+    scene.deliver(answered("x" * 5000))
     scene.deliver()
     scene.answer(error=TOO_LARGE)
     seen = []
@@ -389,7 +380,7 @@ def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_re
 def test_a_culprit_that_was_replaced_leaves_its_topic_in_no_trouble() -> None:
     scene = Scene()
     scene.know(2000, RESPONSES)
-    scene.deliver(Outcome("x" * 5000))
+    scene.deliver(answered("x" * 5000))
     scene.turn()
     scene.answer(error=TOO_LARGE)
     scene.let_all_through()
@@ -407,7 +398,7 @@ def test_a_response_that_may_not_fit_goes_alone_and_keeps_its_key_closed_until_i
     scene = Scene()
     scene.know(1000)
     scene.deliver()
-    scene.deliver(Outcome("x" * 900))
+    scene.deliver(answered("x" * 900))
     scene.deliver()
     assert (scene.on_wire(), scene.freed) == ([0], [0, 2])
     scene.turn()
@@ -442,7 +433,7 @@ def test_a_response_that_may_not_fit_behind_a_dead_letter_keeps_its_key_closed_t
 def test_when_no_response_fits_the_dead_letter_is_the_outcome() -> None:
     scene = Scene()
     scene.know(100, RESPONSES)
-    scene.deliver(Outcome("x" * 900), key=b"k" * 200)
+    scene.deliver(answered("x" * 900), key=b"k" * 200)
     scene.turn()
     scene.answer(error=TOO_LARGE, topic=RESPONSES)
     scene.turn()
@@ -731,7 +722,7 @@ def test_whatever_fails_every_outcome_is_delivered_once_and_no_byte_is_left(step
     offered = itertools.count()
     for what, count in steps:
         if what in ("answer", "dead", "big"):
-            verdict = {"answer": ANSWER, "dead": DEAD, "big": Outcome("x" * 5000)}[what]
+            verdict = {"answer": ANSWER, "dead": DEAD, "big": answered("x" * 5000)}[what]
             for _ in range(count):
                 scene.deliver(verdict)
                 next(offered)

@@ -22,7 +22,7 @@ from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
 from tests.support.making import Partition
 from tests.support.waiting import eventually
 
-ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, {"a": 1})
+ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, b'{"a":1}')
 REJECTED = Attempt(AttemptEnd.REJECTED, 1.0, failure=Failure("RejectedError", "no"))
 INVALID = Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", "not JSON"))
 FAILED = Attempt(AttemptEnd.FAILED, 1.0, failure=Failure("ValueError", "bad"))
@@ -111,7 +111,7 @@ class Scene:
 @pytest.mark.parametrize(
     "made, expected",
     [
-        (ANSWERED, Outcome({"a": 1})),
+        (ANSWERED, Outcome(b'{"a":1}')),
         (REJECTED, Outcome(failure=REJECTED.failure, reason=Reason.REJECTED)),
         (INVALID, Outcome(failure=INVALID.failure, reason=Reason.INVALID_REQUEST)),
     ],
@@ -130,7 +130,7 @@ def test_an_answer_that_says_it_failed_keeps_its_failure() -> None:
     scene = Scene()
     scene.offer(b"k")
     failure = Failure("HandlerFailure", "no")
-    assert scene.run(ANSWERED._replace(failure=failure))[1] == Outcome({"a": 1}, failure)
+    assert scene.run(ANSWERED._replace(failure=failure))[1] == Outcome(b'{"a":1}', failure)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def token(lifetime=1800):
 def request(seconds=5.0, *, payload=None, headers=None):
     payload = payload if payload is not None else {"query": SECRET_TEXT}
     deadline = Deadline(time.monotonic() + seconds)
-    return Request("r-1", payload, b"key", headers or {}, 1, deadline, "requests", 2, 17, 0.0)
+    return Request(payload, "r-1", b"key", headers or {}, 1, deadline, "requests", 2, 17, 0.0)
 
 
 class GigaChat(Service):

@@ -37,7 +37,7 @@ PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def request(seconds=5.0, *, payload=None, request_id="r-1", headers=None, attempt=1):
     payload = payload if payload is not None else {"query": SECRET_TEXT}
     deadline = Deadline(time.monotonic() + seconds)
-    return Request(request_id, payload, b"key", headers or {}, attempt, deadline, "requests", 2, 17, 0.0)
+    return Request(payload, request_id, b"key", headers or {}, attempt, deadline, "requests", 2, 17, 0.0)
 
 
 @pytest.fixture

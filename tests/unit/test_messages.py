@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gigaoffice_worker.core.documents import read_response
 from gigaoffice_worker.core.messages import (
     InvalidRequestError,
     RecordEncoder,
-    UnserialisableError,
     decode_request,
     encode_response,
     last_values,
 )
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
-from tests.support.making import record
+from tests.support.making import answered, record
 
 AT = datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC).timestamp()
 WIRE = RecordEncoder("responses", "dead-letters", "the-group", "1.2.3")
-ANSWER = Outcome({"text": "да"})
+ANSWER = answered({"text": "да"})
 MISSING = Failure("KeyError", "'a'")
 
 
@@ -121,7 +121,7 @@ def test_integers_beyond_64_bits_stay_exact() -> None:
     number = 123456789012345678901234567890
     _, payload = decode_request(record(value=b'{"a": %d}' % number))
     assert payload == {"a": number}
-    assert response(Outcome(payload))["result"] == {"a": number}
+    assert response(answered(payload))["result"] == {"a": number}
 
 
 JSON = st.recursive(
@@ -148,14 +148,14 @@ def test_no_bytes_crash_the_reader(value: bytes, key: bytes | None) -> None:
     assert request_id
     assert isinstance(payload, dict)
     # What can be read can be answered.
-    assert json.loads(encode_response(request_id, Outcome(payload), 0.0, AT))["request_id"] == request_id
+    assert json.loads(encode_response(request_id, answered(payload), 0.0, AT))["request_id"] == request_id
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_a_payload_given_back_arrives_as_it_was(payload: dict[str, Any]) -> None:
     payload.pop("id", None)
     _, read = decode_request(record(value=json.dumps(payload).encode()))
-    assert response(Outcome(read))["result"] == payload
+    assert response(answered(read))["result"] == payload
 
 
 # Responses
@@ -174,12 +174,12 @@ def test_a_response_always_has_the_six_fields() -> None:
 
 @pytest.mark.parametrize("result", [None, 0, "", [], {}, False])
 def test_a_result_is_given_back_even_when_it_is_nothing(result: object) -> None:
-    found = response(Outcome(result))
+    found = response(answered(result))
     assert (found["status"], found["result"], found["error"]) == ("completed", result, None)
 
 
 def test_an_answer_that_says_it_failed_keeps_its_result() -> None:
-    found = response(Outcome({"success": False, "error": "no data"}, Failure("HandlerFailure", "no data")))
+    found = response(answered({"success": False, "error": "no data"}, Failure("HandlerFailure", "no data")))
     assert found["status"] == "failed"
     assert found["result"] == {"success": False, "error": "no data"}
     assert found["error"] == {"type": "HandlerFailure", "message": "no data"}
@@ -187,7 +187,7 @@ def test_an_answer_that_says_it_failed_keeps_its_result() -> None:
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_dead_lettered_request_is_answered_without_a_result(reason: Reason) -> None:
-    found = response(Outcome("never shown", Failure("ValueError", "bad"), reason))
+    found = response(answered("never shown", Failure("ValueError", "bad"), reason))
     assert (found["status"], found["result"]) == ("failed", None)
     assert found["error"] == {"type": "ValueError", "message": "bad"}
 
@@ -203,36 +203,6 @@ def test_an_error_text_that_utf_8_cannot_hold_is_written_all_the_same() -> None:
     failure = Failure("OSError", "cannot open \udcff\ud800")
     assert response(Outcome(failure=failure, reason=Reason.REJECTED))["error"]["message"] == "cannot open ??"
     assert last_values(dead_letter(record(), failure).headers)["dlq-error-message"] == b"cannot open ??"
-
-
-class NoZone(tzinfo):
-    """Something of the handler's own that fails in a way of its own while it is read."""
-
-    def utcoffset(self, _at: datetime | None) -> timedelta:
-        raise LookupError
-
-
-LOOP: list[Any] = []
-LOOP.append(LOOP)
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        object(),
-        {"a": {1, 2, object()}},
-        "\ud800",
-        {"\ud800": 1},
-        {(1, 2): 3},
-        LOOP,
-        datetime(2026, 3, 4, tzinfo=NoZone()),
-        len,
-    ],
-    ids=["object", "set", "surrogate", "surrogate key", "tuple key", "loop", "failing", "function"],
-)
-def test_a_result_that_is_no_json_says_so(result: object) -> None:
-    with pytest.raises(UnserialisableError, match="the handler's result cannot be written as JSON"):
-        encode_response("r", Outcome(result), 0.0, AT)
 
 
 def test_a_response_has_the_requests_key_and_says_where_the_request_stood() -> None:
@@ -336,3 +306,45 @@ def test_size_counts_key_value_and_headers() -> None:
     assert record(0, b"kk", b"vvv", [("n", b"12"), ("m", None)]).size == 2 + 3 + 3 + 1
     assert record(0, None, None).size == 0
     assert OutgoingRecord("t", b"kk", None, [("n", b"12")]).size == 5
+
+
+# An outcome, whole
+
+
+def test_an_outcome_is_written_as_its_dead_letter_and_then_its_response() -> None:
+    source = record(7, b"k", b"v", partition=2)
+    outcome = Outcome(failure=MISSING, reason=Reason.TIMED_OUT)
+    dead, answer = WIRE.outgoing(source, "r-1", outcome, seconds=1.5, attempts=5, at=AT, partition=2)
+    assert dead == WIRE.dead_letter(source, Reason.TIMED_OUT, MISSING, 5, AT)
+    assert answer == WIRE.response(source, encode_response("r-1", outcome, 1.5, AT), 2)
+
+
+def test_an_answer_has_no_dead_letter_and_what_has_no_name_no_response() -> None:
+    assert [each.topic for each in WIRE.outgoing(record(), "r", ANSWER, seconds=0, attempts=1, at=AT)] == ["responses"]
+    nameless = Outcome(failure=MISSING, reason=Reason.INVALID_REQUEST)
+    assert [each.topic for each in WIRE.outgoing(record(), "", nameless, seconds=0, attempts=0, at=AT)] == [
+        "dead-letters"
+    ]
+
+
+def test_a_response_is_read_as_it_was_written() -> None:
+    dead, answer = WIRE.outgoing(
+        record(7, b"k", partition=2),
+        "r-1",
+        Outcome(failure=MISSING, reason=Reason.REJECTED),
+        seconds=1.5,
+        attempts=1,
+        at=AT,
+    )
+    found = read_response(answer.value, answer.headers)
+    assert found is not None
+    assert (found.request_id, found.status, found.completed, found.result) == ("r-1", "failed", False, None)
+    assert found.error == {"type": "KeyError", "message": "'a'"}
+    assert (found.processing_time, found.timestamp) == (1.5, "2026-03-04T05:06:07.089Z")
+    assert found.headers["source-offset"] == b"7"
+    assert read_response(dead.value, dead.headers) is None
+
+
+@given(NEARLY_JSON)
+def test_what_is_no_response_is_none_to_its_reader(value: bytes) -> None:
+    assert read_response(value, []) is None

@@ -22,7 +22,7 @@ from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics, total
-from tests.support.making import Partition
+from tests.support.making import Partition, answered
 from tests.support.waiting import eventually
 
 
@@ -130,7 +130,7 @@ def test_as_many_calls_run_as_the_pool_has_threads() -> None:
         calls = [scene.call() for _ in range(3)]
         assert scene.dispatcher.counts() == Counts(2, 3, 0, 0)
         calls[1].answer({"a": 1})
-        assert scene.outcome() == (calls[1].request.offset, Outcome({"a": 1}))
+        assert scene.outcome() == (calls[1].request.offset, answered({"a": 1}))
         assert scene.call().request.offset == 3
 
 
@@ -175,7 +175,7 @@ def test_whatever_a_handler_raises_its_thread_lives_on(error: BaseException) -> 
         assert verdict.failure.type == type(error).__name__
         scene.offer(None)
         scene.call().answer(1)
-        assert scene.outcome() == (1, Outcome(1))
+        assert scene.outcome() == (1, answered(1))
         assert scene.died == []
 
 
@@ -194,7 +194,7 @@ def test_an_overdue_call_is_abandoned_its_thread_replaced_and_its_late_result_dr
         assert scene.dropped() == 1
         assert scene.alive == 1
         again.answer("in time")
-        assert scene.outcome() == (0, Outcome("in time"))
+        assert scene.outcome() == (0, answered("in time"))
         assert scene.delivered.empty()
 
 
@@ -240,7 +240,7 @@ def test_an_abandoned_call_of_a_lost_partition_is_neither_delivered_nor_tried_ag
         scene.partition = Partition(0, epoch=2)
         scene.offer(None)
         scene.call().answer(1)
-        assert scene.outcome() == (0, Outcome(1))
+        assert scene.outcome() == (0, answered(1))
 
 
 def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> None:
@@ -252,7 +252,7 @@ def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> No
         scene.offer(None)
         call.answer("for nobody")
         scene.call().answer(1)
-        assert scene.outcome() == (0, Outcome(1))
+        assert scene.outcome() == (0, answered(1))
         assert scene.dropped() == 1
         assert {"event": "Late result dropped", "reason": "partition-lost"}.items() <= logs[0].items()
 

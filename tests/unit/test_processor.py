@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -62,13 +63,13 @@ def test_what_one_handler_call_does_to_its_payload_stays_with_it() -> None:
         request.payload["more"] = 1
         return len(request.payload)
 
-    assert attempt(handler, work).result == attempt(handler, work).result == 3
+    assert attempt(handler, work).result == attempt(handler, work).result == b"3"
 
 
 @pytest.mark.parametrize("result", [None, {}, {"success": True}, {"success": 0}, {"success": None}, [], "text", 1])
 def test_what_a_handler_returns_is_the_answer(result: object) -> None:
     made = attempt(lambda _: result)
-    assert (made.ended, made.result, made.failure) == (AttemptEnd.ANSWERED, result, None)
+    assert (made.ended, json.loads(made.result or b""), made.failure) == (AttemptEnd.ANSWERED, result, None)
     assert made.seconds >= 0
 
 
@@ -85,7 +86,7 @@ def test_what_a_handler_returns_is_the_answer(result: object) -> None:
 def test_an_answer_that_says_it_failed_is_an_answer(more: dict[str, Any], message: str) -> None:
     result = {"success": False, **more}
     made = attempt(lambda _: result)
-    assert (made.ended, made.result) == (AttemptEnd.ANSWERED, result)
+    assert (made.ended, json.loads(made.result or b"")) == (AttemptEnd.ANSWERED, result)
     assert made.failure == Failure("HandlerFailure", message)
 
 
@@ -190,3 +191,16 @@ def test_a_failure_at_the_deadline_is_a_time_out_unless_it_says_otherwise(error,
     made = Processor(handler, 0.0).attempt(work_with())
     assert made.ended is ended
     assert made.failure == Failure(type(error).__name__, str(error))
+
+
+def test_a_result_that_is_no_json_is_unusable_and_its_type_and_place_are_logged() -> None:
+    with structlog.testing.capture_logs() as lines:
+        made = attempt(lambda _: {"rows": [object()]})
+    message = "the result cannot be written as JSON: result['rows'][0] is of the type object"
+    assert (made.ended, made.result, made.failure) == (
+        AttemptEnd.UNUSABLE,
+        None,
+        Failure("UnusableResult", message),
+    )
+    (line,) = lines
+    assert (line["log_level"], line["type"], line["place"]) == ("warning", "object", "result['rows'][0]")

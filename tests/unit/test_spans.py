@@ -44,7 +44,7 @@ class Stage:
 
 def request(headers=None, attempt=1, seconds=30.0):
     deadline = Deadline(time.monotonic() + seconds)
-    return Request("r-1", {"query": "secret"}, b"k", headers or {}, attempt, deadline, "requests", 2, 7, 0.0)
+    return Request({"query": "secret"}, "r-1", b"k", headers or {}, attempt, deadline, "requests", 2, 7, 0.0)
 
 
 def hexed(context):
