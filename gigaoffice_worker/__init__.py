@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gigaoffice_worker._version import __version__
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.records import Request
 
 if TYPE_CHECKING:
     from gigaoffice_worker.worker import Worker
-
-__version__ = "0.1.0"
 
 __all__ = ["RejectedError", "Request", "TransientError", "Worker", "__version__"]
 

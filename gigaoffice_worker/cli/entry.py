@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from gigaoffice_worker import __version__
+from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import check, dev, dlq, health, run, send, terminal, topics
 from gigaoffice_worker.core.errors import WorkerError
 

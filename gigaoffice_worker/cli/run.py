@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import structlog
 
-from gigaoffice_worker import __version__
+from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
