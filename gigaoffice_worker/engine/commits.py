@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -28,23 +29,33 @@ _LOOK_EVERY = 5.0
 _LOOK_WITHIN = 1.0
 
 
-class Committer:
-    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond.
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What came of a commit, as partitions.
 
-    `gone` hears of a partition whose committed position the cluster has dropped: its topic was deleted.
+    `failed`: their progress did not land. `gone`: the cluster has dropped their committed position, because their
+    topic was deleted; what is in hand of them must be forgotten.
     """
 
-    def __init__(
-        self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics, gone: Callable[[int], None]
-    ) -> None:
+    failed: frozenset[int] = frozenset()
+    gone: frozenset[int] = frozenset()
+
+    @property
+    def landed(self) -> bool:
+        return not self.failed
+
+
+class Committer:
+    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond."""
+
+    def __init__(self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._gone = gone
         self._map_limit = _MAP_LIMIT
         self._next_look = 0.0
         # Partitions whose map did not fit: no more intake for them, or a crash would repeat more and more.
-        self.full: set[int] = set()
+        self.full: frozenset[int] = frozenset()
         # Replaced and never changed, so that observers may read it without a lock.
         self._refusals: dict[int, str] = {}
 
@@ -54,20 +65,27 @@ class Committer:
         refusals = [f"commit of partition {partition} refused: {error}" for partition, error in self._refusals.items()]
         return "; ".join(refusals) or None
 
-    def forget(self, partition: int) -> None:
-        """Drop what is known of a partition that is not ours any more."""
-        self.full.discard(partition)
-        self._refusals = {p: error for p, error in self._refusals.items() if p != partition}
+    def commit(self, assignments: Mapping[int, Assignment], timeout: float) -> CommitResult:
+        """Commit what has changed since the last acknowledged commit; what failed is tried again with the next one.
 
-    def commit(self, assignments: Mapping[int, Assignment], timeout: float) -> bool:
-        """Commit what has changed since the last acknowledged commit; False when not all of it could be.
-
-        Tries for `timeout` seconds. Never raises but FencedError: a commit that failed is made again with the next one.
+        Tries for `timeout` seconds. Raises nothing but FencedError.
         """
-        until = time.monotonic() + timeout
-        while (due := self._due(assignments)) or time.monotonic() >= self._next_look:
+        ours = {partition: held for partition, held in assignments.items() if not held.lost}
+        self._forget_all_but(ours)
+        failed = self._commit(ours, time.monotonic() + timeout)
+        gone = {partition for partition, held in assignments.items() if not held.lost} - ours.keys()
+        return CommitResult(frozenset(failed), frozenset(gone))
+
+    def _forget_all_but(self, ours: Mapping[int, Assignment]) -> None:
+        """Drop what is known of partitions that are not ours any more."""
+        self.full &= ours.keys()
+        self._refusals = {partition: error for partition, error in self._refusals.items() if partition in ours}
+
+    def _commit(self, ours: dict[int, Assignment], until: float) -> Collection[int]:
+        """Commit what is due of `ours` and return what could not be. Partitions that are gone are taken out of it."""
+        while (due := self._due(ours)) or time.monotonic() >= self._next_look:
             try:
-                self._commit_over_our_own(due, assignments, until)
+                self._commit_over_our_own(due, ours, until)
                 break
             except CommitMapTooLargeError as error:
                 self._map_limit //= 2
@@ -81,21 +99,24 @@ class Committer:
             except CommitLostError as error:
                 return self._failed("lost", due, error)
             except CommitRefusedError as error:
-                return self._commit_singly(due, assignments, until, error)
-        return True
+                return self._commit_singly(due, ours, until, error)
+        return ()
 
     def _commit_singly(
-        self, due: Mapping[int, Committed], assignments: Mapping[int, Assignment], until: float, error: Exception
-    ) -> bool:
+        self, due: Mapping[int, Committed], ours: dict[int, Assignment], until: float, error: Exception
+    ) -> Collection[int]:
         """Give each partition of a refused commit its own chance: the client reports only the first error it meets."""
-        if len(due) == 1:
+        if len(due) <= 1:
             return self._failed("refused", due, error)
-        left = until - time.monotonic()
-        return all([self.commit({partition: assignments[partition]}, left) for partition in due])  # noqa: C419
+        failed: set[int] = set()
+        for partition in due:
+            alone = {partition: ours[partition]}
+            failed.update(self._commit(alone, until))
+            if not alone:
+                del ours[partition]
+        return failed
 
-    def _commit_over_our_own(
-        self, due: dict[int, Committed], assignments: Mapping[int, Assignment], until: float
-    ) -> None:
+    def _commit_over_our_own(self, due: dict[int, Committed], ours: dict[int, Assignment], until: float) -> None:
         """Commit what is due, but only over a position that is still there. Raises one of the Commit… errors.
 
         The cluster drops the committed positions of a topic that is deleted. Where it was created again, an old
@@ -105,48 +126,48 @@ class Committer:
         watched, now = set(due), time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK_EVERY
-            watched = {partition for partition, held in assignments.items() if not held.lost}
+            watched = set(ours)
         found = self._consumer.all_committed(watched, until - now if due else min(_LOOK_WITHIN, until - now))
         for partition in watched - found.keys():
             due.pop(partition, None)
             log.error(
                 "Committed position is gone: the topic was deleted, and what is in hand of it is forgotten",
                 partition=partition,
-                committed=assignments[partition].committed,
+                committed=ours.pop(partition).committed,
             )
             self._metrics.offset_resets.inc()
-            self._gone(partition)
         for partition, at in found.items():
             # A commit that got no answer may land later than one after it: a lower position or an older map of what is
             # finished beyond it is committed over again.
-            assignments[partition].committed, assignments[partition].committed_text = at
+            ours[partition].committed, ours[partition].committed_text = at
         if not due:
             return
         self._consumer.commit(due, max(0.0, until - time.monotonic()))
         self._metrics.commits.labels("ok").inc()
         self._refusals = {p: error for p, error in self._refusals.items() if p not in due}
         for partition, at in due.items():
-            assignments[partition].committed, assignments[partition].committed_text = at
+            ours[partition].committed, ours[partition].committed_text = at
 
-    def _failed(self, result: str, due: Mapping[int, Committed], error: Exception) -> bool:
+    def _failed(self, result: str, due: Mapping[int, Committed], error: Exception) -> Collection[int]:
         """Count and tell a commit that did not land; only a refusal is trouble, the others mend themselves."""
-        if not due:
-            return True
-        self._metrics.commits.labels(result).inc()
-        if result == "refused":
-            self._refusals = self._refusals | dict.fromkeys(due, str(error))
-        tell = log.error if result == "refused" else log.warning
-        tell("Commit failed", result=result, partitions=sorted(due), error=str(error))
-        return False
+        if due:
+            self._metrics.commits.labels(result).inc()
+            if result == "refused":
+                self._refusals = self._refusals | dict.fromkeys(due, str(error))
+            tell = log.error if result == "refused" else log.warning
+            tell("Commit failed", result=result, partitions=sorted(due), error=str(error))
+        return due.keys()
 
-    def _due(self, assignments: Mapping[int, Assignment]) -> dict[int, Committed]:
+    def _due(self, ours: Mapping[int, Assignment]) -> dict[int, Committed]:
         due = {}
+        full = set(self.full)
         with self._dispatcher.locked():
-            maps = {partition: held.tracker.commit_map() for partition, held in assignments.items() if not held.lost}
+            maps = {partition: held.tracker.commit_map() for partition, held in ours.items()}
         for partition, found in maps.items():
             text, whole = found.encode(self._map_limit) if found.says_more else ("", True)
-            (self.full.discard if whole else self.full.add)(partition)
-            held = assignments[partition]
+            (full.discard if whole else full.add)(partition)
+            held = ours[partition]
             if (found.base, text) != (held.committed, held.committed_text):
                 due[partition] = Committed(found.base, text)
+        self.full = frozenset(full)
         return due

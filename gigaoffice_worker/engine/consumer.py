@@ -1,4 +1,4 @@
-"""The consumer thread: poll, offer, pause and resume, settle, commit; and what happens in a rebalance.
+"""The consumer thread: poll, settle, commit, take part in rebalances, and drain.
 
 It alone touches the Kafka consumer. It never waits for a handler, except in a rebalance, and there for a bounded time.
 """
@@ -7,38 +7,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 
 from gigaoffice_worker.broker.consumer import Consumer
-from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
-from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
-from gigaoffice_worker.core.backpressure import PartitionQuota
+from gigaoffice_worker.broker.errors import FencedError
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
-from gigaoffice_worker.core.records import Record
-from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.intake import Intake
 from gigaoffice_worker.engine.ownership import COMMIT_WITHIN, Ownership
-from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# What is held of all partitions together until it is settled.
-MAX_RECORDS = 8192
-MAX_BYTES = 32 * 1024 * 1024
 _POLL = 0.1
 _DRAIN_POLL = 0.02
 _COMMIT_EVERY = 0.5
-_WATERMARKS_EVERY = 5.0
-# Python's own objects around a record's content.
-_RECORD_COST = 512
-_HOLD_BYTES = "bytes"
+# How often a rebalance that waits for running calls settles what has ended.
+_STEP = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +52,31 @@ class ConsumerThread:
         consumer: Consumer,
         dispatcher: Dispatcher,
         delivery: Delivery,
-        intake: ConsumerSettings,
+        settings: ConsumerSettings,
         metrics: Metrics,
         died: Callable[[BaseException], None],
     ) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._delivery = delivery
-        self._intake = intake
+        self._settings = settings
         self._metrics = metrics
         self._died = died
-        # The committer tells the ownership, which needs the committer: the name is looked up when it is called.
-        self.committer = Committer(consumer, dispatcher, metrics, gone=lambda gone: self.ownership.reposition(gone))  # noqa: PLW0108
-        self.ownership = Ownership(
+        self.committer = Committer(consumer, dispatcher, metrics)
+        topic, reset = settings.topic, settings.auto_offset_reset
+        self.ownership = Ownership(consumer, dispatcher, metrics, topic=topic, auto_offset_reset=reset)
+        self.intake = Intake(
             consumer,
             dispatcher,
-            self.committer,
-            self._settle,
+            delivery,
+            self.ownership,
             metrics,
-            topic=intake.topic,
-            auto_offset_reset=intake.auto_offset_reset,
-            rebalance_wait=intake.rebalance_wait,
+            topic=topic,
+            auto_offset_reset=reset,
+            max_poll_records=settings.max_poll_records,
         )
-        self._quarantine = Quarantine(intake.topic)
-        # Replaced and never changed, so that observers may read it without a lock.
-        self.paused: Mapping[int, str] = {}
-        self.trouble: str | None = None
         self.clean = False
-        self._failures = 0
         self._next_commit = 0.0
-        self._next_watermarks = 0.0
         self._drain_until: float | None = None
         self._raised: Exception | None = None
         self._last_turn = time.monotonic()
@@ -102,7 +88,7 @@ class ConsumerThread:
         self.thread.start()
 
     def drain(self, deadline: float) -> None:
-        """Settle what is in flight, commit and leave, until `deadline` (monotonic seconds)."""
+        """Settle what is in flight, commit and leave, until `deadline` (monotonic seconds). Takes no lock."""
         self._drain_until = deadline
 
     def join(self, timeout: float) -> bool:
@@ -114,24 +100,14 @@ class ConsumerThread:
         """When the loop last showed progress, in seconds of the monotonic clock."""
         return max(self._last_turn, self.ownership.last_step)
 
-    @property
-    def joined(self) -> bool:
-        return self.ownership.joined_at is not None
-
-    @property
-    def quarantined(self) -> Mapping[int, Undecodable]:
-        """What cannot be decoded, by partition."""
-        return self._quarantine.held
-
     def _run(self) -> None:
         try:
             self._consumer.subscribe(self._on_revoked, self._on_assigned)
-            join_until = time.monotonic() + self._intake.join_within
+            join_until = time.monotonic() + self._settings.join_within
             while self._drain_until is None:
-                self._turn(_POLL)
-                if not self.joined and time.monotonic() > join_until and not self._consumer.coordinator_known():
-                    message = f"no group coordinator answered within {self._intake.join_within:.0f} seconds"
-                    raise UnreachableError(message, hint="check the brokers and the topic __consumer_offsets")  # noqa: TRY301
+                self._turn()
+                if not self.ownership.joined and time.monotonic() > join_until:
+                    self._require_a_coordinator()
             self._drain(self._drain_until)
         except FencedError:
             message = "another member of the consumer group uses the same KAFKA_CONSUMER_GROUP_INSTANCE_ID"
@@ -139,18 +115,23 @@ class ConsumerThread:
         except BaseException as error:  # noqa: BLE001  # a thread of ours that dies takes the process down
             self._died(error)
 
-    def _turn(self, poll: float) -> None:
+    def _require_a_coordinator(self) -> None:
+        if not self._consumer.coordinator_known():
+            message = f"no group coordinator answered within {self._settings.join_within:.0f} seconds"
+            raise UnreachableError(message, hint="check the brokers and the topic __consumer_offsets")
+
+    def _turn(self) -> None:
         self._last_turn = time.monotonic()
-        self._renew_lease()
+        self._dispatcher.lease(self._last_turn + self._consumer.session_left())
         self.ownership.position_new()
         self._pace()
-        self._receive(poll)
+        self._receive(_POLL)
         self._settle()
         now = time.monotonic()
         if now >= self._next_commit:
             self._next_commit = now + _COMMIT_EVERY
-            self.committer.commit(self.ownership.assignments, COMMIT_WITHIN)
-        self._watch_watermarks(now)
+            self._commit(COMMIT_WITHIN)
+        self.intake.watch_log(now)
 
     def _drain(self, deadline: float) -> None:
         """Keep polling with everything paused, so that a running rebalance completes and the last commit lands."""
@@ -162,147 +143,31 @@ class ConsumerThread:
             self._receive(_DRAIN_POLL)
             self._settle()
             quiet = self._dispatcher.wait_quiet(_DRAIN_POLL)
-            committed = quiet and self._last_commit()
+            if quiet:
+                self._settle()
+                committed = self._commit(2.0)
             if committed or time.monotonic() >= self._deadline(deadline):
                 break
         if not quiet:
             # What is finished so far need not be repeated, even if the rest must be.
             self._settle()
-            self.committer.commit(self.ownership.assignments, 1.0)
+            self._commit(1.0)
         self.clean = quiet and committed
         self._consumer.close(max(1.0, min(3.0, deadline - time.monotonic())))
 
-    def _renew_lease(self) -> None:
-        self._dispatcher.lease(time.monotonic() + self._consumer.session_left())
+    def _deadline(self, otherwise: float) -> float:
+        """Return when draining ends: a second signal moves it to now."""
+        return min(otherwise, self._drain_until if self._drain_until is not None else otherwise)
 
-    def _deadline(self, deadline: float) -> float:
-        """Return the earliest deadline: a second signal moves it to now."""
-        return min(deadline, self._drain_until if self._drain_until is not None else deadline)
-
-    def _last_commit(self) -> bool:
-        self._settle()
-        return self.committer.commit(self.ownership.assignments, 2.0)
-
-    # Receiving
-
-    def _receive(self, poll: float) -> None:
-        try:
-            batches = self._consumer.poll(poll, self._intake.max_poll_records)
-        except OutOfRangeError as error:
-            for partition, position in error.positions.items():
-                self._start_over(partition, position)
-        except UndecodableError as error:
-            self._quarantine.admit(error, time.monotonic())
-        except FencedError:
-            raise
-        except Exception as error:  # noqa: BLE001  # no outage ends the worker once it has joined
-            self._poll_failed(error)
-        else:
-            self._failures = 0
-            if self.joined and self.ownership.rebalancing_since is None:
-                self.trouble = None
-            for partition, records in batches.items():
-                self._offer(partition, records)
-        self._metrics.last_poll.set_to_current_time()
-        if self._raised is not None:
-            raise self._raised
-
-    def _offer(self, partition: int, records: list[Record]) -> None:
-        assignment = self.ownership.assignments.get(partition)
-        if assignment is None:
-            return
-        self._metrics.messages_received.inc(len(records))
-        now, latest = time.monotonic(), time.time()
-        self._dispatcher.offer(
-            [
-                Work(record, assignment, record.size + _RECORD_COST, now, min(record.timestamp, latest))
-                for record in records
-            ]
-        )
-
-    def _forget(self, partition: int) -> None:
-        self.ownership.reposition(partition)
-
-    def _start_over(self, partition: int, position: int) -> None:
-        log.error(
-            "Offset out of range: the log does not hold the position, beginning anew",
-            topic=self._intake.topic,
-            partition=partition,
-            offset=position,
-            reset_to=self._intake.auto_offset_reset,
-            hint="retention removed the records, or the topic was deleted and created again",
-        )
-        self._metrics.offset_resets.inc()
-        self.ownership.begin_anew(partition)
-
-    def _poll_failed(self, error: Exception) -> None:
-        told = to_worker_error(error, during="reading the request topic")
-        if not self.joined and is_fatal(error):
-            raise told from error
-        self._failures += 1
-        self.trouble = str(told)
-        wait = min(1.0, 0.05 * 2.0 ** min(self._failures, 10))
-        log.warning("Polling failed and will be tried again", error=str(told), hint=told.hint, retry_in=wait)
-        # Heartbeats go on by the client's own thread.
-        time.sleep(wait)
-
-    # The rebalance listener: what it raises would be swallowed by the client, so it is kept and raised after the poll.
-
-    def _on_revoked(self) -> None:
-        try:
-            self.ownership.revoke(self._drain_until)
-        except Exception as error:  # noqa: BLE001
-            self._raised = error
-
-    def _on_assigned(self, partitions: frozenset[int]) -> None:
-        try:
-            self.ownership.assign(partitions)
-            # The client has forgotten what was paused.
-            self.paused = {}
-            self._quarantine.keep(self.ownership.assignments)
-            self._pace()
-        except Exception as error:  # noqa: BLE001
-            self._raised = error
-
-    # Pausing and resuming
+    # The steps of a turn
 
     def _pace(self) -> None:
-        """Pause what holds its share already, resume what has room again."""
-        full = self._delivery.unsettled_bytes > MAX_BYTES
-        (self._dispatcher.hold if full else self._dispatcher.release)(_HOLD_BYTES)
-        wanted = self._reasons("bytes" if full else None)
-        # Also where only the reason is another: a partition that has just got its position was resumed with it.
-        pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
-        resume = self.paused.keys() - wanted.keys()
-        known = self.ownership.assignments.keys() | self.ownership.unpositioned
-        if pause:
-            self._consumer.pause(pause & known)
-        if resume:
-            self._consumer.resume(resume & known)
-        self.paused = wanted
+        self.intake.pace(full=self.committer.full, draining=self._drain_until is not None)
 
-    def _reasons(self, everywhere: str | None) -> dict[int, str]:
-        if self._drain_until is not None:
-            everywhere = "draining"
-        elif self._dispatcher.intake_stopped() is not None:
-            everywhere = "storm-guard"
-        assignments = self.ownership.assignments
-        share = PartitionQuota.of(len(assignments), MAX_RECORDS, MAX_BYTES)
-        now = time.monotonic()
-        reasons = dict.fromkeys(self.ownership.unpositioned, "position unknown")
-        for partition, held in assignments.items():
-            paused = partition in self.paused
-            if self._quarantine.shuts_in(partition, now):
-                reasons[partition] = "undecodable record"
-            elif everywhere is not None:
-                reasons[partition] = everywhere
-            elif partition in self.committer.full:
-                reasons[partition] = "commit map"
-            elif reason := share.full(held.held_records, held.held_bytes, paused=paused):
-                reasons[partition] = reason
-        return reasons
-
-    # Settling
+    def _receive(self, timeout: float) -> None:
+        self.intake.receive(timeout)
+        if self._raised is not None:
+            raise self._raised
 
     def _settle(self) -> None:
         delivered = self._delivery.collect()
@@ -313,12 +178,39 @@ class ConsumerThread:
             ages = (max(0.0, now - timestamp) if timestamp else 0.0 for timestamp in written)
             self._metrics.requests_finished((outcome.verdict for outcome in delivered), ages)
 
-    def _watch_watermarks(self, now: float) -> None:
-        for partition, assignment in self.ownership.assignments.items():
-            assignment.watermark = self._consumer.watermark(partition)
-            if (position := self._consumer.position(partition)) is not None:
-                self._dispatcher.advance(assignment, position)
-        self._quarantine.let_out(self._consumer.position)
-        if now >= self._next_watermarks:
-            self._next_watermarks = now + _WATERMARKS_EVERY
-            self._consumer.request_watermarks(p for p in self.paused if p in self.ownership.assignments)
+    def _commit(self, within: float) -> bool:
+        """Commit what is due within so many seconds; False when not all of it landed."""
+        made = self.committer.commit(self.ownership.assignments, within)
+        for partition in made.gone:
+            self.ownership.reposition(partition)
+        return made.landed
+
+    # The rebalance listener: what it raises would be swallowed by the client, so it is kept and raised after the poll.
+
+    def _on_revoked(self) -> None:
+        try:
+            self._give_up_partitions()
+        except Exception as error:  # noqa: BLE001
+            self._raised = error
+
+    def _on_assigned(self, partitions: frozenset[int]) -> None:
+        try:
+            self.ownership.assign(partitions)
+            self.intake.note_assigned()
+            self._pace()
+        except Exception as error:  # noqa: BLE001
+            self._raised = error
+
+    def _give_up_partitions(self) -> None:
+        """Wait for running calls as long as a rebalance may (or the drain, if that ends earlier), and commit."""
+        self.ownership.begin_rebalance()
+        if not self.ownership.assignments:
+            return
+        limit = self._deadline(time.monotonic() + self._settings.rebalance_wait)
+        while not (quiet := self._dispatcher.wait_quiet(_STEP)) and time.monotonic() < limit:
+            self._last_turn = time.monotonic()
+            self._settle()
+        self._settle()
+        self._commit(COMMIT_WITHIN)
+        log.info("Partitions revoked", partitions=sorted(self.ownership.assignments), quiet=quiet)
+        self.ownership.set_aside()

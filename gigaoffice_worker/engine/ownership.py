@@ -9,7 +9,6 @@ Everything else is forgotten: what is queued is dropped, and results that are st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Literal
 
 import structlog
@@ -18,7 +17,6 @@ from gigaoffice_worker.broker.consumer import Committed, Consumer, Membership
 from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.work import Assignment, Work
-from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
 
@@ -28,7 +26,6 @@ COMMIT_WITHIN = 5.0
 _ASK_WITHIN = 2.0
 _ASK_EVERY = 1.0
 _HOLD = "rebalance"
-_STEP = 0.02
 
 
 class Ownership:
@@ -38,22 +35,16 @@ class Ownership:
         self,
         consumer: Consumer,
         dispatcher: Dispatcher,
-        committer: Committer,
-        settle: Callable[[], None],
         metrics: Metrics,
         *,
         topic: str,
         auto_offset_reset: Literal["earliest", "latest"],
-        rebalance_wait: float,
     ) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
-        self._committer = committer
-        self._settle = settle
         self._metrics = metrics
         self._topic = topic
         self._reset = auto_offset_reset
-        self._rebalance_wait = rebalance_wait
         self._epoch = 0
         self._membership: Membership | None = None
         # Replaced and never changed, so that observers may read it without a lock.
@@ -67,23 +58,23 @@ class Ownership:
         self.rebalancing_since: float | None = None
         self.last_step = time.monotonic()
 
-    # The listener's two functions: the client swallows what they raise, so their caller catches it.
+    @property
+    def joined(self) -> bool:
+        """Whether the group has given us an assignment at least once."""
+        return self.joined_at is not None
 
-    def revoke(self, until: float | None) -> None:
-        """Wait for running calls, at most until `until` where the worker drains; commit; set everything aside."""
+    # A rebalance, in this order
+
+    def begin_rebalance(self) -> None:
+        """Start no attempt any more: the partitions are about to be given up."""
         self.rebalancing_since = time.monotonic()
-        if not self.assignments:
-            return
-        self._dispatcher.hold(_HOLD)
-        limit = time.monotonic() + self._rebalance_wait
-        limit = limit if until is None else min(limit, until)
-        while not (quiet := self._dispatcher.wait_quiet(_STEP)) and time.monotonic() < limit:
-            self.last_step = time.monotonic()
-            self._settle()
-        self._settle()
-        self._committer.commit(self.assignments, COMMIT_WITHIN)
-        self._set_aside, self.assignments = self.assignments, {}
-        log.info("Partitions revoked", partitions=sorted(self._set_aside), quiet=quiet)
+        if self.assignments:
+            self._dispatcher.hold(_HOLD)
+
+    def set_aside(self) -> None:
+        """Give all partitions up, but keep what is in hand of them until it is known where they go."""
+        if self.assignments:
+            self._set_aside, self.assignments = self.assignments, {}
 
     def assign(self, partitions: frozenset[int]) -> None:
         """Adopt what has come back, forget what has not, and find the position of what is new."""
@@ -93,7 +84,6 @@ class Ownership:
         for partition, assignment in self._set_aside.items():
             if partition not in adopted:
                 self._dispatcher.forget(assignment)
-                self._committer.forget(partition)
         self.assignments = {partition: self._set_aside[partition] for partition in adopted}
         self._set_aside = {}
         for partition, assignment in self.assignments.items():
@@ -166,7 +156,6 @@ class Ownership:
         if assignment is not None:
             self._dispatcher.forget(assignment)
             self.assignments = {p: held for p, held in self.assignments.items() if p != partition}
-        self._committer.forget(partition)
         self.unpositioned.add(partition)
         self._consumer.pause([partition])
         self._consumer.forget_watermark(partition)

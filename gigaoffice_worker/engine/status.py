@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from gigaoffice_worker.broker.login import LoginWatch
 from gigaoffice_worker.core.work import Assignment, Stage, Work
-from gigaoffice_worker.engine.consumer import ConsumerThread
-from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
-from gigaoffice_worker.engine.pool import Pool
+from gigaoffice_worker.engine.engine import Engine
 from gigaoffice_worker.engine.topic_watch import TopicWatch
-from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, Trouble
+from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, State, TopicsSeen, Trouble
 
 # How long a thread that must make progress may seem to stand still: the longest single wait in it is bounded by the
 # client's request time-out (30 s).
@@ -27,17 +24,6 @@ _GATE_GRACE = 60.0
 _REFUSED_ACCESS = "AccessRefusedError"
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The running parts."""
-
-    dispatcher: Dispatcher
-    delivery: Delivery
-    consumer: ConsumerThread
-    pool: Pool
-    started: float = field(default_factory=time.monotonic)
-
-
 class Observer:
     """Takes snapshots. `longest` is how long one request can take by its attempts, time-outs and delays, in seconds."""
 
@@ -47,14 +33,14 @@ class Observer:
         self._dlq = dlq
         self._longest = longest
         self._started = time.monotonic()
-        self.state = "starting"
+        self.state = State.STARTING
         self.engine: Engine | None = None
 
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
         engine = self.engine
         if engine is None:
-            return _idle(self.state, now - self._started, list(self._not_ready_yet()))
+            return _idle(self.state, now - self._started, list(self._not_ready_yet()), self._topics.seen)
         counts = engine.dispatcher.counts()
         partitions = self._partitions(engine, now)
         running = engine.dispatcher.running()
@@ -80,6 +66,8 @@ class Observer:
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
             last_error=engine.pool.last_failure,
+            consumer_running=engine.consumer.thread.is_alive(),
+            topics=self._topics.seen,
         )
 
     def not_live(self) -> list[Trouble]:
@@ -91,7 +79,7 @@ class Observer:
             ("consumer", engine.consumer.thread, engine.consumer.last_turn),
             ("delivery", engine.delivery.thread, engine.delivery.last_turn),
         ):
-            if not thread.is_alive() and self.state not in ("draining", "stopped"):
+            if not thread.is_alive() and not self.state.is_ending:
                 yield Trouble(f"{name}-dead", f"the {name} thread has ended")
             elif thread.is_alive() and now - last_turn > STANDSTILL:
                 yield Trouble(f"{name}-stuck", f"the {name} thread made no progress for {now - last_turn:.0f} s")
@@ -100,7 +88,7 @@ class Observer:
             yield Trouble("pool-stuck", f"ready requests found no handler thread for {waited:.0f} s")
 
     def _not_ready_yet(self) -> Iterator[Trouble]:
-        if self.state in ("draining", "stopped"):
+        if self.state.is_ending:
             yield Trouble("draining", "the worker drains")
         yield from self._cluster_trouble()
         if self._topics.report is None:
@@ -121,20 +109,20 @@ class Observer:
     def _not_ready(
         self, engine: Engine, partitions: list[PartitionStatus], trouble: dict[str, str], now: float
     ) -> Iterator[Trouble]:
-        if self.state in ("draining", "stopped"):
+        if self.state.is_ending:
             yield Trouble("draining", "the worker drains")
         yield from self._not_live(engine, now)
         yield from self._cluster_trouble()
         yield from _membership_trouble(engine, now)
         for topic, why in trouble.items():
             yield Trouble("delivery-blocked", f"outcomes cannot be delivered to {topic}: {why}")
-        consumer = engine.consumer
-        if consumer.trouble:
-            yield Trouble("consumer", consumer.trouble)
-        if consumer.committer.trouble:
-            yield Trouble("commit", consumer.committer.trouble)
+        intake, committer = engine.consumer.intake, engine.consumer.committer
+        if intake.trouble:
+            yield Trouble("consumer", intake.trouble)
+        if committer.trouble:
+            yield Trouble("commit", committer.trouble)
         yield from _guard_trouble(engine.dispatcher, now)
-        for partition, (offset, cause) in consumer.quarantined.items():
+        for partition, (offset, cause) in intake.quarantined.items():
             yield Trouble("undecodable-record", f"record {partition}-{offset} cannot be decoded: {cause}")
         for row in partitions:
             oldest = row.oldest
@@ -143,7 +131,7 @@ class Observer:
                 yield Trouble("request-overdue", text)
 
     def _partitions(self, engine: Engine, now: float) -> list[PartitionStatus]:
-        consumer = engine.consumer
+        consumer, intake = engine.consumer, engine.consumer.intake
         with engine.dispatcher.locked():
             rows = [
                 (partition, held, held.tracker.position, held.tracker.oldest)
@@ -151,7 +139,7 @@ class Observer:
             ]
         found = []
         for partition, held, position, oldest in rows:
-            quarantine = consumer.quarantined.get(partition)
+            quarantine = intake.quarantined.get(partition)
             found.append(
                 PartitionStatus(
                     partition=partition,
@@ -164,7 +152,7 @@ class Observer:
                     in_hand=held.held_records,
                     bytes_in_hand=held.held_bytes,
                     oldest=_oldest(oldest, now),
-                    paused=consumer.paused.get(partition),
+                    paused=intake.paused.get(partition),
                     quarantined={"offset": quarantine[0], "error": quarantine[1]} if quarantine else None,
                 )
             )
@@ -212,7 +200,7 @@ def _oldest(work: Work | None, now: float) -> OldestRequest | None:
     return OldestRequest(work.record.offset, work.id, round(now - since, 3), work.attempt, work.stage.value)
 
 
-def _idle(state: str, uptime: float, not_ready: list[Trouble]) -> Snapshot:
+def _idle(state: State, uptime: float, not_ready: list[Trouble], topics: TopicsSeen) -> Snapshot:
     return Snapshot(
         state=state,
         uptime=uptime,
@@ -233,4 +221,5 @@ def _idle(state: str, uptime: float, not_ready: list[Trouble]) -> Snapshot:
         not_live=[],
         not_ready=not_ready,
         last_error=None,
+        topics=topics,
     )

@@ -1,38 +1,61 @@
-"""A thread that verifies the topics again and again, so that what it says of them stays true."""
+"""The topics: seen to at start, and verified again and again by a thread, so that what is said of them stays true."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.broker.topics import TopicReport, TopicVerifier, ensure_topics
+from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import WorkerError
+from gigaoffice_worker.observe.health import TopicsSeen
+from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-EVERY = 15.0
+_EVERY = 15.0
+# How often missing topics that must not be created are looked for at start.
+_MISSING_EVERY = 2.0
 
 
 class TopicWatch:
     """Keeps the newest report on the topics, and the error that the last verification ended with, if any.
 
-    `verify` does one verification with a time limit of its own; `changed` hears of every report.
+    `changed` hears of every report.
     """
 
-    def __init__(
-        self, verify: Callable[[], TopicReport], changed: Callable[[TopicReport], None], *, every: float = EVERY
-    ) -> None:
-        self._verify = verify
+    def __init__(self, config: Config, metrics: Metrics, changed: Callable[[TopicReport], None]) -> None:
+        self._config = config
+        self._metrics = metrics
         self._changed = changed
-        self._every = every
+        self._verifier = TopicVerifier(config)
         self._stop = threading.Event()
         self.report: TopicReport | None = None
         self.error: WorkerError | None = None
-        self.failing_since: float | None = None
         self.thread = threading.Thread(target=self._run, name="topics", daemon=True)
+
+    def ensure(self, stop: threading.Event, missing: Callable[[Sequence[str]], None]) -> bool:
+        """Create and verify the topics, and wait for those that must not be created; False when asked to stop.
+
+        `missing` hears again and again of the topics that are waited for. Raises WorkerError as `ensure_topics` does.
+        """
+        report = ensure_topics(
+            self._config,
+            on_created=lambda _topic: self._metrics.topics_created.inc(),
+            on_error=lambda kind: self._metrics.topic_creation_errors.labels(kind).inc(),
+            stop=stop,
+        )
+        if report is None:
+            return False
+        self._note(report)
+        while report.missing:
+            missing(report.missing)
+            if stop.wait(_MISSING_EVERY):
+                return False
+            report = self._verify() or report
+        return not stop.is_set()
 
     def start(self) -> None:
         self.thread.start()
@@ -40,31 +63,38 @@ class TopicWatch:
     def stop(self) -> None:
         self._stop.set()
 
+    def close(self) -> None:
+        """Close the connection to the cluster, unless the thread is just using it."""
+        if not self.thread.is_alive():
+            self._verifier.close()
+
     @property
-    def running(self) -> bool:
-        """Whether a verification may be under way in the thread."""
-        return self.thread.is_alive()
+    def seen(self) -> TopicsSeen:
+        """What the last verification found, for the side port."""
+        report, reachable = self.report, self.error is None
+        if report is None:
+            return TopicsSeen(reachable=reachable)
+        return TopicsSeen(report.existing, report.verified_at, differ=bool(report.mismatches), reachable=reachable)
 
-    def note(self, report: TopicReport) -> None:
-        """Take over the report of a verification that succeeded."""
-        if self.error is not None:
-            log.info("Topic verification succeeds again")
-        self.report, self.error, self.failing_since = report, None, None
-        self._changed(report)
+    def _run(self) -> None:
+        while not self._stop.wait(_EVERY):
+            self._verify()
 
-    def verify_now(self) -> TopicReport | None:
+    def _verify(self) -> TopicReport | None:
         """Verify once; None when it failed, with the reason in `error`."""
         try:
-            report = self._verify()
+            report = self._verifier.verify(previous=self.report)
         except WorkerError as error:
             if self.error is None or str(self.error) != str(error):
                 log.warning("Topic verification failed", error=str(error), hint=error.hint)
-            self.failing_since = self.failing_since or time.monotonic()
             self.error = error
             return None
-        self.note(report)
+        self._note(report)
         return report
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._every):
-            self.verify_now()
+    def _note(self, report: TopicReport) -> None:
+        if self.error is not None:
+            log.info("Topic verification succeeds again")
+        self.report, self.error = report, None
+        self._metrics.last_topic_verification.set(report.verified_at.timestamp())
+        self._changed(report)

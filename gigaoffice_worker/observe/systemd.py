@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable, Mapping
 
 from gigaoffice_worker.observe.health import Snapshot
 
 _SAID_BY_THE_STATE = ("draining", "joining")
 _SEND_TIMEOUT = 1.0  # seconds; systemd reads at once unless it is in trouble itself
+_STATUS_EVERY = 2.0
+# How much longer than its limits a stop may take from now on; said again and again while the worker drains.
+_EXTEND_BY = 10.0
 
 
 class Notifier:
@@ -55,6 +60,43 @@ class Notifier:
         except OSError:
             return False
         return True
+
+
+class ServiceManager:
+    """Tells the service manager of one worker: ready once, a line of status, and signs of life while it is live."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._notifier = Notifier(environ.get("NOTIFY_SOCKET"))
+        self._watchdog_every = watchdog_interval(environ.get("WATCHDOG_USEC"), environ.get("WATCHDOG_PID"))
+        self._next_watchdog = self._next_status = 0.0
+        self._told_ready = False
+
+    def starting(self, text: str) -> None:
+        """Say what the start waits for."""
+        self._notifier.status(text)
+
+    def serving(self, snapshot: Callable[[], Snapshot], *, joined: bool, live: bool) -> None:
+        """Say what is due; to be called several times a second. No sign of life is given unless `live`."""
+        if joined and not self._told_ready:
+            self._told_ready = self._notifier.ready("running")
+        now = time.monotonic()
+        if now >= self._next_status:
+            self._next_status = now + _STATUS_EVERY
+            self._notifier.status(status_line(snapshot()))
+        if self._watchdog_every is not None and live and now >= self._next_watchdog:
+            self._next_watchdog = now + self._watchdog_every
+            self._notifier.watchdog()
+
+    def stopping(self) -> None:
+        """Say that the worker drains."""
+        self._notifier.stopping()
+
+    def draining(self, snapshot: Snapshot) -> None:
+        """Ask for the time that is still needed; to be called again and again while the worker drains."""
+        self._notifier.extend_timeout(_EXTEND_BY)
+        self._notifier.status(status_line(snapshot))
+        if self._watchdog_every is not None:
+            self._notifier.watchdog()
 
 
 def status_line(now: Snapshot) -> str:

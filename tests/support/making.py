@@ -8,7 +8,7 @@ from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, Reason, Record
 from gigaoffice_worker.core.results import encode_result
 from gigaoffice_worker.core.work import Assignment, Work
-from gigaoffice_worker.observe.health import Snapshot
+from gigaoffice_worker.observe.health import Snapshot, State
 
 TOPIC = "requests"
 
@@ -52,4 +52,4 @@ def snapshot(**facts) -> Snapshot:
     seconds = dict.fromkeys(("uptime", "oldest_in_flight", "gate_opens_in"), 0.0)
     no = dict.fromkeys(("dlq_blocked", "gate_closed", "standby"), False)
     nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "last_error": None}
-    return Snapshot(**{"state": "running", **idle, **seconds, **no, **nothing, **facts})
+    return Snapshot(**{"state": State.RUNNING, **idle, **seconds, **no, **nothing, **facts})

@@ -57,11 +57,7 @@ class Scene:
         self.assignments = {number: partition.assignment for number, partition in self.partitions.items()}
         self.cluster = Cluster(0, 1)
         self.gone: list[int] = []
-        self.committer = Committer(self.cluster, self.dispatcher, Metrics("0"), self.forget)
-
-    def forget(self, partition: int) -> None:
-        self.gone.append(partition)
-        self.dispatcher.forget(self.assignments[partition])
+        self.committer = Committer(self.cluster, self.dispatcher, Metrics("0"))
 
     def finish(self, partition: int, count: int = 1) -> None:
         """Receive and settle so many requests."""
@@ -70,7 +66,11 @@ class Scene:
             self.dispatcher.settle([work])
 
     def commit(self, timeout: float = 1.0) -> bool:
-        return self.committer.commit(self.assignments, timeout)
+        made = self.committer.commit(self.assignments, timeout)
+        for partition in made.gone:
+            self.gone.append(partition)
+            self.dispatcher.forget(self.assignments.pop(partition))
+        return made.landed
 
 
 @pytest.fixture
@@ -229,7 +229,8 @@ def test_refusal_goes_with_its_partition(scene):
     scene.finish(0)
     scene.cluster.failures.append(CommitRefusedError("no"))
     assert not scene.commit()
-    scene.committer.forget(0)
+    del scene.assignments[0]
+    assert scene.commit()
     assert scene.committer.trouble is None
 
 

@@ -1,0 +1,128 @@
+"""The engine: its parts put together, started, drained and closed. Nothing is decided here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gigaoffice_worker._version import __version__
+from gigaoffice_worker.broker import clients
+from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.messages import RecordEncoder
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
+from gigaoffice_worker.engine.delivery import Delivery, Hooks
+from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.pool import Pool
+from gigaoffice_worker.engine.processor import Handler, Processor
+from gigaoffice_worker.observe.metrics import Metrics
+
+if TYPE_CHECKING:
+    from gigaoffice_worker.observe.spans import Spans  # importing it costs time and memory
+
+_HOLD_DRAIN = "draining"
+_HOLD_DELIVERY = "delivery"
+
+
+class Engine:
+    """The running parts. `died` hears of an exception that ended one of their threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        handler: Handler,
+        metrics: Metrics,
+        spans: Spans | None,
+        died: Callable[[BaseException], None],
+    ) -> None:
+        self._config = config
+        self._request_partitions = 0
+        self.started = time.monotonic()
+        self.dispatcher = _dispatcher(config)
+        self.delivery = self._make_delivery(metrics, spans, died)
+        self.consumer = self._make_consumer(metrics, died)
+        timeout = config.worker.attempt_timeout
+        self.pool = Pool(
+            config.worker.concurrency,
+            self.dispatcher,
+            Processor(spans.around(handler) if spans else handler, timeout),
+            lambda work, outcome: self.delivery.deliver(work, outcome, self._request_partitions),
+            metrics,
+            died,
+        )
+
+    def _make_delivery(self, metrics: Metrics, spans: Spans | None, died: Callable[[BaseException], None]) -> Delivery:
+        config, dispatcher = self._config, self.dispatcher
+        hooks = Hooks(
+            free=dispatcher.free,
+            hold=lambda: dispatcher.hold(_HOLD_DELIVERY),
+            release=lambda: dispatcher.release(_HOLD_DELIVERY),
+            sent=lambda topic, records: metrics.messages_sent.labels(topic).inc(records),
+            rebuilt=metrics.producer_rebuilds.inc,
+            send_failed=metrics.publish_failures.inc,
+            died=died,
+            traced=spans.acknowledged if spans is not None else None,
+        )
+        return Delivery(
+            RecordEncoder(config.topics.responses.name, config.topics.dlq.name, config.consumer.group, __version__),
+            lambda: Producer(clients.producer(config)),
+            hooks,
+            delivery_timeout=clients.DELIVERY_TIMEOUT,
+        )
+
+    def _make_consumer(self, metrics: Metrics, died: Callable[[BaseException], None]) -> ConsumerThread:
+        config, spec = self._config, self._config.topics
+        settings = ConsumerSettings(
+            spec.requests.name,
+            config.consumer.max_poll_records,
+            config.consumer.auto_offset_reset,
+            config.worker.rebalance_wait,
+            # As long as the topic workflow may take.
+            join_within=(spec.creation_retries + 1) * spec.creation_timeout
+            + spec.creation_retries * spec.creation_retry_delay,
+        )
+        consumer = Consumer(clients.consumer(config), settings.topic)
+        return ConsumerThread(consumer, self.dispatcher, self.delivery, settings, metrics, died)
+
+    def know(self, report: TopicReport) -> None:
+        """Take note of what the topics take, as the last verification found it."""
+        topics = self._config.topics
+        self._request_partitions = report.partitions.get(topics.requests.name, 0)
+        for spec in (topics.responses, topics.dlq):
+            limit, count = report.limits.get(spec.name), report.partitions.get(spec.name, 0)
+            self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)
+
+    def start(self) -> None:
+        """Build the first producer (its errors are the caller's), then start the threads."""
+        self.delivery.start()
+        self.pool.start()
+        self.consumer.start()
+
+    def drain(self, deadline: float) -> None:
+        """Start no attempt any more, settle what is in flight, commit and leave, until `deadline` (monotonic)."""
+        self.dispatcher.hold(_HOLD_DRAIN)
+        self.consumer.drain(deadline)
+
+    def hurry(self) -> None:
+        """Drain no longer. For a signal handler: it takes no lock."""
+        self.consumer.drain(time.monotonic())
+
+    def close(self) -> None:
+        """Send the threads home and end the producer. Waits two seconds at most, and never for a handler."""
+        self.dispatcher.stop()
+        self.delivery.stop()
+        self.delivery.join(1.0)
+        self.delivery.close(1.0)
+
+
+def _dispatcher(config: Config) -> Dispatcher:
+    worker = config.worker
+    policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
+    limits = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
+    return Dispatcher(Scheduler(worker.ordering), policy, Gate(policy), StormGuard(limits))

@@ -1,0 +1,182 @@
+"""Reading the request topic: poll, offer, and pause what holds enough already. Used by the consumer thread only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
+from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
+from gigaoffice_worker.core.backpressure import PartitionQuota
+from gigaoffice_worker.core.records import Record
+from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.engine.delivery import Delivery
+from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.ownership import Ownership
+from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
+from gigaoffice_worker.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+# What is held of all partitions together until it is settled.
+MAX_RECORDS = 8192
+MAX_BYTES = 32 * 1024 * 1024
+_WATERMARKS_EVERY = 5.0
+# Python's own objects around a record's content.
+_RECORD_COST = 512
+_HOLD_BYTES = "bytes"
+
+
+class Intake:
+    """Hands what the assigned partitions hold to the dispatcher, at most as much as may be held at once."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        dispatcher: Dispatcher,
+        delivery: Delivery,
+        ownership: Ownership,
+        metrics: Metrics,
+        *,
+        topic: str,
+        auto_offset_reset: str,
+        max_poll_records: int,
+    ) -> None:
+        self._consumer = consumer
+        self._dispatcher = dispatcher
+        self._delivery = delivery
+        self._ownership = ownership
+        self._metrics = metrics
+        self._topic = topic
+        self._reset = auto_offset_reset
+        self._max_poll_records = max_poll_records
+        self._quarantine = Quarantine(topic)
+        # Replaced and never changed, so that observers may read it without a lock.
+        self.paused: Mapping[int, str] = {}
+        self.trouble: str | None = None
+        self._failures = 0
+        self._next_watermarks = 0.0
+
+    @property
+    def quarantined(self) -> Mapping[int, Undecodable]:
+        """What cannot be decoded, by partition."""
+        return self._quarantine.held
+
+    # Receiving
+
+    def receive(self, timeout: float) -> None:
+        """Poll for up to `timeout` seconds, queue what comes. Raises FencedError, and what is fatal before joining."""
+        try:
+            batches = self._consumer.poll(timeout, self._max_poll_records)
+        except OutOfRangeError as error:
+            for partition, position in error.positions.items():
+                self._begin_anew(partition, position)
+        except UndecodableError as error:
+            self._quarantine.admit(error, time.monotonic())
+        except FencedError:
+            raise
+        except Exception as error:  # noqa: BLE001  # no outage ends the worker once it has joined
+            self._poll_failed(error)
+        else:
+            self._failures = 0
+            if self._ownership.joined and self._ownership.rebalancing_since is None:
+                self.trouble = None
+            for partition, records in batches.items():
+                self._offer(partition, records)
+        self._metrics.last_poll.set_to_current_time()
+
+    def _offer(self, partition: int, records: list[Record]) -> None:
+        assignment = self._ownership.assignments.get(partition)
+        if assignment is None:
+            return
+        self._metrics.messages_received.inc(len(records))
+        now, latest = time.monotonic(), time.time()
+        self._dispatcher.offer(
+            [
+                Work(record, assignment, record.size + _RECORD_COST, now, min(record.timestamp, latest))
+                for record in records
+            ]
+        )
+
+    def _begin_anew(self, partition: int, position: int) -> None:
+        log.error(
+            "Offset out of range: the log does not hold the position, beginning anew",
+            topic=self._topic,
+            partition=partition,
+            offset=position,
+            reset_to=self._reset,
+            hint="retention removed the records, or the topic was deleted and created again",
+        )
+        self._metrics.offset_resets.inc()
+        self._ownership.begin_anew(partition)
+
+    def _poll_failed(self, error: Exception) -> None:
+        told = to_worker_error(error, during="reading the request topic")
+        if not self._ownership.joined and is_fatal(error):
+            raise told from error
+        self._failures += 1
+        self.trouble = str(told)
+        wait = min(1.0, 0.05 * 2.0 ** min(self._failures, 10))
+        log.warning("Polling failed and will be tried again", error=str(told), hint=told.hint, retry_in=wait)
+        # The client's own thread goes on with the heartbeats.
+        time.sleep(wait)
+
+    def note_assigned(self) -> None:
+        """Begin with the partitions that a rebalance gave us: the client has forgotten what was paused."""
+        self.paused = {}
+        self._quarantine.keep(self._ownership.assignments)
+
+    # Pausing and resuming
+
+    def pace(self, *, full: frozenset[int], draining: bool) -> None:
+        """Pause what holds its share already, or is in `full`; resume what has room again."""
+        over = self._delivery.unsettled_bytes > MAX_BYTES
+        (self._dispatcher.hold if over else self._dispatcher.release)(_HOLD_BYTES)
+        everywhere = "bytes" if over else None
+        if draining:
+            everywhere = "draining"
+        elif self._dispatcher.intake_stopped() is not None:
+            everywhere = "storm-guard"
+        wanted = self._reasons(everywhere, full)
+        # Also where only the reason is another: a partition that has just got its position was resumed with it.
+        pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
+        resume = self.paused.keys() - wanted.keys()
+        known = self._ownership.assignments.keys() | self._ownership.unpositioned
+        if pause:
+            self._consumer.pause(pause & known)
+        if resume:
+            self._consumer.resume(resume & known)
+        self.paused = wanted
+
+    def _reasons(self, everywhere: str | None, full: frozenset[int]) -> dict[int, str]:
+        assignments = self._ownership.assignments
+        share = PartitionQuota.of(len(assignments), MAX_RECORDS, MAX_BYTES)
+        now = time.monotonic()
+        reasons = dict.fromkeys(self._ownership.unpositioned, "position unknown")
+        for partition, held in assignments.items():
+            paused = partition in self.paused
+            if self._quarantine.shuts_in(partition, now):
+                reasons[partition] = "undecodable record"
+            elif everywhere is not None:
+                reasons[partition] = everywhere
+            elif partition in full:
+                reasons[partition] = "commit map"
+            elif reason := share.full(held.held_records, held.held_bytes, paused=paused):
+                reasons[partition] = reason
+        return reasons
+
+    # How far the log reaches
+
+    def watch_log(self, now: float) -> None:
+        """Note how far each partition was read and how far its log reaches; ask for that where nothing is read."""
+        for partition, assignment in self._ownership.assignments.items():
+            assignment.watermark = self._consumer.watermark(partition)
+            if (position := self._consumer.position(partition)) is not None:
+                self._dispatcher.advance(assignment, position)
+        self._quarantine.let_out(self._consumer.position)
+        if now >= self._next_watermarks:
+            self._next_watermarks = now + _WATERMARKS_EVERY
+            self._consumer.request_watermarks(p for p in self.paused if p in self._ownership.assignments)
