@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,12 +18,24 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.core.visible import visible, visible_json
+from gigaoffice_worker.observe.hosts import KnownHosts
 from gigaoffice_worker.observe.listener import BACKLOG, COMMON_HEADERS, HTTPListener
+from gigaoffice_worker.observe.page import page_policy
 
 _MAX_URI = 4096
 _METRICS = "/metrics"
+_NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
+_UNKNOWN_NAME = (
+    "This worker does not know itself by the name in the request's Host header.\n"
+    "Ask for it by its address, or add the name to METRICS_ALLOWED_HOSTS.\n"
+)
+_TRY_AGAIN = 0.25  # seconds between two tries of a port that is taken
 
 log = structlog.get_logger(__name__)
+
+
+class _PortTakenError(ConfigurationError):
+    """Another process listens there, perhaps not for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,8 @@ class SidePort:
 
     Pages run in the server's threads and must answer from memory. `refresh` is called before each scrape. With port 0
     the system picks one: it is logged, and written to the file `port` in `runtime_directory` while the port is open.
+    `names` are those besides its own by which it may be asked (`*`: any). A port that is taken is tried for `wait`
+    seconds: the worker that held it may be about to end.
     """
 
     def __init__(
@@ -60,11 +76,14 @@ class SidePort:
         *,
         refresh: Callable[[], None] | None = None,
         runtime_directory: str | None = None,
+        names: Iterable[str] = (),
+        wait: float = 0.0,
     ) -> None:
         self._host = host
+        self._wait = wait
         self._wanted = port
         self._port = port
-        self._site = _Site(pages, registry, refresh)
+        self._site = _Site(pages, registry, refresh, KnownHosts(host, names))
         self._runtime_directory = runtime_directory
         self._listener: HTTPListener | None = None
         self._port_file: Path | None = None
@@ -74,10 +93,12 @@ class SidePort:
         """The port that is listened on; before start() the configured one."""
         return self._port
 
-    def start(self) -> None:
-        """Listen and answer. Raises ConfigurationError when host and port can't be listened on."""
+    def start(self, stop: threading.Event | None = None) -> None:
+        """Listen and answer; do nothing once `stop` is set. Raises ConfigurationError when it can't be listened on."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        listening = _listen(self._host, self._wanted)
+        listening = _listen_patiently(self._host, self._wanted, self._wait, stop or threading.Event())
+        if listening is None:
+            return
         self._port = listening.getsockname()[1]
         self._listener = HTTPListener(self._site, listening)
         self._listener.start()
@@ -104,8 +125,10 @@ class _Site:
         pages: Mapping[str, Callable[[], Answer]],
         registry: CollectorRegistry,
         refresh: Callable[[], None] | None,
+        hosts: KnownHosts,
     ) -> None:
         self._pages = dict(pages)
+        self._hosts = hosts
         self._exposition = make_wsgi_app(registry)
         self._refresh = refresh
         self._failing: set[str] = set()
@@ -114,12 +137,14 @@ class _Site:
         status, headers, body = self._respond(environ)
         if status.startswith("405"):
             headers.append(("Allow", "GET, HEAD"))
-        start_response(status, [*headers, ("Content-Length", str(len(body))), *COMMON_HEADERS])
+        is_page = any(name == "Content-Type" and value.startswith("text/html") for name, value in headers)
+        policy = ("Content-Security-Policy", page_policy() if is_page else _NOTHING_ALLOWED)
+        start_response(status, [*headers, ("Content-Length", str(len(body))), policy, *COMMON_HEADERS])
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
     def _respond(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
         path = environ["PATH_INFO"]
-        refusal = self._refusal(environ["REQUEST_METHOD"], path, len(environ["REQUEST_URI"]))
+        refusal = self._refusal(environ, path)
         try:
             if refusal is None and path == _METRICS:
                 found = self._metrics(environ)
@@ -131,12 +156,14 @@ class _Site:
         self._failing.discard(path)
         return found
 
-    def _refusal(self, method: str, path: str, uri_length: int) -> Answer | None:
-        if uri_length > _MAX_URI:
+    def _refusal(self, environ: dict[str, Any], path: str) -> Answer | None:
+        if environ.get("HTTP_HOST") not in self._hosts:
+            return Answer(421, _UNKNOWN_NAME)
+        if len(environ["REQUEST_URI"]) > _MAX_URI:
             return Answer(414, f"The request's target is longer than {_MAX_URI} bytes.\n")
         if path != _METRICS and path not in self._pages:
             return Answer(404, "\n".join(["Nothing here. There is:", _METRICS, *sorted(self._pages), ""]))
-        if method not in {"GET", "HEAD"}:
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             return Answer(405, "Only GET and HEAD are answered.\n")
         return None
 
@@ -164,6 +191,23 @@ class _Site:
 def _plain_response(answer: Answer) -> tuple[str, list[tuple[str, str]], bytes]:
     status, content_type, body = answer.encoded()
     return status, [("Content-Type", content_type)], body
+
+
+def _listen_patiently(host: str, port: int, wait: float, stop: threading.Event) -> socket.socket | None:
+    """Listen as soon as the port is free, at the latest after `wait` seconds; None when `stop` comes before that."""
+    deadline = time.monotonic() + wait
+    told = False
+    while not stop.is_set():
+        try:
+            return _listen(host, port)
+        except _PortTakenError:
+            if time.monotonic() >= deadline:
+                raise
+        if not told:
+            told = True
+            log.info("Side port taken, waiting for it", host=host, port=port, wait=wait)
+        stop.wait(_TRY_AGAIN)
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -203,7 +247,7 @@ def _addresses(host: str, port: int) -> list[tuple[int, int, int, Any]]:
 def _cannot_listen(host: str, port: int, error: OSError | None) -> ConfigurationError:
     reason = error.strerror if error is not None else "no address"
     if error is not None and error.errno == errno.EADDRINUSE:
-        return ConfigurationError(
+        return _PortTakenError(
             f"METRICS_PORT: port {port} of {host} is taken by another process",
             hint="Give each worker on this machine a METRICS_PORT of its own, or 0 to have a free one picked.",
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 
-from gigaoffice_worker.observe.page import status_page
+from gigaoffice_worker.observe.page import page_policy, status_page
 
 
 def document(**changed: object) -> dict[str, object]:
@@ -69,4 +71,13 @@ def test_last_failure_guard_and_gate_are_told_without_scripts() -> None:
 def test_page_asks_nobody_but_the_worker() -> None:
     page = status_page(document())
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
-    assert "default-src 'none'" in page
+    rules = dict(rule.split(" ", 1) for rule in page_policy().split("; "))
+    assert (rules["default-src"], rules["connect-src"], rules["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    assert "unsafe" not in page_policy()
+
+
+def test_policy_allows_the_script_that_the_page_carries_and_no_other() -> None:
+    script = re.search(r"<script>(.*?)</script>", status_page(document()), re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page_policy()

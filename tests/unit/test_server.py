@@ -16,9 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.observe.listener import MAX_CONNECTIONS, THREADS, HTTPListener
 from gigaoffice_worker.observe.logs import configure
+from gigaoffice_worker.observe.page import page_policy
 from gigaoffice_worker.observe.server import Answer, SidePort
 
-GET = b"GET %s HTTP/1.1\r\nHost: worker\r\n\r\n"
+GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Response:
@@ -113,7 +114,7 @@ def test_query_does_not_change_the_page(port):
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/nowhere", "/broken"])
 def test_head_is_get_without_the_body(port, path):
-    head = exchange(port, b"HEAD %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+    head = exchange(port, b"HEAD %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
     full = get(port, path)
     assert head.body == b""
     assert head.status == full.status
@@ -129,7 +130,7 @@ def test_unknown_path_lists_the_known_ones(port):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 @pytest.mark.parametrize("path", ["/livez", "/metrics"])
 def test_other_methods_are_refused(port, method, path):
-    response = exchange(port, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    response = exchange(port, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert (response.status, response.headers["allow"]) == (405, "GET, HEAD")
 
 
@@ -268,6 +269,87 @@ def has_ipv6():
     except OSError:
         return False
     return True
+
+
+def test_a_port_that_is_freed_in_time_is_waited_for():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        freed = threading.Timer(0.4, taken.close)
+        freed.start()
+        with opened(port=taken.getsockname()[1], wait=10.0) as side_port:
+            assert get(side_port.port).status == 200
+        freed.join()
+
+
+def test_a_port_that_stays_taken_is_waited_for_no_longer_than_told():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        started = time.monotonic()
+        with (
+            pytest.raises(ConfigurationError, match="is taken by another process"),
+            opened(port=taken.getsockname()[1], wait=0.5),
+        ):
+            pass
+        assert 0.5 <= time.monotonic() - started < 3.0
+
+
+def test_who_is_asked_to_stop_does_not_wait_for_a_port():
+    stop = threading.Event()
+    stop.set()
+    SidePort("127.0.0.1", 0, PAGES, CollectorRegistry(), wait=60.0).start(stop)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("side-port")]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "header, status",
+    [
+        ("localhost", 200),
+        ("LocalHost.:9464", 200),
+        (socket.gethostname(), 200),
+        ("127.0.0.1:9464", 200),
+        ("[::1]:9464", 200),
+        ("10.9.8.7", 200),
+        ("known.example:80", 200),
+        ("rebound.example", 421),
+        ("rebound.example:9464", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("localhost.rebound.example", 421),
+        ("rebound.example, localhost", 421),
+        ("user@localhost", 421),
+        ("[rebound.example]", 421),
+        ("[::1", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/nowhere"])
+def test_only_a_host_that_the_worker_is_known_by_is_answered(registry, header, status, path):
+    with opened(registry=registry, names=["known.example"]) as side_port:
+        response = exchange(side_port.port, f"GET {path} HTTP/1.1\r\nHost: {header}\r\n\r\n".encode())
+    assert response.status == (404 if status == 200 and path == "/nowhere" else status)
+    assert status == 200 or (b"METRICS_ALLOWED_HOSTS" in response.body and b"ok" not in response.body)
+
+
+def test_a_client_that_names_no_host_is_no_browser(port):
+    assert exchange(port, b"GET /livez HTTP/1.0\r\n\r\n").status == 200
+
+
+def test_any_name_can_be_allowed():
+    with opened(names=["*"]) as side_port:
+        assert exchange(side_port.port, b"GET /livez HTTP/1.1\r\nHost: whatever\r\n\r\n").status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/nowhere"])
+def test_nothing_that_is_answered_may_load_or_frame_anything(port, path):
+    assert get(port, path).headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+def test_the_status_page_has_a_policy_of_its_own():
+    with opened({"/": lambda: Answer(200, "<!doctype html>", "text/html; charset=utf-8")}) as side_port:
+        assert get(side_port.port, "/").headers["content-security-policy"] == page_policy()
 
 
 def test_a_port_can_be_opened_again_at_once():
