@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import check, dev, dlq, health, run, send, terminal, topics
-from gigaoffice_worker.core.errors import WorkerError
+from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 WRONG_USAGE = 2
@@ -50,6 +50,8 @@ def _outcome(arguments: Sequence[str] | None) -> int:
     if "act" not in asked:
         parser.print_help(sys.stderr)
         return WRONG_USAGE
+    if asked.act is not health.act:  # a container may ask for its health from wherever it stands
+        _refuse_a_deleted_directory()
     if asked.env_file:
         _take_over(asked.env_file)
     code = int(asked.act(asked))
@@ -104,6 +106,17 @@ def environment_additions(found: Mapping[str, str], real: Mapping[str, str]) -> 
         return bool(real.get(name) or real.get(twin))
 
     return {name: value for name, value in found.items() if not is_set(name)}
+
+
+def _refuse_a_deleted_directory() -> None:
+    """Raise ConfigurationError where the working directory is gone: whatever looks for a file would fail obscurely."""
+    try:
+        os.getcwd()  # noqa: PTH109  # only whether there is one
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "the working directory was deleted while this shell or service stood in it",
+            hint="Change into a directory that exists (`cd /`; for a service: WorkingDirectory=) and start again.",
+        ) from error
 
 
 def _never_fail_to_print() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NOTHING_DONE = 0
 _UNEXPECTED = 1
+_METRICS_IN_FILES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 _DESCRIPTION = """\
 Create and verify the topics, then read requests, have each one handled and publish its response, until SIGTERM
@@ -40,15 +41,19 @@ def add(commands: terminal.Commands) -> None:
 def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arguments of its own
     """Run the worker and end the process with its exit code."""
     from gigaoffice_worker.config import load
-    from gigaoffice_worker.observe.metrics import Metrics
 
     _listen_to_signals_from_the_start()
+    ignored = _ignore_other_programs_metrics()
+    from gigaoffice_worker.observe.metrics import Metrics
+
     try:
         config = load()
     except ConfigurationError as error:
         _end(_refused(error), None)
     metrics = Metrics(__version__)
     sink = _open_logs(config, metrics)
+    for name in ignored:
+        log.warning("Variable ignored: this worker is one process and keeps its metrics in memory", variable=name)
     _end(_outcome(config, metrics), sink)
 
 
@@ -72,6 +77,15 @@ def _outcome(config: Config, metrics: Metrics) -> int:
         tell_left_out()
         log.critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
         return _UNEXPECTED
+
+
+def _ignore_other_programs_metrics() -> list[str]:
+    """Take the variables away that make prometheus_client keep every metric in files; return those that were set.
+
+    They are meant for servers of many processes. Inherited from one, its files would be counted as ours, and a
+    directory that is not there would end the process. The client looks at them when it is first imported.
+    """
+    return [name for name in _METRICS_IN_FILES if os.environ.pop(name, None) is not None]
 
 
 def _tune_the_interpreter() -> None:

@@ -14,6 +14,7 @@ FILE_SUFFIX: Final = "_FILE"
 """What a secret's variable is followed by in the name of the one that gives the secret as a file."""
 
 LARGEST_SECRET: Final = 65_536
+LARGEST_ENV_FILE: Final = 1_048_576
 
 
 def read_env_file(path: str) -> dict[str, str]:
@@ -34,10 +35,12 @@ def read_env_file(path: str) -> dict[str, str]:
 
 def _content(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the environment file {path}: {error.strerror}") from error
-    except ValueError:
+        content = _read(path, LARGEST_ENV_FILE)
+    except ValueError as error:
+        raise ConfigurationError(f"the environment file {path}: {error}") from error
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
         # Without its cause: that would quote the content.
         raise ConfigurationError(f"the environment file {path} is not UTF-8 text") from None
 
@@ -50,14 +53,8 @@ def _line(binding: Binding) -> int:
 
 def read_secret(path: str) -> str:
     """Read a secret's file without its last line break. Raises ValueError saying what must be mended."""
-    if trouble := file_trouble(path):
-        raise ValueError(trouble)
-    with Path(path).open("rb") as file:
-        content = file.read(LARGEST_SECRET + 1)
-    if len(content) > LARGEST_SECRET:
-        raise ValueError(f"must hold at most {LARGEST_SECRET} bytes")
     try:
-        text = content.decode("utf-8")
+        text = _read(path, LARGEST_SECRET).decode("utf-8")
     except UnicodeDecodeError:
         # Without its cause: that would quote the content.
         raise ValueError("must hold UTF-8 text") from None
@@ -65,6 +62,17 @@ def read_secret(path: str) -> str:
     if not text:
         raise ValueError("must not be empty")
     return text
+
+
+def _read(path: str, most: int) -> bytes:
+    """Read a file that must be a regular one: others hang or never end. Raises ValueError saying what to mend."""
+    if trouble := file_trouble(path):
+        raise ValueError(trouble)
+    with Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"must hold at most {most} bytes")
+    return content
 
 
 def file_trouble(path: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -183,6 +184,34 @@ def test_an_environment_file_that_cannot_be_read_is_a_wrong_configuration():
     assert_one_message(command("--env-file", "/no/such/file", "run"), 78, "/no/such/file")
 
 
+def test_an_environment_file_that_never_ends_or_never_begins_is_refused_at_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in ("/dev/zero", str(pipe), str(tmp_path)):
+        assert_one_message(command("--env-file", path, "run"), 78, path, "must be a regular file")
+    huge = tmp_path / "huge.env"
+    huge.write_bytes(b"A=" + b"x" * 1_048_577)
+    assert_one_message(command("--env-file", str(huge), "run"), 78, "must hold at most 1048576 bytes")
+
+
+@pytest.mark.parametrize("name", ["run", "check", "topics"])
+def test_a_command_in_a_directory_that_was_deleted_says_so(name):
+    script = (
+        "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            [sys.executable, "-c", script, sys.executable, "-m", "gigaoffice_worker", name],
+            env=clean({}),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert_one_message(done, 78, "the working directory was deleted")
+
+
 # run
 
 
@@ -230,6 +259,15 @@ def test_run_refuses_a_side_port_that_is_taken(silent_server):
     done = command("run", METRICS_PORT=silent_server.rpartition(":")[2])
     assert_one_message(done, 78, "METRICS_PORT")
     assert_stopped(done, 78)
+
+
+@pytest.mark.parametrize("directory", ["/no/such/directory", "."])
+def test_run_ignores_the_metrics_directory_of_another_program_and_says_so(directory, tmp_path):
+    done = command("run", cwd=tmp_path, PROMETHEUS_MULTIPROC_DIR=directory, KAFKA_BOOTSTRAP_SERVERS=NOBODY, **IMPATIENT)
+    assert_one_message(done, 69)
+    warned = [json.loads(line) for line in done.stdout.splitlines() if '"warning"' in line]
+    assert [line["variable"] for line in warned if "variable" in line] == ["PROMETHEUS_MULTIPROC_DIR"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_logs_an_unexpected_error_with_its_traceback_and_without_its_values(tmp_path):

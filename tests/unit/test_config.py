@@ -359,7 +359,7 @@ def test_an_env_file_is_read_without_surprises(tmp_path):
 
 
 def test_an_env_file_that_is_missing_or_malformed_is_an_error_that_shows_no_content(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"missing\.env: No such file"):
+    with pytest.raises(ConfigurationError, match=r"missing\.env: there is no such file"):
         read_env_file(str(tmp_path / "missing.env"))
     file = tmp_path / "worker.env"
     file.write_text("A=1\n\n\nhunter2\nB=2\n'C=3\n")
