@@ -61,11 +61,11 @@ def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
     return request_id, payload
 
 
-def encode_response(request_id: str, verdict: Outcome, seconds: float, at: float) -> bytes:
+def encode_response(request_id: str, outcome: Outcome, seconds: float, at: float) -> bytes:
     """Return the JSON value of a response that is written `at`, in seconds since the epoch."""
-    failed = verdict.reason is not None or verdict.failure is not None
-    failure = verdict.failure
-    result = verdict.result if verdict.reason is None else None
+    failed = outcome.reason is not None or outcome.failure is not None
+    failure = outcome.failure
+    result = outcome.result if outcome.reason is None else None
     return _encode(
         ResponseDocument(
             request_id,

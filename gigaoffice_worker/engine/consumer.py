@@ -172,11 +172,11 @@ class ConsumerThread:
     def _settle(self) -> None:
         delivered = self._delivery.collect()
         if delivered:
-            self._dispatcher.settle([outcome.work for outcome in delivered])
+            self._dispatcher.settle([each.work for each in delivered])
             now = time.time()
-            written = (outcome.work.record.timestamp for outcome in delivered)
+            written = (each.work.record.timestamp for each in delivered)
             ages = (max(0.0, now - timestamp) if timestamp else 0.0 for timestamp in written)
-            self._metrics.requests_finished((outcome.verdict for outcome in delivered), ages)
+            self._metrics.requests_finished((each.outcome for each in delivered), ages)
 
     def _commit(self, within: float) -> bool:
         """Commit what is due within so many seconds; False when not all of it landed."""

@@ -1,9 +1,9 @@
 """Outcomes out: the dead letter where there is one, then the response, each repeated until it is acknowledged.
 
 Handler threads hand an outcome over and go on; nobody waits for an acknowledgement. The client's thread notes it, and
-the consumer thread collects what is complete and settles the offsets. While a topic is in trouble its *outlet* holds
-everything newer back, so that order survives the repair, and the delivery thread sends again: what failed first, in
-its first order, alone where a batch was too large. When the client itself is in doubt it is replaced.
+the consumer thread collects what is complete and settles the offsets. A topic in trouble holds everything newer back,
+so that order survives the repair (`output_topic`), and a client in doubt is replaced (`supervised_producer`); the
+delivery thread does both.
 """
 
 from __future__ import annotations
@@ -13,98 +13,95 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 import structlog
 
-from gigaoffice_worker.broker.error_table import SendFailure, send_failure
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.output_topic import OutputTopic, PendingOutcome, PendingSend
+from gigaoffice_worker.engine.supervised_producer import SupervisedProducer
+from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# A future that is older than the client's own delivery time-out plus this is abandoned, and the client with it.
-ABANDON_AFTER = 10.0
 # From this age of the oldest undelivered outcome on, no new handler call starts.
 BLOCKED_AFTER = 5.0
+HOLD = "delivery"
 _TICK = 0.25
-_BACKOFF, _MAX_BACKOFF = 0.2, 10.0
-# A letter that every client refuses must not wear clients out.
-_REBUILD_EVERY = 1.0
-_STOP_SENDER_WITHIN = 5.0
 
 
-class Delivered(NamedTuple):
-    """An outcome that is durable, with what it was."""
+class HandlerCalls(Protocol):
+    """What delivery asks of the dispatcher."""
 
-    work: Work
-    verdict: Outcome
+    def free(self, work: Work) -> None:
+        """Open the lane of a request."""
+
+    def hold(self, reason: str) -> None:
+        """Start no attempt until `release`."""
+
+    def release(self, reason: str) -> None:
+        """Let attempts start again."""
 
 
-def _raise(error: BaseException) -> None:
-    raise error
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Whom delivery tells: the dispatcher (an opened lane, a hold), the metrics, and who minds its thread."""
-
-    free: Callable[[Work], None]
-    hold: Callable[[], None]
-    release: Callable[[], None]
-    sent: Callable[[str, int], None]
-    rebuilt: Callable[[], None]
-    send_failed: Callable[[int], None]
-    died: Callable[[BaseException], None] = _raise
-    # Who draws spans hears of each letter that is acknowledged, and how many seconds that took. Must not raise.
-    traced: Callable[[OutgoingRecord, Record, float], None] | None = None
+# Told of each record that is acknowledged: the record, the request it is about, and how many seconds that took. Called
+# on the client's thread; must not raise.
+Traced = Callable[[OutgoingRecord, Record, float], None]
 
 
 class Delivery:
-    """Owns the producer and its thread of repairs."""
+    """Owns the producer, the two output topics and the thread of repairs. `died` hears of that thread's end."""
 
     def __init__(
         self,
-        wire: RecordEncoder,
+        encoder: RecordEncoder,
         make_producer: Callable[[], Producer],
-        hooks: Hooks,
+        handler_calls: HandlerCalls,
+        metrics: Metrics,
+        died: Callable[[BaseException], None],
         *,
         delivery_timeout: float,
+        traced: Traced | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._wire = wire
-        self._make_producer = make_producer
-        self._hooks = hooks
-        self._delivery_timeout = delivery_timeout
+        self._encoder = encoder
+        self._handler_calls = handler_calls
+        self._metrics = metrics
+        self._died = died
+        self._traced = traced
         self._clock = clock
-        self._producer: Producer | None = None
-        # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
-        self._retired: list[Producer] = []
         self._wake = threading.Event()
-        numbers = itertools.count()
-        self._responses = OutputTopic(wire.responses, numbers, self._on_acknowledged, self._wake.set)
-        self._dlq = OutputTopic(wire.dlq, numbers, self._on_acknowledged, self._wake.set)
-        self._outlets = {outlet.topic: outlet for outlet in (self._responses, self._dlq)}
+        self._producer = SupervisedProducer(make_producer, delivery_timeout=delivery_timeout, clock=clock)
+        self._numbers = itertools.count()
+        self._responses = self._output_topic(encoder.responses, self._replace_response)
+        self._dlq = self._output_topic(encoder.dlq, lambda _refused: False)
+        self._topics = {topic.name: topic for topic in (self._responses, self._dlq)}
+        # Acknowledged and not collected; and outcomes of which something is left to do behind an acknowledgement.
         self._acknowledged: deque[PendingSend] = deque()
-        self._next_letters: deque[PendingOutcome] = deque()
+        self._to_continue: deque[PendingOutcome] = deque()
         self._collected_bytes = 0
         self._stopping = False
-        self._doubt: str | None = None
-        self._rebuild_at = 0.0
-        self._rebuilds_failed = 0
         self._held = False
         self.last_turn = clock()
         self.thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+
+    def _output_topic(self, name: str, replace: Callable[[PendingSend], bool]) -> OutputTopic:
+        return OutputTopic(
+            name,
+            self._numbers,
+            self._producer,
+            on_acknowledged=self._on_acknowledged,
+            replace=replace,
+            wake=self._wake.set,
+        )
 
     # Life
 
     def start(self) -> None:
         """Build the first producer (its errors are the caller's) and start the thread of repairs."""
-        self._producer = self._make_producer()
+        self._producer.start()
         self.thread.start()
 
     def stop(self) -> None:
@@ -113,100 +110,82 @@ class Delivery:
         self._wake.set()
 
     def join(self, timeout: float) -> bool:
+        """Wait for the thread; False when it is still alive after `timeout` seconds."""
         if self.thread.ident is not None:  # else start() failed, and its error is the one to be told
             self.thread.join(timeout)
         return not self.thread.is_alive()
 
     def close(self, timeout: float) -> None:
         """End the client's thread."""
-        if self._producer is not None:
-            self._producer.force_stop(timeout)
+        self._producer.close(timeout)
 
     def know(self, topic: str, *, max_message_bytes: int | None, partitions: int) -> None:
-        """Note what the topic takes, as the last verification found it."""
-        outlet = self._outlets[topic]
-        outlet.max_message_bytes = max_message_bytes if max_message_bytes is not None else 1_000_000
-        outlet.partitions = partitions
+        """Note what an output topic takes, as the last verification found it."""
+        self._topics[topic].learn(max_message_bytes=max_message_bytes, partitions=partitions)
 
     # Handing over (handler threads)
 
-    def deliver(self, work: Work, verdict: Outcome, request_partitions: int) -> bool:
+    def deliver(self, work: Work, outcome: Outcome, request_partitions: int) -> bool:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
-        shipment = self._ship(work, verdict, request_partitions)
-        return self._post(shipment)
+        return self._send_next(self._pending(work, outcome, request_partitions))
 
-    def _ship(self, work: Work, verdict: Outcome, request_partitions: int) -> PendingOutcome:
+    def _pending(self, work: Work, outcome: Outcome, request_partitions: int) -> PendingOutcome:
         partition = None
         if request_partitions == self._responses.partitions > 0:
             # Partitioned like the requests: order per key holds, and the client need not hash the key.
             partition = work.record.partition
-        letters = self._wire.outgoing(
+        records = self._encoder.outgoing(
             work.record,
             work.id,
-            verdict,
+            outcome,
             seconds=work.seconds,
             attempts=work.attempt,
             at=time.time(),
             partition=partition,
         )
-        return PendingOutcome(work, verdict, letters)
+        return PendingOutcome(work, outcome, records)
 
-    def _post(self, shipment: PendingOutcome) -> bool:
-        """Send the next letter of an outcome; True when its lane may be opened now (it is noted as opened)."""
-        letter = shipment.letters.pop(0)
-        outlet = self._outlets[letter.topic]
-        parcel = PendingSend(outlet, shipment, letter, self._clock())
-        frees = not shipment.freed and not shipment.letters and not parcel.alone
-        shipment.freed = shipment.freed or frees
-        if outlet.admit(parcel):
-            self._send(parcel)
-        else:
-            self._wake.set()
-        return frees
-
-    def _send(self, parcel: PendingSend) -> None:
-        producer = self._producer
-        try:
-            if producer is None:
-                message = "no producer"
-                raise RuntimeError(message)  # noqa: TRY301  # one way for every failure
-            producer.send(parcel.letter, parcel.acknowledged, parcel.failed)
-        except Exception as error:  # noqa: BLE001  # whatever the client raises, the letter is sent again
-            parcel.failed(error)
+    def _send_next(self, outcome: PendingOutcome) -> bool:
+        """Send the next record of an outcome; True when its lane may be opened now (it is noted as opened)."""
+        record = outcome.unsent.pop(0)
+        topic = self._topics[record.topic]
+        pending = PendingSend(topic, outcome, record, self._clock())
+        opens = not outcome.lane_opened and not outcome.unsent and not pending.alone
+        outcome.lane_opened = outcome.lane_opened or opens
+        topic.send(pending)
+        return opens
 
     # Acknowledgements
 
-    def _on_acknowledged(self, parcel: PendingSend) -> None:
-        """Note that a letter is durable; called on the client's thread."""
-        self._acknowledged.append(parcel)
-        if parcel.shipment.letters or not parcel.shipment.freed:
-            self._next_letters.append(parcel.shipment)
+    def _on_acknowledged(self, pending: PendingSend) -> None:
+        """Note that a record is durable; called on the client's thread."""
+        self._acknowledged.append(pending)
+        outcome = pending.outcome
+        if outcome.unsent or not outcome.lane_opened:
+            self._to_continue.append(outcome)
             self._wake.set()
-        elif parcel.outlet.repairing:
-            self._wake.set()
-        if self._hooks.traced is not None and not parcel.refused:
-            self._hooks.traced(parcel.letter, parcel.shipment.work.record, self._clock() - parcel.first_sent_at)
+        if self._traced is not None and not pending.refused:
+            self._traced(pending.record, outcome.work.record, self._clock() - pending.first_sent_at)
 
-    def collect(self) -> list[Delivered]:
+    def collect(self) -> list[PendingOutcome]:
         """Return the outcomes that have become durable since the last call (the consumer thread's)."""
-        delivered: list[Delivered] = []
+        durable: list[PendingOutcome] = []
         sent: Counter[str] = Counter()
         for _ in range(len(self._acknowledged)):
-            parcel = self._acknowledged.popleft()
-            shipment = parcel.shipment
-            self._collected_bytes += parcel.size
-            if not parcel.refused:
-                sent[parcel.letter.topic] += 1
-            if parcel.outlet is self._responses or not shipment.work.id:
-                delivered.append(Delivered(shipment.work, shipment.verdict))
-        for topic, letters in sent.items():
-            self._hooks.sent(topic, letters)
-        return delivered
+            pending = self._acknowledged.popleft()
+            self._collected_bytes += pending.size
+            if not pending.refused:
+                sent[pending.record.topic] += 1
+            if pending.topic is self._responses or not pending.outcome.work.id:
+                durable.append(pending.outcome)
+        for topic, records in sent.items():
+            self._metrics.messages_sent.labels(topic).inc(records)
+        return durable
 
     @property
     def unsettled_bytes(self) -> int:
-        """Bytes of letters that were handed over and not collected."""
-        return self._responses.posted_bytes + self._dlq.posted_bytes - self._collected_bytes
+        """Bytes of records that were handed over and not collected."""
+        return self._responses.taken_bytes + self._dlq.taken_bytes - self._collected_bytes
 
     # State for the observers
 
@@ -214,10 +193,10 @@ class Delivery:
         """Return what cannot be delivered, as topic → reason: what is in repair, or older than it should be."""
         now = self._clock()
         found = {}
-        for outlet in self._outlets.values():
-            oldest = outlet.oldest()
+        for topic in self._topics.values():
+            oldest = topic.oldest()
             if oldest is not None and now - oldest > BLOCKED_AFTER:
-                found[outlet.topic] = outlet.trouble or self._doubt or "no acknowledgement from the cluster"
+                found[topic.name] = topic.trouble or self._producer.doubt or "no acknowledgement from the cluster"
         return found
 
     # The thread of repairs
@@ -230,87 +209,45 @@ class Delivery:
                 self.last_turn = self._clock()
                 self._turn(self.last_turn)
         except BaseException as error:  # noqa: BLE001  # a thread of ours that dies takes the process down
-            self._hooks.died(error)
+            self._died(error)
 
     def _turn(self, now: float) -> None:
-        while self._next_letters:
-            self._go_on(self._next_letters.popleft())
-        for outlet in self._outlets.values():
-            self._sort_failures(outlet, now)
-        self._look_for_doubt(now)
-        if self._doubt is not None:
-            if now >= self._rebuild_at:
-                self._rebuild(now)
-        else:
-            for outlet in self._outlets.values():
-                for parcel in outlet.next_group(now):
-                    self._send(parcel)
+        while self._to_continue:
+            self._continue(self._to_continue.popleft())
+        failed = sum(topic.sort_failures(now) for topic in self._topics.values())
+        if failed:
+            self._metrics.publish_failures.inc(failed)
+        owed = [since for topic in self._topics.values() if (since := topic.owed_since()) is not None]
+        self._producer.check(now, min(owed, default=None))
+        if self._producer.doubt is None:
+            for topic in self._topics.values():
+                topic.mend(now)
+        elif self._producer.rebuild_due(now):
+            self._replace_producer()
         self._hold_while_blocked(now)
 
-    def _go_on(self, shipment: PendingOutcome) -> None:
-        """Send the next letter of an outcome, or open its lane behind the last one."""
-        if shipment.letters:
-            frees = self._post(shipment)
+    def _continue(self, outcome: PendingOutcome) -> None:
+        """Send the next record of an outcome, or open its lane behind the last one."""
+        if outcome.unsent:
+            opens = self._send_next(outcome)
         else:
-            frees = not shipment.freed
-            shipment.freed = True
-        if frees:
-            self._hooks.free(shipment.work)
+            opens = not outcome.lane_opened
+            outcome.lane_opened = True
+        if opens:
+            self._handler_calls.free(outcome.work)
 
-    def _sort_failures(self, outlet: OutputTopic, now: float) -> None:
-        """Decide what each failure means: send again, send alone, give up this size, or doubt the client."""
-        with outlet.lock:
-            failures, outlet.failures = outlet.failures, []
-        if not failures:
-            return
-        self._hooks.send_failed(len(failures))
-        again: list[PendingSend] = []
-        at_once = True
-        for parcel, error in failures:
-            match send_failure(error):
-                case SendFailure.TOO_LARGE:
-                    if parcel.alone and self._give_up(parcel):
-                        continue
-                    at_once = at_once and not parcel.alone
-                    parcel.alone = True
-                    outlet.trouble = f"the topic refuses a record of {parcel.size} bytes: raise its max.message.bytes"
-                case SendFailure.REFUSED:
-                    at_once = False
-                    outlet.trouble = f"{type(error).__name__}: {error}"
-                case SendFailure.STUCK:
-                    at_once = False
-                    self._doubt = f"{type(error).__name__}: {error}"
-            again.append(parcel.again())
-        if not again:
-            return  # The topic has given its answer to a size: it is in no trouble.
-        outlet.trying = False
-        outlet.series += 1
-        backoff = min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(outlet.series - 1, 10))
-        outlet.retry_at = now if at_once else now + backoff
-        with outlet.lock:
-            outlet.waiting += again
-        log.warning(
-            "Outcomes were not acknowledged and will be sent again",
-            topic=outlet.topic,
-            records=len(again),
-            error=self._doubt or outlet.trouble,
-            retry_in=round(outlet.retry_at - now, 3),
-        )
-
-    def _give_up(self, parcel: PendingSend) -> bool:
-        """Replace a response that its topic refuses for its size; False where nothing can replace the letter."""
-        shipment, work = parcel.shipment, parcel.shipment.work
-        if parcel.outlet is self._dlq:
-            return False
-        if shipment.verdict.reason is None:
-            size = len(parcel.letter.value or b"")
-            message = f"the response of {size} bytes is larger than topic {parcel.letter.topic} takes"
-            verdict = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
-            replacement = self._ship(work, verdict, -1)
-            replacement.freed = shipment.freed
-            parcel.outlet.drop(parcel)
-            if self._post(replacement):
-                self._hooks.free(work)
+    def _replace_response(self, pending: PendingSend) -> bool:
+        """Put something else in the place of a response that its topic refuses for its size."""
+        old, work = pending.outcome, pending.outcome.work
+        if old.outcome.reason is None:
+            size = len(pending.record.value or b"")
+            message = f"the response of {size} bytes is larger than topic {pending.record.topic} takes"
+            outcome = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
+            replacement = self._pending(work, outcome, -1)
+            replacement.lane_opened = old.lane_opened
+            pending.topic.forget_size(pending)
+            if self._send_next(replacement):
+                self._handler_calls.free(work)
             return True
         # The smallest response there is does not fit either (a huge key): the dead letter has to do.
         record = work.record
@@ -321,58 +258,34 @@ class Delivery:
             partition=record.partition,
             offset=record.offset,
         )
-        parcel.refused = True
-        self._on_acknowledged(parcel)
+        pending.refused = True
+        self._on_acknowledged(pending)
         return True
 
-    def _look_for_doubt(self, now: float) -> None:
-        if self._doubt is not None:
-            return
-        if self._producer is None or self._producer.broken:
-            self._doubt = "the producer cannot send any more"
-        limit = self._delivery_timeout + ABANDON_AFTER
-        for outlet in self._outlets.values():
-            since = outlet.owed_since()
-            if since is not None and now - since > limit:
-                self._doubt = f"no answer for {now - since:.0f} seconds"
-
-    def _rebuild(self, now: float) -> None:
-        """Replace the client: stop the old one for good, then take back everything it held."""
-        for outlet in self._outlets.values():
-            outlet.repairing = True
+    def _replace_producer(self) -> None:
+        """Stop the client in doubt for good, take back everything that it held, and make a new one."""
+        for topic in self._topics.values():
+            topic.shut()
         # In an outage what follows takes longer than outcomes may wait, and nobody else would look at their age.
         self._hold(blocked=True)
-        if self._producer is not None:
-            if not self._producer.force_stop(_STOP_SENDER_WITHIN):
-                self._retired.append(self._producer)
-            self._producer = None
-        for outlet in self._outlets.values():
-            outlet.reclaim()
-        try:
-            self._producer = self._make_producer()
-        except Exception as error:  # noqa: BLE001  # an outage; tried again until it is over
-            self._rebuilds_failed += 1
-            self._rebuild_at = self._clock() + min(_MAX_BACKOFF, 0.5 * 2.0 ** min(self._rebuilds_failed - 1, 10))
-            log.warning("Producer could not be rebuilt", error=str(error), cause=self._doubt)
-            return
-        self._rebuilds_failed = 0
-        self._rebuild_at = self._clock() + _REBUILD_EVERY
-        self._hooks.rebuilt()
-        log.warning("Producer rebuilt", cause=self._doubt, stopped_after=round(self._clock() - now, 3))
-        self._doubt = None
-        for outlet in self._outlets.values():
-            outlet.retry_at = 0.0
-        self._wake.set()
+        self._producer.stop()
+        for topic in self._topics.values():
+            topic.reclaim()
+        if self._producer.begin_anew():
+            self._metrics.producer_rebuilds.inc()
+            for topic in self._topics.values():
+                topic.retry_at_once()
+            self._wake.set()
 
     def _hold_while_blocked(self, now: float) -> None:
-        ages = [now - oldest for outlet in self._outlets.values() if (oldest := outlet.oldest()) is not None]
+        ages = [now - oldest for topic in self._topics.values() if (oldest := topic.oldest()) is not None]
         self._hold(blocked=max(ages, default=0.0) > BLOCKED_AFTER)
 
     def _hold(self, *, blocked: bool) -> None:
         if blocked and not self._held:
-            self._hooks.hold()
+            self._handler_calls.hold(HOLD)
             log.warning("No handler call starts while outcomes cannot be delivered", trouble=self.trouble())
         elif self._held and not blocked:
-            self._hooks.release()
+            self._handler_calls.release(HOLD)
             log.info("Handler calls start again: outcomes are delivered")
         self._held = blocked

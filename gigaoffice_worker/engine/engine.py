@@ -17,7 +17,7 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
-from gigaoffice_worker.engine.delivery import Delivery, Hooks
+from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Handler, Processor
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from gigaoffice_worker.observe.spans import Spans  # importing it costs time and memory
 
 _HOLD_DRAIN = "draining"
-_HOLD_DELIVERY = "delivery"
 
 
 class Engine:
@@ -58,22 +57,15 @@ class Engine:
         )
 
     def _make_delivery(self, metrics: Metrics, spans: Spans | None, died: Callable[[BaseException], None]) -> Delivery:
-        config, dispatcher = self._config, self.dispatcher
-        hooks = Hooks(
-            free=dispatcher.free,
-            hold=lambda: dispatcher.hold(_HOLD_DELIVERY),
-            release=lambda: dispatcher.release(_HOLD_DELIVERY),
-            sent=lambda topic, records: metrics.messages_sent.labels(topic).inc(records),
-            rebuilt=metrics.producer_rebuilds.inc,
-            send_failed=metrics.publish_failures.inc,
-            died=died,
-            traced=spans.acknowledged if spans is not None else None,
-        )
+        config = self._config
         return Delivery(
             RecordEncoder(config.topics.responses.name, config.topics.dlq.name, config.consumer.group, __version__),
             lambda: Producer(clients.producer(config)),
-            hooks,
+            self.dispatcher,
+            metrics,
+            died,
             delivery_timeout=clients.DELIVERY_TIMEOUT,
+            traced=spans.acknowledged if spans is not None else None,
         )
 
     def _make_consumer(self, metrics: Metrics, died: Callable[[BaseException], None]) -> ConsumerThread:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +18,10 @@ from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.core.messages import RecordEncoder, last_values
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
 from gigaoffice_worker.core.work import Work
-from gigaoffice_worker.engine.delivery import ABANDON_AFTER, BLOCKED_AFTER, Delivery, Hooks
+from gigaoffice_worker.engine.delivery import BLOCKED_AFTER, Delivery
+from gigaoffice_worker.engine.output_topic import State
+from gigaoffice_worker.engine.supervised_producer import ABANDON_AFTER
+from gigaoffice_worker.observe.metrics import Metrics, total
 from tests.support.making import Partition, answered
 from tests.support.waiting import eventually
 
@@ -36,19 +38,19 @@ INVALID = Outcome(failure=Failure("InvalidRequest", "not JSON"), reason=Reason.I
 
 @dataclass(eq=False)
 class Sent:
-    """A letter in the hands of a producer, and how to answer for it."""
+    """A record in the hands of a producer, and how to answer for it."""
 
-    letter: OutgoingRecord
+    record: OutgoingRecord
     acknowledge: Callable[[int, int], None]
     fail: Callable[[BaseException], None]
 
     @property
     def offset(self) -> int:
         """The offset of the request that it is about."""
-        return int(last_values(self.letter.headers)["source-offset"])
+        return int(last_values(self.record.headers)["source-offset"])
 
     def __repr__(self) -> str:
-        return f"{self.letter.topic}-{self.offset}"
+        return f"{self.record.topic}-{self.offset}"
 
 
 class FakeProducer:
@@ -62,15 +64,36 @@ class FakeProducer:
         self.stopped = False
 
     def send(
-        self, letter: OutgoingRecord, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
+        self, record: OutgoingRecord, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
     ) -> None:
         if self.raises is not None:
             raise self.raises
-        self.on_wire.append(Sent(letter, acknowledged, failed))
+        self.on_wire.append(Sent(record, acknowledged, failed))
 
     def force_stop(self, timeout: float) -> bool:
         self.stopped = True
         return self.ends
+
+
+class HandlerCalls:
+    """What the dispatcher would be told."""
+
+    def __init__(self) -> None:
+        self.freed: list[int] = []
+        self.held = False
+        self.holds = 0
+
+    def free(self, work: Work) -> None:
+        self.freed.append(work.record.offset)
+
+    def hold(self, reason: str) -> None:
+        assert not self.held
+        self.held = True
+        self.holds += 1
+
+    def release(self, reason: str) -> None:
+        assert self.held
+        self.held = False
 
 
 class Ended(NamedTuple):
@@ -86,49 +109,58 @@ class Scene:
     partitions: int = 4
     producers: list[FakeProducer] = field(default_factory=list)
     unreachable: Exception | None = None
-    freed: list[int] = field(default_factory=list)
-    held: bool = False
-    holds: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
-    rebuilt: int = 0
-    failed_sends: int = 0
+    died: list[BaseException] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.partition = Partition()
-        self.delivery = Delivery(
-            RecordEncoder(RESPONSES, DLQ, "group", "0"),
-            self._make_producer,  # type: ignore[arg-type]
-            Hooks(
-                free=lambda work: self.freed.append(work.record.offset),
-                hold=lambda: self._hold(held=True),
-                release=lambda: self._hold(held=False),
-                sent=lambda topic, count: self.sent.update({topic: count}),
-                rebuilt=self._count_rebuild,
-                send_failed=self._count_failed,
-            ),
-            delivery_timeout=TIMEOUT,
-            clock=lambda: self.now,
-        )
+        self.calls = HandlerCalls()
+        self.metrics = Metrics("0")
+        self.delivery = self.make_delivery(clock=lambda: self.now)
         self.know(1_000_000)
-        self.delivery._producer = self._make_producer()
+        self.delivery._producer.start()
+
+    def make_delivery(self, **options: Any) -> Delivery:
+        return Delivery(
+            RecordEncoder(RESPONSES, DLQ, "group", "0"),
+            self._make_producer,
+            self.calls,
+            self.metrics,
+            self.died.append,
+            delivery_timeout=TIMEOUT,
+            **options,
+        )
+
+    @property
+    def freed(self) -> list[int]:
+        return self.calls.freed
+
+    @property
+    def held(self) -> bool:
+        return self.calls.held
+
+    @property
+    def holds(self) -> int:
+        return self.calls.holds
+
+    @property
+    def sent(self) -> dict[str, float]:
+        samples = next(iter(self.metrics.messages_sent.collect())).samples
+        return {sample.labels["topic"]: sample.value for sample in samples}
+
+    @property
+    def rebuilt(self) -> int:
+        return total(self.metrics.producer_rebuilds)
+
+    @property
+    def failed_sends(self) -> float:
+        return total(self.metrics.publish_failures)
 
     def _make_producer(self) -> Any:
         if self.unreachable is not None:
             raise self.unreachable
         self.producers.append(FakeProducer())
         return self.producers[-1]
-
-    def _hold(self, *, held: bool) -> None:
-        assert self.held is not held
-        self.held = held
-        self.holds += held
-
-    def _count_rebuild(self) -> None:
-        self.rebuilt += 1
-
-    def _count_failed(self, count: int) -> None:
-        self.failed_sends += count
 
     def know(self, limit: int, *topics: str) -> None:
         for topic in topics or (RESPONSES, DLQ):
@@ -137,10 +169,10 @@ class Scene:
     # What handler threads do
 
     def deliver(
-        self, verdict: Outcome = ANSWER, *, key: bytes | None = b"k", request_id: str = "r", value: bytes = b"{}"
+        self, outcome: Outcome = ANSWER, *, key: bytes | None = b"k", request_id: str = "r", value: bytes = b"{}"
     ) -> Work:
         work = self.partition.work(key, value=value, request_id=request_id)
-        if self.delivery.deliver(work, verdict, 4):
+        if self.delivery.deliver(work, outcome, 4):
             self.freed.append(work.record.offset)
         return work
 
@@ -151,11 +183,11 @@ class Scene:
         return self.producers[-1]
 
     def on_wire(self, topic: str = RESPONSES) -> list[int]:
-        return [sent.offset for sent in self.producer.on_wire if sent.letter.topic == topic]
+        return [sent.offset for sent in self.producer.on_wire if sent.record.topic == topic]
 
     def answer(self, *, error: BaseException | None = None, topic: str | None = None, count: int | None = None) -> None:
         """Answer for the first `count` letters on their way, or for all."""
-        chosen = [sent for sent in self.producer.on_wire if topic in (None, sent.letter.topic)][:count]
+        chosen = [sent for sent in self.producer.on_wire if topic in (None, sent.record.topic)][:count]
         assert chosen
         for sent in chosen:
             self.producer.on_wire.remove(sent)
@@ -171,7 +203,7 @@ class Scene:
         self.delivery._turn(self.now)
 
     def collect(self) -> list[Ended]:
-        found = [Ended(done.work.record.offset, done.verdict.reason) for done in self.delivery.collect()]
+        found = [Ended(done.work.record.offset, done.outcome.reason) for done in self.delivery.collect()]
         self.ended += found
         return found
 
@@ -180,7 +212,7 @@ class Scene:
         for _ in range(200):
             self.turn(0.25)
             if not self.producer.on_wire:
-                if not any(outlet.repairing for outlet in self.delivery._outlets.values()):
+                if not any(topic.state is not State.OPEN for topic in self.delivery._topics.values()):
                     self.turn()
                     self.collect()
                     return
@@ -190,8 +222,8 @@ class Scene:
 
 
 def response(sent: Sent) -> dict[str, Any]:
-    assert sent.letter.value is not None
-    found: dict[str, Any] = json.loads(sent.letter.value)
+    assert sent.record.value is not None
+    found: dict[str, Any] = json.loads(sent.record.value)
     return found
 
 
@@ -204,10 +236,10 @@ def test_an_answer_opens_its_key_when_handed_over_and_counts_when_acknowledged()
     assert scene.freed == [0]
     assert response(scene.producer.on_wire[0])["result"] == {"a": 1}
     assert scene.collect() == []
-    assert scene.delivery.unsettled_bytes == scene.producer.on_wire[0].letter.size
+    assert scene.delivery.unsettled_bytes == scene.producer.on_wire[0].record.size
     scene.answer()
     (delivered,) = scene.delivery.collect()
-    assert (delivered.work, delivered.verdict) == (work, ANSWER)
+    assert (delivered.work, delivered.outcome) == (work, ANSWER)
     assert scene.sent == {RESPONSES: 1}
     assert scene.delivery.unsettled_bytes == 0
     scene.turn()
@@ -250,7 +282,7 @@ def test_responses_stand_in_the_partition_of_their_request_where_the_topics_matc
     scene = Scene(partitions=partitions)
     scene.partition = Partition(3)
     scene.deliver()
-    assert scene.producer.on_wire[0].letter.partition == expected
+    assert scene.producer.on_wire[0].record.partition == expected
 
 
 # Failures
@@ -363,7 +395,7 @@ def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_re
         scene.answer(topic=RESPONSES, error=TOO_LARGE if scene.on_wire() == [1] else None)
     assert seen == [[0], [1], [2]]
     scene.turn()
-    dead = scene.producer.on_wire[0].letter
+    dead = scene.producer.on_wire[0].record
     assert last_values(dead.headers)["dlq-reason"] == b"response-too-large"
     assert dead.value == b"{}"
     scene.answer()
@@ -567,9 +599,9 @@ def test_a_producer_is_rebuilt_until_the_cluster_is_back_and_everything_waits_fo
     scene.unreachable = ConnectionError("no broker")
     scene.answer(error=STUCK)
     for _ in range(240):
-        before = scene.delivery._rebuild_at
+        before = scene.delivery._producer._rebuild_at
         scene.turn(0.25)
-        tries += scene.delivery._rebuild_at != before
+        tries += scene.delivery._producer._rebuild_at != before
         scene.deliver()
     assert 5 < tries < 15
     assert scene.rebuilt == 0
@@ -589,7 +621,7 @@ def test_a_producer_that_does_not_end_is_kept_and_not_listened_to() -> None:
     old.ends = False
     old.broken = True
     scene.turn()
-    assert scene.delivery._retired == [old]
+    assert scene.delivery._producer._retired == [old]
     old.on_wire[0].acknowledge(0, 7)
     assert scene.collect() == []
     scene.let_all_through()
@@ -642,19 +674,9 @@ def test_handler_calls_stay_held_while_outcomes_wait_to_be_sent_again() -> None:
 # The thread
 
 
-def threaded(scene: Scene, died: list[BaseException]) -> Delivery:
-    hooks = scene.delivery._hooks
-    return Delivery(
-        RecordEncoder(RESPONSES, DLQ, "group", "0"),
-        scene._make_producer,
-        Hooks(hooks.free, hooks.hold, hooks.release, hooks.sent, hooks.rebuilt, hooks.send_failed, died.append),
-        delivery_timeout=TIMEOUT,
-    )
-
-
 def test_the_thread_sends_the_response_as_soon_as_the_dead_letter_is_acknowledged() -> None:
-    scene, died = Scene(), list[BaseException]()
-    scene.delivery = threaded(scene, died)
+    scene = Scene()
+    scene.delivery = scene.make_delivery()
     scene.delivery.start()
     try:
         scene.deliver(DEAD)
@@ -667,22 +689,21 @@ def test_the_thread_sends_the_response_as_soon_as_the_dead_letter_is_acknowledge
         assert scene.delivery.join(5)
         scene.delivery.close(1.0)
     assert scene.producer.stopped
-    assert died == []
+    assert scene.died == []
 
 
 def test_a_thread_that_dies_says_so() -> None:
-    scene, died = Scene(), list[BaseException]()
-    scene.delivery = threaded(scene, died)
+    scene = Scene()
+    scene.delivery = scene.make_delivery()
 
-    def breaks(_count: int) -> None:
+    def breaks(reason: str) -> None:
         raise LookupError("a bug of ours")
 
-    object.__setattr__(scene.delivery._hooks, "send_failed", breaks)
+    scene.calls.hold = breaks  # type: ignore[method-assign]
     scene.delivery.start()
-    scene.deliver()
-    scene.answer(error=REFUSED)
+    scene.producer.broken = True
     assert scene.delivery.join(5)
-    assert [type(error) for error in died] == [LookupError]
+    assert [type(error) for error in scene.died] == [LookupError]
 
 
 def test_a_first_producer_that_cannot_be_made_is_the_callers_affair() -> None:
@@ -722,9 +743,9 @@ def test_whatever_fails_every_outcome_is_delivered_once_and_no_byte_is_left(step
     offered = itertools.count()
     for what, count in steps:
         if what in ("answer", "dead", "big"):
-            verdict = {"answer": ANSWER, "dead": DEAD, "big": answered("x" * 5000)}[what]
+            outcome = {"answer": ANSWER, "dead": DEAD, "big": answered("x" * 5000)}[what]
             for _ in range(count):
-                scene.deliver(verdict)
+                scene.deliver(outcome)
                 next(offered)
         elif what == "turn":
             scene.turn(0.1 * count)
@@ -769,8 +790,8 @@ def test_responses_keep_their_order_through_every_failure_of_what_is_on_its_way(
 
 def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() -> None:
     """The client's thread, handler threads and the thread of repairs meet in one delivery."""
-    scene, died = Scene(), list[BaseException]()
-    scene.delivery = threaded(scene, died)
+    scene = Scene()
+    scene.delivery = scene.make_delivery()
     scene.know(1_000_000)
     made = Partition()
     works = [made.work(b"k", request_id="r") for _ in range(2000)]
@@ -807,4 +828,4 @@ def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() ->
         assert scene.delivery.join(5)
     assert sorted(ended.offset for ended in scene.ended) == list(range(2000))
     assert scene.delivery.unsettled_bytes == 0
-    assert died == []
+    assert scene.died == []

@@ -27,8 +27,8 @@ ANSWER = answered({"text": "да"})
 MISSING = Failure("KeyError", "'a'")
 
 
-def response(verdict: Outcome = ANSWER, seconds: float = 1.5) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(encode_response("r-1", verdict, seconds, AT))
+def response(outcome: Outcome = ANSWER, seconds: float = 1.5) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(encode_response("r-1", outcome, seconds, AT))
     return found
 
 

@@ -1,0 +1,98 @@
+"""The client's producer as delivery sees it: one that can be doubted, and is then replaced by a new one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from gigaoffice_worker.broker.producer import Acknowledged, Failed, Producer
+from gigaoffice_worker.core.records import OutgoingRecord
+
+log = structlog.get_logger(__name__)
+
+# A send without an answer for longer than the client's own delivery time-out plus this is abandoned, with the client.
+ABANDON_AFTER = 10.0
+_BACKOFF, _MAX_BACKOFF = 0.5, 10.0
+# Rebuild at most once in this time, so that a record that every client fails over cannot cause a rebuild loop.
+_REBUILD_EVERY = 1.0
+_STOP_SENDER_WITHIN = 5.0
+
+
+class SupervisedProducer:
+    """Any thread may send; only delivery's own thread doubts and replaces the client. Times in seconds."""
+
+    def __init__(
+        self, make: Callable[[], Producer], *, delivery_timeout: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._make = make
+        self._delivery_timeout = delivery_timeout
+        self._clock = clock
+        self._client: Producer | None = None
+        # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
+        self._retired: list[Producer] = []
+        # Why the client is not trusted any more; None while it is.
+        self.doubt: str | None = None
+        self._rebuild_at = 0.0
+        self._failed_rebuilds = 0
+
+    def start(self) -> None:
+        """Make the first client; its errors are the caller's."""
+        self._client = self._make()
+
+    def close(self, timeout: float) -> None:
+        """End the client's thread."""
+        if self._client is not None:
+            self._client.force_stop(timeout)
+
+    def send(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> None:
+        """Hand a record to the client; whatever the client raises is the record's failure."""
+        client = self._client
+        try:
+            if client is None:
+                message = "no producer"
+                raise RuntimeError(message)  # noqa: TRY301  # one way for every failure
+            client.send(record, acknowledged, failed)
+        except Exception as error:  # noqa: BLE001  # the record is sent again
+            failed(error)
+
+    def suspect(self, cause: str) -> None:
+        """Trust the client no more: a send failed in a way that only a new client mends."""
+        self.doubt = cause
+
+    def check(self, now: float, owed_since: float | None) -> None:
+        """Doubt a client that cannot send any more, or that owes an answer since `owed_since` for too long."""
+        if self.doubt is not None:
+            return
+        if self._client is None or self._client.broken:
+            self.suspect("the producer cannot send any more")
+        elif owed_since is not None and now - owed_since > self._delivery_timeout + ABANDON_AFTER:
+            self.suspect(f"no answer for {now - owed_since:.0f} seconds")
+
+    def rebuild_due(self, now: float) -> bool:
+        """Say whether a client in doubt is to be replaced now."""
+        return self.doubt is not None and now >= self._rebuild_at
+
+    def stop(self) -> None:
+        """Stop the client for good: from now on no answer of its is trusted."""
+        if self._client is not None:
+            if not self._client.force_stop(_STOP_SENDER_WITHIN):
+                self._retired.append(self._client)
+            self._client = None
+
+    def begin_anew(self) -> bool:
+        """Make a new client behind a stopped one; False when that failed and will be tried again later."""
+        try:
+            self._client = self._make()
+        except Exception as error:  # noqa: BLE001  # an outage; tried again until it is over
+            self._failed_rebuilds += 1
+            backoff = min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(self._failed_rebuilds - 1, 10))
+            self._rebuild_at = self._clock() + backoff
+            log.warning("Producer could not be rebuilt", error=str(error), cause=self.doubt)
+            return False
+        self._failed_rebuilds = 0
+        self._rebuild_at = self._clock() + _REBUILD_EVERY
+        log.warning("Producer rebuilt", cause=self.doubt)
+        self.doubt = None
+        return True
