@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Side by side: the tests mostly wait. Their Kafka is one.
+PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test lint lock audit bench chaos variables test-security test-systemd test-image test-prometheus test-page screenshots install clean
@@ -16,7 +18,7 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	$(BIN)/python -m pytest -m "not (chaos or long) or quick" $(ARGS)
+	$(BIN)/python -m pytest -m "not (chaos or long) or quick" -n $(PROCESSES) --dist loadscope $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,6 +21,7 @@ CHAOS_TIMEOUT = 900
 
 RUN = uuid.uuid4().hex[:6]
 BROKER = pytest.StashKey[brokers.Broker]()
+GIVEN = "kafka"
 
 
 class TopicSet(NamedTuple):
@@ -33,13 +35,36 @@ class TopicSet(NamedTuple):
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The bootstrap servers of a real Kafka, the same for the whole run."""
-    with brokers.any_broker() as broker:
+    """The bootstrap servers of a real Kafka, the same for the whole run, however many processes it has."""
+    with contextlib.ExitStack() as stack:
+        given = getattr(pytestconfig, "workerinput", {}).get(GIVEN)
+        broker = brokers.Broker(*given) if given else stack.enter_context(brokers.any_broker())
         pytestconfig.stash[BROKER] = broker
         yield broker.bootstrap
         ours = [name for name in wire.topics(broker.bootstrap) if name.startswith(f"{RUN}-")]
         if ours:
             wire.delete_topics(broker.bootstrap, ours)
+
+
+class OneKafka:
+    """Gives all processes of a parallel run the same Kafka, started before the first of them."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._broker: brokers.Broker | None = None
+
+    def pytest_configure_node(self, node: Any) -> None:
+        if self._broker is None:
+            self._broker = node.config.stash[BROKER] = self._stack.enter_context(brokers.any_broker())
+        node.workerinput[GIVEN] = tuple(self._broker)
+
+    def pytest_unconfigure(self) -> None:
+        self._stack.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        config.pluginmanager.register(OneKafka())
 
 
 @pytest.fixture

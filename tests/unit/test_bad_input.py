@@ -145,6 +145,7 @@ def test_what_stands_before_is_read_and_then_the_place_is_named():
         (batch([RawRecord(None, b"")], pack=lambda content: content + SECRET), "unconsumed bytes"),
         (batch([RawRecord(None, b"")], codec=4, pack=lambda _: zstandard.compress(b"\0" * 80_000_000)), "unpacks to"),
     ],
+    ids=["checksum", "codec", "gzip", "lz4", "snappy", "left-over", "bomb"],  # the batches hold today's time
 )
 def test_damaged_batch_is_told_without_quoting_it(content, reason):
     limit_the_client()

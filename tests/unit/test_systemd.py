@@ -96,6 +96,7 @@ def test_a_manager_that_reads_nothing_does_not_hold_the_worker(manager):
         ("soon", None, None),
         ("²", None, None),
     ],
+    ids=["ours", "of-anybody", "named", "another's", "unset", "empty", "zero", "negative", "no-number", "no-digit"],
 )
 def test_watchdog_interval_is_half_of_what_is_allowed(usec, pid, expected):
     assert watchdog_interval(usec, pid) == expected
