@@ -191,7 +191,7 @@ class Worker:
             self._observer.state = State.RUNNING
             log.info("Worker running", group=self._config.consumer.group)
         self._tell_of_the_login(self._logins.refusal)
-        self._tell_of_the_storm(engine.dispatcher.guard.reason)
+        self._tell_of_the_storm(engine.dispatcher.admission.guard.reason)
         self._service_manager.serving(self._observer.snapshot, joined=joined, live=self._is_live())
 
     def _tell_of_the_login(self, refusal: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What may stop new handler calls: the shared gate and the storm guard."""
+"""May an attempt start, and if not, when: holds, the lease, the shared gate and the storm guard."""
 
 from __future__ import annotations
 
@@ -8,8 +8,107 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.work import Assignment, Work
 
 _WINDOW = 60.0
+
+
+class Admission:
+    """Says for every reason there is whether an attempt may start, and if not, when it is worth asking again.
+
+    A *hold* says no until it is released (a rebalance, the drain, delivery that is stuck). The *lease* says no once the
+    session may have lapsed, because another member may then own what is in hand. The *gate* says no after a handler
+    said that every call would fail now. The *storm guard* lets one request at a time through, the probe.
+
+    Not thread-safe: the dispatcher's lock guards it. What is replaced and never changed may be read without it.
+    """
+
+    def __init__(self, gate: Gate, guard: StormGuard) -> None:
+        self.gate = gate
+        self.guard = guard
+        # Replaced and never changed, so that observers may read it without the lock.
+        self._holds: frozenset[str] = frozenset()
+        self._leased_until = math.inf
+        # The only request that may start while the storm guard stops intake; None: the next one will be it.
+        self.probe: Work | None = None
+        # How often probes have failed since the guard tripped.
+        self.failed_probes = 0
+
+    def opens_at(self, now: float) -> float:
+        """Return when an attempt may start: at most `now` for at once, infinity where something must happen first."""
+        if self._holds or now > self._leased_until:
+            return math.inf
+        return self.gate.until
+
+    @property
+    def probing(self) -> bool:
+        """Whether only the probe may start."""
+        return self.guard.reason is not None
+
+    def started(self, work: Work) -> None:
+        """Note that an attempt of `work` begins."""
+        if self.guard.reason is not None:
+            self.probe = work
+
+    # Holds and the lease
+
+    def hold(self, reason: str) -> None:
+        """Let no attempt start until `release` is called with the same reason."""
+        self._holds |= {reason}
+
+    def release(self, reason: str) -> bool:
+        """End a hold; False when there was none."""
+        held = reason in self._holds
+        self._holds -= {reason}
+        return held
+
+    def lease(self, until: float, now: float) -> bool:
+        """Let attempts start until `until`; True when the lease before had run out."""
+        expired = now > self._leased_until
+        self._leased_until = until
+        return expired
+
+    def held(self, now: float) -> frozenset[str]:
+        """Return what lets no attempt start until something happens: holds, and "session" for a lease that ran out."""
+        return self._holds | {"session"} if now > self._leased_until else self._holds
+
+    # How attempts ended
+
+    def passed(self, work: Work, now: float) -> None:
+        """Note a request that was answered or rejected: the provider works."""
+        self.gate.passed()
+        if work is self.probe:
+            self.probe = None
+            self.failed_probes = 0
+            self.guard.probe_passed()
+        self.guard.finished(now, None)
+
+    def invalid(self, work: Work, now: float) -> None:
+        """Note a value that is no request: no handler was called, so it tells nothing of the provider."""
+        self.forget(work)
+        self.guard.finished(now, None)
+
+    def unusable(self, work: Work, now: float, error_type: str) -> None:
+        """Note a result that cannot be written: the provider works, but most often every other result is like it."""
+        self.gate.passed()
+        self.forget(work)
+        self.guard.finished(now, error_type)
+
+    def exhausted(self, now: float, error_type: str) -> None:
+        """Note a request that failed for the last time."""
+        self.guard.finished(now, error_type)
+
+    def forget(self, work: Work) -> None:
+        """Let another request probe, if `work` did: it will tell nothing."""
+        if work is self.probe:
+            self.probe = None
+
+    def forget_lost(self, assignment: Assignment) -> bool:
+        """Let another request probe, if the probe is of this lost partition; say whether it was."""
+        if self.probe is None or self.probe.assignment is not assignment:
+            return False
+        self.probe = None
+        return True
 
 
 class Gate:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+
+from gigaoffice_worker.core.work import Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +31,40 @@ class PartitionQuota:
         if size >= max(1, self.bytes // part):
             return "bytes"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingLimits:
+    """What all partitions together may hold until it is settled, and which of them are paused for it."""
+
+    max_records: int
+    max_bytes: int
+
+    def reasons(
+        self,
+        assignments: Mapping[int, Assignment],
+        paused: Collection[int],
+        *,
+        everywhere: str | None,
+        unpositioned: Collection[int],
+        undecodable: Callable[[int], bool],
+        map_full: Collection[int],
+    ) -> dict[int, str]:
+        """Return why each partition that is not to be read is not; the others are to be read.
+
+        `everywhere` is a reason for all of them, `unpositioned` are assigned but without a position yet, `undecodable`
+        says of a partition whether a record that cannot be decoded stops it, `map_full` are those whose commit map has
+        no room for more, and `paused` are those that are paused already.
+        """
+        quota = PartitionQuota.of(len(assignments), self.max_records, self.max_bytes)
+        reasons = dict.fromkeys(unpositioned, "position unknown")
+        for partition, held in assignments.items():
+            if undecodable(partition):
+                reasons[partition] = "undecodable record"
+            elif everywhere is not None:
+                reasons[partition] = everywhere
+            elif partition in map_full:
+                reasons[partition] = "commit map"
+            elif reason := quota.full(held.held_records, held.held_bytes, paused=partition in paused):
+                reasons[partition] = reason
+        return reasons

@@ -12,7 +12,8 @@ from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission, Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
@@ -117,4 +118,5 @@ def _dispatcher(config: Config) -> Dispatcher:
     worker = config.worker
     policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
     limits = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
-    return Dispatcher(Scheduler(worker.ordering), policy, Gate(policy), StormGuard(limits))
+    admission = Admission(Gate(policy), StormGuard(limits))
+    return Dispatcher(Scheduler(worker.ordering), admission, Judgement(policy, admission))

@@ -10,7 +10,7 @@ import structlog
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
-from gigaoffice_worker.core.backpressure import PartitionQuota
+from gigaoffice_worker.core.backpressure import HoldingLimits
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.delivery import Delivery
@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 # What is held of all partitions together until it is settled.
 MAX_RECORDS = 8192
 MAX_BYTES = 32 * 1024 * 1024
+_HOLDING = HoldingLimits(MAX_RECORDS, MAX_BYTES)
 _WATERMARKS_EVERY = 5.0
 # Python's own objects around a record's content.
 _RECORD_COST = 512
@@ -140,7 +141,15 @@ class Intake:
             everywhere = "draining"
         elif self._dispatcher.intake_stopped() is not None:
             everywhere = "storm-guard"
-        wanted = self._reasons(everywhere, full)
+        now = time.monotonic()
+        wanted = _HOLDING.reasons(
+            self._ownership.assignments,
+            self.paused,
+            everywhere=everywhere,
+            unpositioned=self._ownership.unpositioned,
+            undecodable=lambda partition: self._quarantine.shuts_in(partition, now),
+            map_full=full,
+        )
         # Also where only the reason is another: a partition that has just got its position was resumed with it.
         pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
         resume = self.paused.keys() - wanted.keys()
@@ -150,23 +159,6 @@ class Intake:
         if resume:
             self._consumer.resume(resume & known)
         self.paused = wanted
-
-    def _reasons(self, everywhere: str | None, full: frozenset[int]) -> dict[int, str]:
-        assignments = self._ownership.assignments
-        share = PartitionQuota.of(len(assignments), MAX_RECORDS, MAX_BYTES)
-        now = time.monotonic()
-        reasons = dict.fromkeys(self._ownership.unpositioned, "position unknown")
-        for partition, held in assignments.items():
-            paused = partition in self.paused
-            if self._quarantine.shuts_in(partition, now):
-                reasons[partition] = "undecodable record"
-            elif everywhere is not None:
-                reasons[partition] = everywhere
-            elif partition in full:
-                reasons[partition] = "commit map"
-            elif reason := share.full(held.held_records, held.held_bytes, paused=paused):
-                reasons[partition] = reason
-        return reasons
 
     # How far the log reaches
 

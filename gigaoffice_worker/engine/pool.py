@@ -86,18 +86,18 @@ class Pool:
 
     def abandon_overdue(self, limit: float) -> None:
         """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
-        for work, run in self._dispatcher.overdue(limit):
+        for work, run in self._dispatcher.running(longer_than=limit):
             number = work.attempt
             failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds")
-            verdict = self._dispatcher.conclude(work, run, Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure))
-            if verdict is Late.ABANDONED:
+            outcome = self._dispatcher.conclude(work, run, Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure))
+            if outcome is Late.ABANDONED:
                 continue  # It came back in this very moment.
             self._replace(work, run)
             self._metrics.attempt_ended(AttemptEnd.TIMED_OUT, limit)
-            if verdict is Late.LOST:
+            if outcome is Late.LOST:
                 continue  # Another member answers it.
-            self._tell_failed(work, number, failure, retried=verdict is None)
-            if isinstance(verdict, Outcome) and self._deliver(work, verdict):
+            self._tell_failed(work, number, failure, retried=outcome is None)
+            if isinstance(outcome, Outcome) and self._deliver(work, outcome):
                 self._dispatcher.free(work)
 
     def _replace(self, work: Work, run: int) -> None:
@@ -117,22 +117,22 @@ class Pool:
 
     def _serve(self, me: threading.Thread) -> None:
         done: Work | None = None
-        hot = False
-        while (work := self._dispatcher.take(done, hot=hot)) is not None:
-            done, hot = None, True
+        returning = False
+        while (work := self._dispatcher.take(done, returning=returning)) is not None:
+            done, returning = None, True
             number, run = work.attempt, work.run
             self._busy[me] = (work, run)
             if run == 1:
                 self._metrics.queue_wait.observe(work.started_at - work.received_at)
             made = self._processor.attempt(work)
-            verdict = self._dispatcher.conclude(work, run, made)
+            outcome = self._dispatcher.conclude(work, run, made)
             del self._busy[me]
-            if isinstance(verdict, Late):
+            if isinstance(outcome, Late):
                 self._metrics.late_results_dropped.inc()
                 log.warning(
-                    "Late result dropped", reason=verdict.value, request_id=work.id, attempt=number, **where(work)
+                    "Late result dropped", reason=outcome.value, request_id=work.id, attempt=number, **where(work)
                 )
-                if verdict is Late.ABANDONED:
+                if outcome is Late.ABANDONED:
                     return
                 continue
             if made.ended is not AttemptEnd.INVALID:
@@ -141,8 +141,8 @@ class Pool:
                 if made.seconds >= TELL_FROM:
                     log.info("Request answered", **_facts(work, number, made))
             elif made.failure is not None:
-                self._tell_failed(work, number, made.failure, retried=verdict is None)
-            if verdict is not None and self._deliver(work, verdict):
+                self._tell_failed(work, number, made.failure, retried=outcome is None)
+            if outcome is not None and self._deliver(work, outcome):
                 done = work
 
     def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:

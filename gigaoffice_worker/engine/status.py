@@ -44,7 +44,7 @@ class Observer:
         counts = engine.dispatcher.counts()
         partitions = self._partitions(engine, now)
         running = engine.dispatcher.running()
-        gate, ownership = engine.dispatcher.gate, engine.consumer.ownership
+        gate, ownership = engine.dispatcher.admission.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
         return Snapshot(
             state=self.state,
@@ -54,14 +54,14 @@ class Observer:
             waiting_retry=counts.waiting_retry,
             delivering=counts.delivering,
             partitions=partitions,
-            oldest_in_flight=max((now - (work.first_at or now) for work in running), default=0.0),
+            oldest_in_flight=max((now - (work.first_at or now) for work, _ in running), default=0.0),
             abandoned_threads=engine.pool.abandoned,
             unsettled_bytes=engine.delivery.unsettled_bytes,
             dlq_blocked=self._dlq in trouble,
             gate_closed=gate.closed(now),
             gate_opens_in=max(0.0, gate.until - now),
-            storm_reason=engine.dispatcher.guard.reason,
-            holds=sorted(engine.dispatcher.held()),
+            storm_reason=engine.dispatcher.admission.guard.reason,
+            holds=sorted(engine.dispatcher.admission.held(now)),
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
@@ -160,11 +160,11 @@ class Observer:
 
 
 def _guard_trouble(dispatcher: Dispatcher, now: float) -> Iterator[Trouble]:
-    if shut := dispatcher.gate.shut_for(now):
+    if shut := dispatcher.admission.gate.shut_for(now):
         refusal, seconds = shut
         if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
             yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")
-    if (reason := dispatcher.guard.reason) is not None:
+    if (reason := dispatcher.admission.guard.reason) is not None:
         yield Trouble("storm-guard", f"nearly every request fails with {reason}: intake has stopped")
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import random
+import time
+from collections.abc import Callable
 
+from gigaoffice_worker.core.admission import Admission, Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, Reason, Record
 from gigaoffice_worker.core.results import encode_result
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.scheduler import Ordering, Scheduler
 from gigaoffice_worker.core.work import Assignment, Work
+from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.health import Snapshot, State
 
 TOPIC = "requests"
@@ -42,6 +50,20 @@ class Partition:
     def work(self, key: bytes | None = None, *, value: bytes | None = b"{}", request_id: str = "") -> Work:
         found = record(next(self._offsets), key, value, partition=self.assignment.partition)
         return Work(found, self.assignment, found.size, 0.0, id=request_id)
+
+
+def dispatcher(
+    policy: RetryPolicy | None = None,
+    *,
+    ordering: Ordering = "key",
+    storm: StormLimits | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    rng: Callable[[], float] = random.random,
+) -> Dispatcher:
+    """Return a dispatcher, without a storm guard unless `storm` has its limits."""
+    policy = policy or RetryPolicy()
+    admission = Admission(Gate(policy), StormGuard(storm or StormLimits(enabled=False)))
+    return Dispatcher(Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
 
 
 def snapshot(**facts) -> Snapshot:

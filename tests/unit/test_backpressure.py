@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.backpressure import PartitionQuota
+from gigaoffice_worker.core.backpressure import HoldingLimits, PartitionQuota
+from tests.support.making import assignment
 
 SHARE = PartitionQuota(records=100, bytes=1000)
 
@@ -47,3 +48,32 @@ def test_partitions_share_evenly_but_none_gets_too_little_to_be_worth_a_fetch(
     partitions: int, expected: tuple[int, int]
 ) -> None:
     assert PartitionQuota.of(partitions, 8192, 1 << 25) == PartitionQuota(*expected)
+
+
+def reasons(*paused: int, everywhere: str | None = None, **held: int) -> dict[int, str]:
+    """Ask for five partitions: 1 has no position, 2 is in quarantine, 3 has a full commit map, 4 holds `held`."""
+    assignments = {number: assignment(number) for number in (0, 2, 3, 4)}
+    assignments[4].held_records = held.get("records", 0)
+    assignments[4].held_bytes = held.get("bytes", 0)
+    return HoldingLimits(max_records=400, max_bytes=1 << 22).reasons(
+        assignments,
+        paused,
+        everywhere=everywhere,
+        unpositioned={1},
+        undecodable=lambda partition: partition == 2,
+        map_full={3},
+    )
+
+
+def test_each_partition_is_paused_for_a_reason_of_its_own() -> None:
+    alone = {1: "position unknown", 2: "undecodable record", 3: "commit map"}
+    assert reasons() == alone
+    assert reasons(records=100) == alone | {4: "records"}
+    assert reasons(records=60) == alone
+    assert reasons(4, records=60) == alone | {4: "records"}
+    assert reasons(bytes=1 << 20) == alone | {4: "bytes"}
+
+
+def test_a_reason_for_all_leaves_only_what_cannot_be_decoded_its_own() -> None:
+    shut = {0: "draining", 1: "position unknown", 2: "undecodable record", 3: "draining", 4: "draining"}
+    assert reasons(everywhere="draining") == shut

@@ -14,14 +14,10 @@ from gigaoffice_worker.broker.errors import (
     CommitRefusedError,
     CommitRetriableError,
 )
-from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.commit_map import CommitMap
-from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.engine.commits import Committer
-from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
-from tests.support.making import Partition
+from tests.support.making import Partition, dispatcher
 
 
 class Cluster:
@@ -51,8 +47,7 @@ class Scene:
     """A committer of two partitions in a group that has committed their beginnings."""
 
     def __init__(self) -> None:
-        policy = RetryPolicy()
-        self.dispatcher = Dispatcher(Scheduler("key"), policy, Gate(policy), StormGuard(StormLimits(enabled=False)))
+        self.dispatcher = dispatcher()
         self.partitions = {number: Partition(number) for number in (0, 1)}
         self.assignments = {number: partition.assignment for number, partition in self.partitions.items()}
         self.cluster = Cluster(0, 1)

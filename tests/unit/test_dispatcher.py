@@ -13,13 +13,13 @@ from typing import Self
 
 import pytest
 
-from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import StormLimits
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Ordering, Scheduler
+from gigaoffice_worker.core.scheduler import Ordering
 from gigaoffice_worker.core.work import Stage, Work
 from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
-from tests.support.making import Partition
+from tests.support.making import Partition, dispatcher
 from tests.support.waiting import eventually
 
 ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, b'{"a":1}')
@@ -55,14 +55,7 @@ class Scene:
         self.time = Clock()
         # With threads that really wait, delays are real too.
         policy = RetryPolicy(attempts, delay=0.1 if clock else 2.0, max_delay=8.0)
-        self.dispatcher = Dispatcher(
-            Scheduler(ordering),
-            policy,
-            Gate(policy),
-            StormGuard(storm or StormLimits(enabled=False)),
-            clock=clock or self.time,
-            rng=lambda: 0.5,
-        )
+        self.dispatcher = dispatcher(policy, ordering=ordering, storm=storm, clock=clock or self.time, rng=lambda: 0.5)
         self.partition = Partition()
 
     def offer(self, *keys: bytes | None, partition: Partition | None = None) -> list[Work]:
@@ -73,21 +66,21 @@ class Scene:
     def take(self) -> Work:
         """Take what must be there: a test that waits here for ever has found nothing to run."""
         assert not self.idle
-        work = self.dispatcher.take(hot=True)
+        work = self.dispatcher.take(returning=True)
         assert work is not None
         return work
 
     @property
     def idle(self) -> bool:
         """Whether a thread that asks now would have to wait."""
-        dispatcher, scheduler = self.dispatcher, self.dispatcher._scheduler
-        with dispatcher.locked():
-            if dispatcher._barred(self.time.now) or dispatcher.gate.closed(self.time.now):
+        admission, scheduler = self.dispatcher.admission, self.dispatcher._scheduler
+        with self.dispatcher.locked():
+            if admission.opens_at(self.time.now) > self.time.now:
                 return True
             due = sum(at <= self.time.now for at, _ in scheduler.retries())
-            if dispatcher.guard.reason is None or dispatcher._probe is None:
+            if admission.probe is None:
                 return scheduler.ready + due == 0
-            probe = dispatcher._probe
+            probe = admission.probe
             return probe not in [*scheduler._fresh, *(each for _, each in scheduler._freed)] and not any(
                 work is probe and at <= self.time.now for at, work in scheduler.retries()
             )
@@ -98,8 +91,8 @@ class Scene:
 
     def end(self, made: Attempt) -> Work:
         """Run one request to its end and settle it."""
-        work, verdict = self.run(made)
-        assert isinstance(verdict, Outcome)
+        work, outcome = self.run(made)
+        assert isinstance(outcome, Outcome)
         self.dispatcher.free(work)
         self.dispatcher.settle([work])
         return work
@@ -120,8 +113,8 @@ class Scene:
 def test_an_answer_a_rejection_and_an_invalid_value_end_a_request_at_once(made: Attempt, expected: Outcome) -> None:
     scene = Scene()
     scene.offer(b"k")
-    work, verdict = scene.run(made)
-    assert verdict == expected
+    work, outcome = scene.run(made)
+    assert outcome == expected
     assert work.stage is Stage.DELIVERING
     assert scene.dispatcher.counts() == Counts(0, 0, 0, 1)
 
@@ -140,15 +133,15 @@ def test_a_failure_is_tried_again_until_the_attempts_are_used_up(made: Attempt, 
     scene = Scene(attempts=3)
     scene.offer(b"k")
     for attempt, delay in ((1, 1.0), (2, 2.0)):
-        work, verdict = scene.run(made)
-        assert verdict is None
+        work, outcome = scene.run(made)
+        assert outcome is None
         assert (work.attempt, work.stage) == (attempt, Stage.WAITING_RETRY)
         assert scene.dispatcher.counts() == Counts(0, 0, 1, 0)
         scene.time.now += delay - 0.01
         assert scene.idle
         scene.time.now += 0.01
-    work, verdict = scene.run(made)
-    assert verdict == Outcome(failure=made.failure, reason=reason)
+    work, outcome = scene.run(made)
+    assert outcome == Outcome(failure=made.failure, reason=reason)
     assert work.attempt == 3
     assert work.seconds == 3 * made.seconds
 
@@ -159,9 +152,9 @@ def test_the_last_attempt_decides_between_timed_out_and_exhausted() -> None:
         scene.offer(b"k")
         scene.run(first)
         scene.time.now += 60
-        _, verdict = scene.run(last)
-        assert isinstance(verdict, Outcome)
-        assert verdict.reason is reason
+        _, outcome = scene.run(last)
+        assert isinstance(outcome, Outcome)
+        assert outcome.reason is reason
 
 
 def test_the_delay_that_a_handler_asks_for_is_the_least() -> None:
@@ -197,7 +190,7 @@ def test_a_key_opens_when_its_thread_comes_back_from_publishing() -> None:
     scene = Scene()
     scene.offer(b"a", b"a")
     first, _ = scene.run(ANSWERED)
-    second = scene.dispatcher.take(first, hot=True)
+    second = scene.dispatcher.take(first, returning=True)
     assert second is not None
     assert second.record.offset == 1
 
@@ -231,7 +224,7 @@ def test_a_late_result_is_told_apart_even_when_the_attempt_did_not_count() -> No
     assert scene.take() is probe
     assert probe.attempt == 1
     assert scene.dispatcher.conclude(probe, first, ANSWERED) is Late.ABANDONED
-    assert scene.dispatcher.running() == [probe]
+    assert scene.dispatcher.running() == [(probe, probe.run)]
 
 
 def test_the_result_for_a_lost_partition_is_dropped_and_never_delivered() -> None:
@@ -304,7 +297,7 @@ def test_nothing_starts_until_every_hold_is_released() -> None:
     scene.dispatcher.hold("delivery")
     scene.dispatcher.hold("rebalance")
     scene.dispatcher.hold("rebalance")
-    assert scene.dispatcher.held() == {"delivery", "rebalance"}
+    assert scene.dispatcher.admission.held(scene.time.now) == {"delivery", "rebalance"}
     scene.dispatcher.release("rebalance")
     assert scene.idle
     scene.dispatcher.release("delivery")
@@ -319,12 +312,12 @@ def test_nothing_starts_when_the_lease_has_run_out_until_it_is_renewed() -> None
     scene.run(ANSWERED)
     scene.time.now += 5.1
     assert scene.idle
-    assert scene.dispatcher.held() == {"session"}
+    assert scene.dispatcher.admission.held(scene.time.now) == {"session"}
     assert scene.dispatcher.starved_for(scene.time.now + 100) == 0
     scene.dispatcher.lease(scene.time.now - 1)
     assert scene.idle
     scene.dispatcher.lease(scene.time.now + 5)
-    assert scene.dispatcher.held() == frozenset()
+    assert scene.dispatcher.admission.held(scene.time.now) == frozenset()
     scene.run(ANSWERED)
 
 
@@ -335,11 +328,11 @@ def test_a_shared_failure_closes_the_gate_for_all_and_counts_no_attempt() -> Non
     scene = Scene(attempts=1)
     scene.offer(b"a", b"b")
     for _ in range(3):
-        work, verdict = scene.run(shared(10.0))
-        assert verdict is None
+        work, outcome = scene.run(shared(10.0))
+        assert outcome is None
         assert (work.attempt, work.stage) == (0, Stage.WAITING_RETRY)
         assert scene.idle
-        scene.time.now = scene.dispatcher.gate.until
+        scene.time.now = scene.dispatcher.admission.gate.until
     first, second = scene.run(ANSWERED), scene.run(ANSWERED)
     assert {first[0].record.offset, second[0].record.offset} == {0, 1}
     assert first[0].attempt == second[0].attempt == 1
@@ -366,9 +359,9 @@ def in_a_storm(others: int = 3) -> Scene:
     scene.offer(*(b"%d" % number for number in range(4 + others)))
     for made in (ANSWERED, FAILED, FAILED):
         scene.end(made)
-        assert scene.dispatcher.guard.reason is None
+        assert scene.dispatcher.admission.guard.reason is None
     scene.end(FAILED)
-    assert scene.dispatcher.guard.reason == "ValueError"
+    assert scene.dispatcher.admission.guard.reason == "ValueError"
     return scene
 
 
@@ -378,7 +371,7 @@ def test_rejected_and_invalid_requests_make_no_storm() -> None:
     for _ in range(20):
         scene.end(REJECTED)
         scene.end(INVALID)
-    assert scene.dispatcher.guard.reason is None
+    assert scene.dispatcher.admission.guard.reason is None
 
 
 def test_invalid_requests_have_finished_too_and_thin_a_storm_out() -> None:
@@ -386,7 +379,7 @@ def test_invalid_requests_have_finished_too_and_thin_a_storm_out() -> None:
     scene.offer(*[None] * 6)
     for made in (INVALID, INVALID, FAILED, FAILED, FAILED, FAILED):
         scene.end(made)
-    assert scene.dispatcher.guard.reason is None
+    assert scene.dispatcher.admission.guard.reason is None
 
 
 def test_in_a_storm_one_request_at_a_time_probes_and_keeps_its_attempts() -> None:
@@ -416,7 +409,7 @@ def test_probes_come_at_growing_distances() -> None:
 def test_a_probe_that_is_answered_or_rejected_opens_intake(made: Attempt) -> None:
     scene = in_a_storm()
     assert isinstance(scene.run(made)[1], Outcome)
-    assert scene.dispatcher.guard.reason is None
+    assert scene.dispatcher.admission.guard.reason is None
     assert scene.take() is not scene.take()
 
 
@@ -426,7 +419,7 @@ def test_what_ran_when_the_guard_tripped_is_not_dead_lettered() -> None:
     bystander = scene.take()
     for _ in range(4):
         scene.end(FAILED)
-    assert scene.dispatcher.guard.reason == "ValueError"
+    assert scene.dispatcher.admission.guard.reason == "ValueError"
     assert scene.dispatcher.conclude(bystander, bystander.run, FAILED) is None
     assert (bystander.attempt, bystander.stage) == (0, Stage.WAITING_RETRY)
 
@@ -440,9 +433,9 @@ def test_a_shared_failure_of_the_probe_leaves_it_the_probe() -> None:
 
 def test_a_probe_that_is_no_request_lets_another_probe() -> None:
     scene = in_a_storm()
-    probe, verdict = scene.run(INVALID)
-    assert isinstance(verdict, Outcome)
-    assert scene.dispatcher.guard.reason == "ValueError"
+    probe, outcome = scene.run(INVALID)
+    assert isinstance(outcome, Outcome)
+    assert scene.dispatcher.admission.guard.reason == "ValueError"
     assert scene.take() is not probe
 
 
@@ -489,8 +482,8 @@ def test_an_attempt_past_its_limit_is_overdue() -> None:
     scene.time.now += 5
     scene.take()
     scene.time.now += 5.5
-    assert scene.dispatcher.overdue(10.0) == [(first, first.run)]
-    assert scene.dispatcher.overdue(11.0) == []
+    assert scene.dispatcher.running(longer_than=10.0) == [(first, first.run)]
+    assert scene.dispatcher.running(longer_than=11.0) == []
 
 
 def test_ready_work_starves_only_when_nothing_holds_it_back() -> None:
@@ -536,7 +529,8 @@ class Takers:
 
     def all_wait(self) -> bool:
         with self.dispatcher.locked():
-            return self.dispatcher._has_standby and self.dispatcher._benched == self.size - 1
+            idle = self.dispatcher._idle
+            return idle.has_leader and idle.following == self.size - 1
 
     def _run(self) -> None:
         while (work := self.dispatcher.take()) is not None:
@@ -643,8 +637,8 @@ def test_an_idle_pool_lets_another_request_probe_when_the_probe_is_lost() -> Non
         assert pool.next() is other
 
 
-def test_a_thread_stands_by_whoever_else_takes_work() -> None:
-    """A retry due later is not forgotten when a thread that was called from the bench finds work by itself."""
+def test_a_thread_waits_for_what_is_due_whoever_else_takes_work() -> None:
+    """A retry due later is not forgotten when a follower that was called finds work by itself."""
     jump_at: list[int] = []
     calls = [0]
 
@@ -658,7 +652,7 @@ def test_a_thread_stands_by_whoever_else_takes_work() -> None:
         assert scene.take() is work
         scene.dispatcher.conclude(work, work.run, FAILED._replace(retry_after=delay))
     with takers(scene, 3) as pool:
-        # Asked by `offer` and by the thread that stood by, the clock jumps when the next thread asks.
+        # Asked by `offer` and by the leader, the clock jumps when the next thread asks.
         jump_at.append(calls[0] + 3)
         (fresh,) = scene.offer(None)
         assert pool.next() is fresh
@@ -701,9 +695,9 @@ class Storm:
     def serve(self, number: int) -> None:
         draw = random.Random(self.seed + number)
         done = None
-        hot = False
-        while (work := self.dispatcher.take(done, hot=hot)) is not None:
-            done, hot = None, True
+        returning = False
+        while (work := self.dispatcher.take(done, returning=returning)) is not None:
+            done, returning = None, True
             run, lane = work.run, (work.assignment.partition, work.record.key)
             self._enter(work, lane)
             if draw.random() < 0.01:
@@ -711,8 +705,8 @@ class Storm:
             self._leave(work, lane)
             made = draw.choice([ANSWERED, ANSWERED, REJECTED, FAILED, FAILED, shared(0.0001)])
             seconds = draw.choice([0.00001, 1.0])
-            verdict = self.dispatcher.conclude(work, run, made._replace(seconds=seconds))
-            if isinstance(verdict, Outcome):
+            outcome = self.dispatcher.conclude(work, run, made._replace(seconds=seconds))
+            if isinstance(outcome, Outcome):
                 self.ended[work] += 1
                 if draw.random() < 0.5:
                     done = work
@@ -744,9 +738,8 @@ class Storm:
 def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int) -> None:
     policy = RetryPolicy(4, delay=0.05, max_delay=0.1)
     # Little jitter, so that retries and the gate take their turn without taking long.
-    gate, guard = Gate(policy), StormGuard(StormLimits(enabled=False))
-    dispatcher = Dispatcher(Scheduler("key"), policy, gate, guard, rng=lambda: 0.01)
-    storm, draw = Storm(dispatcher, seed), random.Random(seed)
+    asked = dispatcher(policy, rng=lambda: 0.01)
+    storm, draw = Storm(asked, seed), random.Random(seed)
     threads = [threading.Thread(target=storm.serve, args=(number,)) for number in range(8)]
     threads.append(threading.Thread(target=storm.deliver))
     for thread in threads:
@@ -758,41 +751,41 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
         for batch in range(100):
             fresh = [draw.choice(partitions).work(draw.choice(keys)) for _ in range(50)]
             works += fresh
-            dispatcher.offer(fresh)
+            asked.offer(fresh)
             if batch % 10 == 5:
-                dispatcher.hold("rebalance")
-                dispatcher.release("rebalance")
+                asked.hold("rebalance")
+                asked.release("rebalance")
         eventually(lambda: len(storm.ended) == len(works), "everything has ended", timeout=20, interval=0.01)
-        eventually(lambda: dispatcher.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
+        eventually(lambda: asked.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
     finally:
-        dispatcher.stop()
+        asked.stop()
         storm.to_free.put(None)
         for thread in threads:
             thread.join(5)
     assert storm.wrong == []
     assert set(storm.ended.values()) == {1}
-    assert dispatcher.counts() == Counts(0, 0, 0, 0)
+    assert asked.counts() == Counts(0, 0, 0, 0)
     assert [partition.assignment.held_records for partition in partitions] == [0, 0, 0]
     assert [len(partition.assignment.tracker) for partition in partitions] == [0, 0, 0]
 
 
 def test_slow_calls_begin_at_once_on_as_many_threads_as_there_is_work_for() -> None:
-    dispatcher = Dispatcher(Scheduler("none"), RetryPolicy(), Gate(RetryPolicy()), StormGuard(StormLimits()))
+    asked = dispatcher(ordering="none")
     taken, go = [], threading.Event()
     for _ in range(8):
 
         def serve() -> None:
-            while (work := dispatcher.take()) is not None:
+            while (work := asked.take()) is not None:
                 taken.append(work)
                 go.wait(5)
 
         threading.Thread(target=serve).start()
-    eventually(lambda: dispatcher._benched == 7, "the threads to be idle")
+    eventually(lambda: asked._idle.following == 7, "the threads to be idle")
     partition = Partition()
     try:
-        dispatcher.offer([partition.work() for _ in range(5)])
-        assert dispatcher._called >= 4  # before any of them has had a chance to call the next
+        asked.offer([partition.work() for _ in range(5)])
+        assert asked._idle.called >= 4  # before any of them has had a chance to call the next
         eventually(lambda: len(taken) == 5, "five calls at once")
     finally:
-        dispatcher.stop()
+        asked.stop()
         go.set()

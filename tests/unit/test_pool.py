@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
 from gigaoffice_worker.core.errors import TransientError
 from gigaoffice_worker.core.records import Outcome, Reason, Request
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.work import Work
-from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher
+from gigaoffice_worker.engine.dispatcher import Counts
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics, total
-from tests.support.making import Partition, answered
+from tests.support.making import Partition, answered, dispatcher
 from tests.support.waiting import eventually
 
 
@@ -56,10 +54,7 @@ class Scene:
     def __init__(self, size: int, *, attempts: int = 3, deliver: Callable[[Work, Outcome], bool] | None = None) -> None:
         self.passed = 0.0
         policy = RetryPolicy(attempts, delay=0.0, max_delay=0.0)
-        guard = StormGuard(StormLimits(enabled=False))
-        self.dispatcher = Dispatcher(
-            Scheduler("key"), policy, Gate(policy), guard, clock=lambda: time.monotonic() + self.passed
-        )
+        self.dispatcher = dispatcher(policy, clock=lambda: time.monotonic() + self.passed)
         self.metrics = Metrics("0")
         self.calls: queue.Queue[Call] = queue.Queue()
         self.made: list[Call] = []
@@ -81,9 +76,9 @@ class Scene:
         self.calls.put(call)
         return call.wait()
 
-    def _deliver(self, work: Work, verdict: Outcome) -> bool:
+    def _deliver(self, work: Work, outcome: Outcome) -> bool:
         self.dispatcher.settle([work])
-        self.delivered.put((work, verdict))
+        self.delivered.put((work, outcome))
         return True
 
     def offer(self, *keys: bytes | None) -> None:
@@ -94,8 +89,8 @@ class Scene:
         return self.calls.get(timeout=5)
 
     def outcome(self) -> tuple[int, Outcome]:
-        work, verdict = self.delivered.get(timeout=5)
-        return work.record.offset, verdict
+        work, outcome = self.delivered.get(timeout=5)
+        return work.record.offset, outcome
 
     def overdue(self) -> None:
         """Let ten seconds pass and look after what runs for too long."""
@@ -169,10 +164,10 @@ def test_whatever_a_handler_raises_its_thread_lives_on(error: BaseException) -> 
         second = scene.call()
         assert second.request.attempt == 2
         second.fail(error)
-        offset, verdict = scene.outcome()
-        assert (offset, verdict.reason) == (0, Reason.ATTEMPTS_EXHAUSTED)
-        assert verdict.failure is not None
-        assert verdict.failure.type == type(error).__name__
+        offset, outcome = scene.outcome()
+        assert (offset, outcome.reason) == (0, Reason.ATTEMPTS_EXHAUSTED)
+        assert outcome.failure is not None
+        assert outcome.failure.type == type(error).__name__
         scene.offer(None)
         scene.call().answer(1)
         assert scene.outcome() == (1, answered(1))
@@ -204,11 +199,11 @@ def test_a_request_whose_last_attempt_hangs_is_dead_lettered_as_timed_out() -> N
         for _ in range(2):
             scene.call()
             scene.overdue()
-        offset, verdict = scene.outcome()
-        assert (offset, verdict.reason) == (0, Reason.TIMED_OUT)
-        assert verdict.failure is not None
-        assert verdict.failure.type == "AttemptTimeout"
-        assert "9 seconds" in verdict.failure.message
+        offset, outcome = scene.outcome()
+        assert (offset, outcome.reason) == (0, Reason.TIMED_OUT)
+        assert outcome.failure is not None
+        assert outcome.failure.type == "AttemptTimeout"
+        assert "9 seconds" in outcome.failure.message
         # Its key goes on.
         assert scene.call().request.offset == 1
 
@@ -289,8 +284,8 @@ def test_attempts_are_counted_by_how_they_ended() -> None:
 def test_a_value_that_is_no_request_counts_no_attempt() -> None:
     with running(1) as scene:
         scene.dispatcher.offer([scene.partition.work(b"k", value=b"[]")])
-        offset, verdict = scene.outcome()
-        assert (offset, verdict.reason) == (0, Reason.INVALID_REQUEST)
+        offset, outcome = scene.outcome()
+        assert (offset, outcome.reason) == (0, Reason.INVALID_REQUEST)
         assert total(scene.metrics.handler_attempts) == 0
 
 

@@ -1,0 +1,67 @@
+"""What the end of an attempt means for its request: an outcome, or another attempt later."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.work import Work
+
+
+class Retry(NamedTuple):
+    """Another attempt, not before `due` (seconds of the monotonic clock)."""
+
+    due: float
+
+
+class Judgement:
+    """Judges ends of attempts, and tells the admission what they say about the provider.
+
+    Not thread-safe: the dispatcher's lock guards it.
+    """
+
+    def __init__(self, policy: RetryPolicy, admission: Admission, *, rng: Callable[[], float] = random.random) -> None:
+        self._policy = policy
+        self._admission = admission
+        self._rng = rng
+
+    def of(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
+        """Say what `made` means for its request, and take back the attempt where it does not count."""
+        match made.ended:
+            case AttemptEnd.ANSWERED:
+                self._admission.passed(work, now)
+                return Outcome(made.result, made.failure)
+            case AttemptEnd.REJECTED:
+                self._admission.passed(work, now)
+                return Outcome(failure=made.failure, reason=Reason.REJECTED)
+            case AttemptEnd.UNUSABLE:
+                failure = made.failure or Failure("UnusableResult", "")
+                self._admission.unusable(work, now, failure.type)
+                return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
+            case AttemptEnd.INVALID:
+                work.attempt -= 1  # No handler was called.
+                self._admission.invalid(work, now)
+                return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
+            case AttemptEnd.SHARED:
+                work.attempt -= 1
+                reason = made.failure.type if made.failure else "TransientError"
+                return Retry(self._admission.gate.close(now, reason, made.retry_after, self._rng))
+        return self._failed(work, made, now)
+
+    def _failed(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
+        if self._admission.probing:
+            # While nearly everything fails, an attempt says nothing about its request.
+            work.attempt -= 1
+            self._admission.failed_probes += work is self._admission.probe
+            series = max(self._admission.failed_probes, work.attempt + 1)
+            return Retry(now + self._policy.delay_after(series, self._rng, made.retry_after))
+        if not self._policy.exhausted(work.attempt):
+            return Retry(now + self._policy.delay_after(work.attempt, self._rng, made.retry_after))
+        failure = made.failure or Failure("Unknown", "")
+        self._admission.exhausted(now, failure.type)
+        reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
+        return Outcome(failure=failure, reason=reason)
