@@ -34,43 +34,43 @@ _TELLING: Final[tuple[type[WorkerError], ...]] = (AccessError, ConfigurationErro
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
-class Probe(NamedTuple):
+class ServerAnswer(NamedTuple):
     """What became of one server; no error means that it can be used."""
 
     server: str
     error: WorkerError | None
 
 
-def preflight(kafka: Kafka, timeout: float) -> tuple[str, ...]:
+def usable_servers(kafka: Kafka, timeout: float) -> tuple[str, ...]:
     """Return the bootstrap servers that can be used; raise the most telling error within `timeout` seconds if none can.
 
     A server that answers and refuses tells more than one that is silent.
     """
-    probes = probe(kafka, timeout)
-    if usable := tuple(each.server for each in probes if each.error is None):
+    answers = ask_servers(kafka, timeout)
+    if usable := tuple(each.server for each in answers if each.error is None):
         return usable
-    errors = [each.error for each in probes if each.error]
+    errors = [each.error for each in answers if each.error]
     telling = min(errors, key=lambda each: _TELLING.index(type(each)))
     raise type(telling)(f"no bootstrap server can be used: {'; '.join(map(str, errors))}", hint=telling.hint)
 
 
-def probe(kafka: Kafka, timeout: float) -> list[Probe]:
+def ask_servers(kafka: Kafka, timeout: float) -> list[ServerAnswer]:
     """Ask all servers at once; each has at most LIMIT seconds, all together `timeout`."""
     context = ssl_context(kafka)
     deadline = time.monotonic() + min(LIMIT, timeout)
-    answers: queue.SimpleQueue[Probe] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[ServerAnswer] = queue.SimpleQueue()
     for server in kafka.bootstrap_servers:
         # Daemons, because the name service has no time limit.
         threading.Thread(
-            target=lambda server=server: answers.put(Probe(server, _failure(server, context, deadline))),
-            name=f"preflight-{server}",
+            target=lambda server=server: answers.put(ServerAnswer(server, _failure(server, context, deadline))),
+            name=f"bootstrap-{server}",
             daemon=True,
         ).start()
     return _collect(kafka.bootstrap_servers, answers, deadline)
 
 
-def _collect(servers: tuple[str, ...], answers: queue.SimpleQueue[Probe], deadline: float) -> list[Probe]:
-    found: dict[str, Probe] = {}
+def _collect(servers: tuple[str, ...], answers: queue.SimpleQueue[ServerAnswer], deadline: float) -> list[ServerAnswer]:
+    found: dict[str, ServerAnswer] = {}
     until = deadline + _REFUSAL
     while len(found) < len(set(servers)):
         try:
@@ -81,7 +81,9 @@ def _collect(servers: tuple[str, ...], answers: queue.SimpleQueue[Probe], deadli
         if answer.error is None:
             until = min(until, time.monotonic() + _LATECOMERS)
     late = UnreachableError("no answer in time", hint="Check the name service and the network.")
-    return [found.get(server) or Probe(server, type(late)(f"{server}: {late}", hint=late.hint)) for server in servers]
+    return [
+        found.get(server) or ServerAnswer(server, type(late)(f"{server}: {late}", hint=late.hint)) for server in servers
+    ]
 
 
 def _failure(server: str, context: ssl.SSLContext | None, deadline: float) -> WorkerError | None:

@@ -1,6 +1,6 @@
 """The client's three objects out of the configuration: what each is told, as pure functions, and how each is made.
 
-A constructor here asks the bootstrap servers first (see `preflight`) and hands the client those that answered, because
+A constructor here asks the bootstrap servers first (see `usable_servers`) and hands the client those that answered, because
 one silent server would use up all of its time. It raises nothing but WorkerErrors.
 """
 
@@ -17,11 +17,12 @@ from typing import Any, Final
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
-from gigaoffice_worker.broker.bootstrap import preflight
+from gigaoffice_worker.broker.bootstrap import usable_servers
+from gigaoffice_worker.broker.connection_log import ConnectionErrors
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client
-from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
+from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
@@ -155,7 +156,7 @@ def producer(config: Config, suffix: str = "") -> KafkaProducer:
 
 def reachable(config: Config, timeout: float) -> Config:
     """Return the configuration with only those bootstrap servers that answer. Raises WorkerErrors if none does."""
-    usable = preflight(config.kafka, timeout)
+    usable = usable_servers(config.kafka, timeout)
     return replace(config, kafka=replace(config.kafka, bootstrap_servers=usable))
 
 

@@ -1,15 +1,30 @@
-"""TLS and SASL out of the configuration, and the client's own words when either is refused."""
+"""TLS and SASL out of the configuration.
+
+The client keeps the password that a connection was made with. Here each login reads it again, so that the connections
+of all clients follow a rotated password file, without a restart of anything.
+"""
 
 from __future__ import annotations
 
-import logging
 import ssl
-import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-from gigaoffice_worker.broker.login import ConnectionListener, Password, log_in_late
+from kafka.errors import SaslAuthenticationFailedError
+from kafka.sasl import register_sasl_mechanism
+from kafka.sasl.abc import SaslMechanism
+from kafka.sasl.plain import SaslMechanismPlain
+from kafka.sasl.scram import SaslMechanismScram
+
 from gigaoffice_worker.config import Kafka
+from gigaoffice_worker.config.files import read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
+
+_MECHANISMS: Final = {
+    "PLAIN": SaslMechanismPlain,
+    "SCRAM-SHA-256": SaslMechanismScram,
+    "SCRAM-SHA-512": SaslMechanismScram,
+}
 
 
 def security_kwargs(kafka: Kafka) -> dict[str, Any]:
@@ -77,23 +92,50 @@ def _reason(error: Exception) -> str:
     return str(reason).replace("_", " ").lower()
 
 
-class ConnectionErrors(ConnectionListener):
-    """A context that listens to what the client logs of failed connections: it tells the reason nowhere else.
+class Password(NamedTuple):
+    """Where a password is found when it is needed. Called, it returns the text."""
 
-    Only the thread that made it is listened to, unless `every_thread`.
-    """
+    kafka: Kafka
 
-    def __init__(self, *, every_thread: bool = False) -> None:
-        super().__init__(logging.ERROR)
-        self._thread = None if every_thread else threading.get_ident()
-        self.newest = ""
-        self.refusal = ""
-        """The newest text that says that authentication was refused."""
+    def __call__(self) -> str:
+        """Return the password. Raises the client's authentication error if its file does not serve."""
+        path = self.kafka.sasl_password_file
+        if path is None:
+            return self.kafka.sasl_password.reveal() if self.kafka.sasl_password else ""
+        try:
+            return read_secret(path)
+        except (OSError, ValueError) as error:
+            raise SaslAuthenticationFailedError(f"KAFKA_SASL_PASSWORD_FILE={path!r} cannot be used: {error}") from error
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message without the connection that it begins with."""
-        if self._thread not in {None, record.thread}:
-            return
-        self.newest = self.text(record)
-        if "Sasl" in self.newest:
-            self.refusal = self.newest
+
+class _LateLogin(SaslMechanism):  # type: ignore[misc]  # the client ships no types
+    """One of the client's mechanisms, made when its first words are due rather than with the connection."""
+
+    def __init__(self, **config: Any) -> None:
+        self._config = config
+        self._login: Any = None
+
+    def auth_bytes(self) -> bytes:
+        if self._login is None:
+            password: Callable[[], str] = self._config["sasl_plain_password"]
+            make = _MECHANISMS[self._config["sasl_mechanism"]]
+            self._login = make(**{**self._config, "sasl_plain_password": password()})
+        return bytes(self._login.auth_bytes())
+
+    def receive(self, auth_bytes: bytes) -> None:
+        self._login.receive(auth_bytes)
+
+    def is_done(self) -> bool:
+        return self._login is not None and bool(self._login.is_done())
+
+    def is_authenticated(self) -> bool:
+        return self._login is not None and bool(self._login.is_authenticated())
+
+    def auth_details(self) -> str:
+        return str(self._login.auth_details())
+
+
+def log_in_late() -> None:
+    """Have every login from now on ask for its password; the client's `sasl_plain_password` is then a `Password`."""
+    for name in _MECHANISMS:
+        register_sasl_mechanism(name, _LateLogin, overwrite=True)

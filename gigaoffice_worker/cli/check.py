@@ -55,16 +55,16 @@ def act(asked: argparse.Namespace) -> int:
 
 
 def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> Iterator[Finding]:
-    from gigaoffice_worker.operations import cluster_check as probe
+    from gigaoffice_worker.operations import cluster_check
 
-    yield probe.Finding("configuration", probe.Mark.GOOD, "valid")
+    yield cluster_check.Finding("configuration", cluster_check.Mark.GOOD, "valid")
     for warning in config.warnings:
-        yield probe.Finding("configuration", probe.Mark.WEAK, warning)
+        yield cluster_check.Finding("configuration", cluster_check.Mark.WEAK, warning)
     yield _times(config)
     yield _tracing()
     yield _handler(config)
     if not offline:
-        yield from probe.steps(config, begin=lambda step: progress.show(f"{step} …"))
+        yield from cluster_check.steps(config, begin=lambda step: progress.show(f"{step} …"))
 
 
 def _handler(config: Config) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from gigaoffice_worker.broker.login import LoginWatch
+from gigaoffice_worker.broker.connection_log import LoginWatch
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.engine import Engine

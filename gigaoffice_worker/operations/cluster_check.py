@@ -131,7 +131,7 @@ def _server(kafka: Kafka, server: str, limit: float, begin: Callable[[str], None
 
 def _failure(kafka: Kafka, limit: float) -> WorkerError | None:
     try:
-        return bootstrap.probe(kafka, limit)[0].error
+        return bootstrap.ask_servers(kafka, limit)[0].error
     except WorkerError as error:  # our own certificate or key
         return error
 

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple, Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
+from gigaoffice_worker.broker.admin import require_topics
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
 from gigaoffice_worker.broker.error_table import to_worker_error
-from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.dead_letters import Filters, Moment, Span, progressed
@@ -58,7 +58,7 @@ class DeadLetterReader:
         usable = reachable(self._config, self._timeout)
         least, most = _REQUEST_MS
         request_ms = min(most, max(least, self._limit_ms()))
-        self.partitions = list(range(existing(usable, {self.topic: "READ"}, self._timeout)[self.topic]))
+        self.partitions = list(range(require_topics(usable, {self.topic: "READ"}, self._timeout)[self.topic]))
         kwargs = {
             **consumer_kwargs(usable),
             "group_id": self._group,

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple, Self
 from kafka import KafkaProducer
 from kafka.partitioner import DefaultPartitioner
 
+from gigaoffice_worker.broker.admin import require_topics
 from gigaoffice_worker.broker.clients import constructing, producer_kwargs, reachable
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
 from gigaoffice_worker.broker.errors import TopicUnavailableError
-from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.dead_letters import facts
@@ -51,7 +51,7 @@ class RequestWriter:
 
     def __enter__(self) -> Self:
         usable = reachable(self._config, self._timeout)
-        existing(usable, {self._topic: "WRITE"}, self._timeout)
+        require_topics(usable, {self._topic: "WRITE"}, self._timeout)
         limit = min(self._timeout, _REQUEST_LIMIT)
         kwargs = {
             **producer_kwargs(usable, _NAME),

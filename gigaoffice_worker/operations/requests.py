@@ -12,11 +12,10 @@ from typing import Any, Final, NamedTuple, Self
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from gigaoffice_worker.broker.admin import admin
+from gigaoffice_worker.broker.admin import admin, require_topics
 from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
 from gigaoffice_worker.broker.errors import TopicUnavailableError
-from gigaoffice_worker.broker.existing import existing
 from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import Config
@@ -136,7 +135,7 @@ class Exchange:
         topics = self._config.topics
         config = reachable(self._config, self._timeout)
         rights = {topics.requests.name: "WRITE", **({topics.responses.name: "READ"} if self._answers else {})}
-        partitions = existing(config, rights, max(0.1, until - time.monotonic()))
+        partitions = require_topics(config, rights, max(0.1, until - time.monotonic()))
         if self._answers:
             self._consumer = _reader(config, self._timeout)
             self._stack.callback(self._consumer.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))

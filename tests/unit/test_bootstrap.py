@@ -12,7 +12,7 @@ import time
 import pytest
 from kafka.errors import SaslAuthenticationFailedError
 
-from gigaoffice_worker.broker.bootstrap import preflight, probe
+from gigaoffice_worker.broker.bootstrap import ask_servers, usable_servers
 from gigaoffice_worker.broker.security import security_kwargs, ssl_context
 from gigaoffice_worker.config import Secret, load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
@@ -71,7 +71,7 @@ def settings(*servers, cafile=None, **changes):
 
 def refusal(kind, kafka, timeout=5.0):
     with pytest.raises(kind) as caught:
-        preflight(kafka, timeout)
+        usable_servers(kafka, timeout)
     assert type(caught.value) is kind
     assert caught.value.hint
     return f"{caught.value} {caught.value.hint}"
@@ -84,7 +84,7 @@ def closed_port():
 
 def test_a_server_that_listens_will_do():
     with server() as address:
-        assert preflight(settings(address), 5.0) == (address,)
+        assert usable_servers(settings(address), 5.0) == (address,)
 
 
 def test_a_refused_connection_says_so():
@@ -100,19 +100,19 @@ def test_an_unknown_name_says_so():
 def test_only_the_servers_that_answer_are_handed_on():
     dead = closed_port()
     with server() as one, server() as other:
-        assert preflight(settings(dead, one, other), 5.0) == (one, other)
+        assert usable_servers(settings(dead, one, other), 5.0) == (one, other)
 
 
 def test_each_server_is_told_on_its_own():
     dead = closed_port()
     with server() as alive:
-        found = probe(settings(dead, alive), 5.0)
+        found = ask_servers(settings(dead, alive), 5.0)
     assert [(each.server, type(each.error)) for each in found] == [(dead, UnreachableError), (alive, type(None))]
 
 
 def test_a_trusted_certificate_for_the_right_host_will_do(authority):
     with server(speaks_tls(authority.issue("localhost"))) as address:
-        assert preflight(settings(address, cafile=authority.file), 5.0) == (address,)
+        assert usable_servers(settings(address, cafile=authority.file), 5.0) == (address,)
 
 
 def test_a_strangers_certificate_is_not_trusted(authority, tmp_path):
@@ -129,7 +129,7 @@ def test_a_certificate_for_another_host_is_not_trusted_unless_that_is_switched_o
         assert "Hostname mismatch" in text
         assert "must name the host" in text
         unchecked = settings(address, cafile=authority.file, ssl_check_hostname=False)
-        assert preflight(unchecked, 5.0) == (address,)
+        assert usable_servers(unchecked, 5.0) == (address,)
 
 
 def test_an_expired_certificate_says_so(authority):
@@ -146,7 +146,7 @@ def test_a_missing_client_certificate_is_told_although_the_handshake_succeeds(au
         assert "refuses our certificate" in text
         certificate, key = authority.issue("client")
         ours = settings(address, cafile=authority.file, ssl_certfile=certificate, ssl_keyfile=key)
-        assert preflight(ours, 5.0) == (address,)
+        assert usable_servers(ours, 5.0) == (address,)
 
 
 def test_a_port_that_answers_something_else_does_not_speak_tls(authority):

@@ -11,7 +11,8 @@ from kafka.admin import KafkaAdminClient
 from kafka.consumer.subscription_state import SubscriptionState
 
 from gigaoffice_worker.broker import clients
-from gigaoffice_worker.broker.security import ConnectionErrors, security_kwargs
+from gigaoffice_worker.broker.connection_log import ConnectionErrors
+from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 

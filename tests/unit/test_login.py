@@ -8,7 +8,8 @@ import pytest
 from kafka.errors import SaslAuthenticationFailedError
 from kafka.sasl import get_sasl_mechanism
 
-from gigaoffice_worker.broker.login import LoginWatch, Password, log_in_late
+from gigaoffice_worker.broker.connection_log import LoginWatch
+from gigaoffice_worker.broker.security import Password, log_in_late
 from gigaoffice_worker.config import load
 
 CONNECTION = "<BrokerConnection client_id=x, node_id=1 host=h:9092 <authenticating> [IPv4 ('127.0.0.1', 9092)]>"
