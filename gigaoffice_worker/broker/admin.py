@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from kafka import errors as kafka_errors
-from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
-from kafka.client_async import KafkaClient
-from kafka.protocol.metadata import MetadataRequest
+from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType, NewTopic
 
 from gigaoffice_worker.broker.clients import admin_kwargs, constructing, reachable
 from gigaoffice_worker.broker.error_table import to_worker_error
+from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, open_admin_client
 from gigaoffice_worker.config import Config, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, WorkerError
 
 MAX_MESSAGE_BYTES: Final = "max.message.bytes"
-
-_BACKOFF_MS: Final = 50
-
-_OPERATIONS_SINCE: Final = 8
-"""The version of the metadata request that can ask what we may do with a topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +38,11 @@ class Group(NamedTuple):
     operations: frozenset[str]
 
 
-class Deadline:
-    """The moment until which an administration client may block, in seconds of the monotonic clock."""
-
-    def __init__(self, timeout: float) -> None:
-        self._until = time.monotonic() + timeout
-
-    def renew(self, timeout: float) -> None:
-        """Give `timeout` seconds from now."""
-        self._until = time.monotonic() + timeout
-
-    def remaining(self) -> float:
-        """Return the seconds left. Raises the client's time-out error when there are none."""
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise kafka_errors.KafkaTimeoutError("the time for this attempt is used up")
-        return left
-
-
-class _PunctualClient(KafkaClient):  # type: ignore[misc]  # the client ships no types
-    """The network client that ends every wait by the deadline: its own limits are per request, some of them fixed."""
-
-    def __init__(self, deadline: Deadline, **configs: Any) -> None:
-        self._deadline = deadline
-        try:
-            super().__init__(**configs)
-        except BaseException:
-            # The exception's traceback would keep the sockets alive.
-            self.close()
-            raise
-
-    def poll(self, timeout_ms: float | None = None, future: Any = None) -> Any:
-        left = self._deadline.remaining() * 1000
-        return super().poll(timeout_ms=left if timeout_ms is None else min(timeout_ms, left), future=future)
-
-
-class _PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client ships no types
-    """The administration client that waits for a node to ask: just after a connection broke, there is none."""
-
-    def send_request(self, request: Any, node_id: Any = None) -> Any:
-        while node_id is None:
-            node_id = self._client.least_loaded_node()
-            if node_id is None:  # the client would wait for that as for a node
-                self._client.poll(timeout_ms=_BACKOFF_MS)
-        return super().send_request(request, node_id)
-
-
 class Admin:
     """An open administration client. Every method raises the client's errors, KafkaTimeoutError at the deadline."""
 
-    def __init__(self, client: KafkaAdminClient, network: KafkaClient, deadline: Deadline) -> None:
+    def __init__(self, client: PatientAdminClient, deadline: Deadline) -> None:
         self._client = client
-        self._network = network
         self._deadline = deadline
 
     def __enter__(self) -> Self:
@@ -118,7 +64,7 @@ class Admin:
     def describe(self, names: Iterable[str]) -> dict[str, TopicState]:
         """Describe those of the topics that exist; needs DESCRIBE on each of them."""
         states: dict[str, TopicState] = {}
-        for topic in self._metadata(list(names)):
+        for topic in self._client.metadata_of(list(names)):
             error = kafka_errors.for_code(topic["error_code"])
             if error is kafka_errors.UnknownTopicOrPartitionError:
                 continue
@@ -126,17 +72,6 @@ class Admin:
                 raise error(topic["topic"])
             states[topic["topic"]] = _state(topic)
         return states
-
-    def _metadata(self, names: list[str]) -> list[dict[str, Any]]:
-        """Ask for topics as the client's `describe_topics` does, which fails on a topic that we may not see."""
-        version = self._network.api_version(MetadataRequest, max_version=_OPERATIONS_SINCE)
-        asked: dict[str, Any] = {"topics": names, "allow_auto_topic_creation": False}
-        if version >= _OPERATIONS_SINCE:
-            asked |= {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": True}
-        topics: list[dict[str, Any]] = self._client.send_request(MetadataRequest[version](**asked)).to_object()[
-            "topics"
-        ]
-        return topics
 
     def create(self, spec: TopicSpec, settings: Mapping[str, str], *, validate_only: bool = False) -> None:
         """Create a topic, or only ask whether it could be; `settings` stand in for those of `spec`."""
@@ -181,21 +116,9 @@ def admin(config: Config, timeout: float) -> Admin:
     Raises WorkerErrors only.
     """
     deadline = Deadline(timeout)
-    clients: list[_PunctualClient] = []
-
-    def client(**configs: Any) -> _PunctualClient:
-        clients.append(_PunctualClient(deadline, **configs))
-        return clients[-1]
-
     with constructing("connecting to the cluster", config):
         usable = reachable(config, deadline.remaining())
-        try:
-            kwargs = admin_kwargs(usable, deadline.remaining())
-            return Admin(_PatientAdminClient(**kwargs, kafka_client=client), clients[0], deadline)
-        except BaseException:
-            for each in clients:
-                each.close()
-            raise
+        return Admin(open_admin_client(deadline, **admin_kwargs(usable, deadline.remaining())), deadline)
 
 
 def require_topics(config: Config, rights: Mapping[str, str], timeout: float) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The client's three objects out of the configuration: what each is told, as pure functions, and how each is made.
 
-A constructor here asks the bootstrap servers first (see `usable_servers`) and hands the client those that answered, because
-one silent server would use up all of its time. It raises nothing but WorkerErrors.
+A constructor here asks the bootstrap servers first (see `usable_servers`) and hands the client those that answered: one
+silent server would use up all of its time. It raises nothing but WorkerErrors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gigaoffice_worker.broker.bootstrap import usable_servers
 from gigaoffice_worker.broker.connection_log import ConnectionErrors
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
-from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client
+from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client, watch
 from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
@@ -144,14 +144,26 @@ def producer_kwargs(config: Config, suffix: str = "") -> dict[str, Any]:
 
 def consumer(config: Config) -> KafkaConsumer:
     """Make a consumer that has found the cluster and subscribed to nothing. Raises WorkerErrors only."""
-    with constructing("connecting the consumer", config):
-        return KafkaConsumer(**consumer_kwargs(reachable(config, CONNECT_TIMEOUT)))
+    return open_consumer("connecting the consumer", config, CONNECT_TIMEOUT)
 
 
 def producer(config: Config, suffix: str = "") -> KafkaProducer:
     """Make a producer that has found the cluster; `suffix` goes behind its client id. Raises WorkerErrors only."""
-    with constructing("connecting the producer", config):
-        return KafkaProducer(**producer_kwargs(reachable(config, CONNECT_TIMEOUT), suffix))
+    return open_producer("connecting the producer", config, CONNECT_TIMEOUT, suffix)
+
+
+def open_consumer(during: str, config: Config, timeout: float, **changes: Any) -> KafkaConsumer:
+    """Make a consumer with `changes` to the worker's arguments. Raises WorkerErrors only, which `during` begins."""
+    with constructing(during, config):
+        client = KafkaConsumer(**{**consumer_kwargs(reachable(config, timeout)), **changes})
+    watch(client)
+    return client
+
+
+def open_producer(during: str, config: Config, timeout: float, suffix: str = "", **changes: Any) -> KafkaProducer:
+    """Make a producer with `changes` to the worker's arguments. Raises WorkerErrors only, which `during` begins."""
+    with constructing(during, config):
+        return KafkaProducer(**{**producer_kwargs(reachable(config, timeout), suffix), **changes})
 
 
 def reachable(config: Config, timeout: float) -> Config:

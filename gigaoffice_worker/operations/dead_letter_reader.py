@@ -13,9 +13,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from gigaoffice_worker.broker.admin import require_topics
-from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, reachable
+from gigaoffice_worker.broker.clients import open_consumer, reachable
 from gigaoffice_worker.broker.error_table import to_worker_error
-from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.dead_letters import Filters, Moment, Span, progressed
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -59,8 +58,7 @@ class DeadLetterReader:
         least, most = _REQUEST_MS
         request_ms = min(most, max(least, self._limit_ms()))
         self.partitions = list(range(require_topics(usable, {self.topic: "READ"}, self._timeout)[self.topic]))
-        kwargs = {
-            **consumer_kwargs(usable),
+        changes = {
             "group_id": self._group,
             "group_instance_id": None,
             "client_id": f"{self._config.kafka.client_id}-{_NAME}",
@@ -72,9 +70,7 @@ class DeadLetterReader:
             "max_poll_records": _AT_ONCE,
             "auto_offset_reset": "earliest",  # only if letters expire while they are read
         }
-        with constructing("connecting to read dead letters", usable):
-            self._client = KafkaConsumer(**kwargs)
-        watch(self._client._fetcher)  # noqa: SLF001
+        self._client = open_consumer("connecting to read dead letters", usable, self._timeout, **changes)
         self._stack.callback(self._client.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
         return self
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from kafka import KafkaProducer
 from kafka.partitioner import DefaultPartitioner
 
 from gigaoffice_worker.broker.admin import require_topics
-from gigaoffice_worker.broker.clients import constructing, producer_kwargs, reachable
+from gigaoffice_worker.broker.clients import open_producer, reachable
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.producer import Producer
@@ -53,15 +52,13 @@ class RequestWriter:
         usable = reachable(self._config, self._timeout)
         require_topics(usable, {self._topic: "WRITE"}, self._timeout)
         limit = min(self._timeout, _REQUEST_LIMIT)
-        kwargs = {
-            **producer_kwargs(usable, _NAME),
+        changes = {
             "max_block_ms": round(self._timeout * 1000),
             "request_timeout_ms": round(limit * 1000),
             # The client wants it above the time of one request and the linger.
             "delivery_timeout_ms": round((max(self._timeout, limit) + self._config.producer.linger + 0.1) * 1000),
         }
-        with constructing("connecting to put letters back", usable):
-            self._client = KafkaProducer(**kwargs)
+        self._client = open_producer("connecting to put dead letters back", usable, self._timeout, _NAME, **changes)
         self._producer = Producer(self._client)
         self._stack.callback(self._producer.force_stop, _CLOSE_LIMIT)
         return self

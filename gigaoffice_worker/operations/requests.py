@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from gigaoffice_worker.broker.admin import admin, require_topics
-from gigaoffice_worker.broker.clients import constructing, consumer_kwargs, producer_kwargs, reachable
+from gigaoffice_worker.broker.clients import open_consumer, open_producer, reachable
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
 from gigaoffice_worker.broker.errors import TopicUnavailableError
-from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -168,18 +167,14 @@ def why_no_answer(config: Config, place: Source, timeout: float) -> str:
 
 
 def _reader(config: Config, timeout: float) -> KafkaConsumer:
-    kwargs = {
-        **consumer_kwargs(config),
+    changes = {
         "group_id": None,
         "group_instance_id": None,
         "client_id": f"{config.kafka.client_id}-{_NAME}",
         "request_timeout_ms": round(_request_limit(timeout) * 1000),
         "auto_offset_reset": "latest",  # only if the responses are deleted under our hands
     }
-    with constructing("connecting to read responses", config):
-        client = KafkaConsumer(**kwargs)
-    watch(client._fetcher)  # noqa: SLF001
-    return client
+    return open_consumer("connecting to read responses", config, timeout, **changes)
 
 
 def _go_to_the_end(consumer: KafkaConsumer, topic: str, partitions: int) -> None:
@@ -195,15 +190,13 @@ def _go_to_the_end(consumer: KafkaConsumer, topic: str, partitions: int) -> None
 
 def _writer(config: Config, timeout: float) -> Producer:
     request_limit = _request_limit(timeout)
-    kwargs = {
-        **producer_kwargs(config, _NAME),
+    changes = {
         "max_block_ms": round(timeout * 1000),
         "request_timeout_ms": round(request_limit * 1000),
         # The client wants it above the time of one request and the linger.
         "delivery_timeout_ms": round((max(timeout, request_limit) + config.producer.linger + 0.1) * 1000),
     }
-    with constructing("connecting to send requests", config):
-        return Producer(KafkaProducer(**kwargs))
+    return Producer(open_producer("connecting to send requests", config, timeout, _NAME, **changes))
 
 
 def _told(error: BaseException, during: str) -> WorkerError:

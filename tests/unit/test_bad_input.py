@@ -88,7 +88,8 @@ class Reader:
             assignment={PLACE: state},
         )
         self.fetcher = Fetcher(SimpleNamespace(), subscriptions, metrics=None)
-        watch(self.fetcher)
+        self.client = SimpleNamespace(_fetcher=self.fetcher)
+        watch(self.client)
         completed = SimpleNamespace(
             topic_partition=PLACE,
             fetched_offset=position,
@@ -130,7 +131,7 @@ def test_what_stands_before_is_read_and_then_the_place_is_named():
     assert (error.partition, error.offset, error.behind) == (3, 2, 4)
     assert error.reason == "a header name is not UTF-8"
     assert SECRET.decode() not in str(error)
-    set_aside(reader.fetcher, 3)
+    set_aside(reader.client, 3)
     assert reader.read() == []
 
 
@@ -178,7 +179,7 @@ def test_refused_right_and_lost_position_are_told_as_before(error_code, kind):
 def test_healthy_data_at_hand_is_not_blamed_for_another_error():
     reader = Reader(good(3))
     assert len(reader.fetcher.fetched_records(1)[0][PLACE]) == 1
-    set_aside(reader.fetcher, 4)
+    set_aside(reader.client, 4)
     assert reader.read() == [1, 2]
 
 

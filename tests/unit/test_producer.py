@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.future import Future
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import PartitionResponse, Sender
 
-from gigaoffice_worker.broker.producer import Pace, Producer
+from gigaoffice_worker.broker.kafka_python.batching import BatchSpacing
+from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.core.records import OutgoingRecord
 
 AT = TopicPartition("responses", 1)
@@ -19,27 +22,32 @@ AT = TopicPartition("responses", 1)
 class Scene:
     """A producer whose batches the test answers for, and what it has told of its records."""
 
-    def __init__(self) -> None:
+    def __init__(self, acks: int = -1) -> None:
         self.accumulator = RecordAccumulator(message_version=2, linger_ms=1, batch_size=400)
         metadata = SimpleNamespace(
             partitions_for_topic=lambda _: {0, 1}, leader_for_partition=lambda _: 7, request_update=lambda: None
         )
         self.under_way = 0
         self.woken = 0
+        self.waits: list[object] = []
         network = SimpleNamespace(
             wakeup=self._wake,
-            poll=lambda **_: [],
+            poll=lambda timeout_ms, future: self.waits.append(timeout_ms),
+            send=lambda node, request: Future().success(None) if request == "no answer" else Future(),
+            _sending=set(),
+            _conns={7: "connection"},
             cluster=metadata,
             in_flight_request_count=lambda node: self.under_way * (node == 7),
         )
         self.sender = Sender(network, metadata, self.accumulator, retries=0, metrics=None)
         client = SimpleNamespace(
-            config={"acks": -1, "max_in_flight_requests_per_connection": 1},
+            config={"acks": acks, "max_in_flight_requests_per_connection": 1},
             _accumulator=self.accumulator,
             _sender=self.sender,
             _metadata=metadata,
         )
         self.producer = Producer(client)
+        self.network = network
         self.told: dict[str, object] = {}
 
     def _wake(self) -> None:
@@ -47,9 +55,9 @@ class Scene:
 
     def send(self, *names: str) -> None:
         for name in names:
-            letter = OutgoingRecord(AT.topic, name.encode(), b"x" * 100, [], AT.partition)
+            record = OutgoingRecord(AT.topic, name.encode(), b"x" * 100, [], AT.partition)
             self.producer.send(
-                letter,
+                record,
                 lambda partition, offset, name=name: self.told.update({name: (partition, offset)}),
                 lambda error, name=name: self.told.update({name: error}),
             )
@@ -122,10 +130,32 @@ def test_batch_that_comes_alone_leaves_at_once_and_others_together(scene):
     ],
 )
 def test_batches_leave_apart(begun, left):
-    pace = Pace(4)
-    assert [pace.leaves_at(at) for at in begun] == left
+    spacing = BatchSpacing(4)
+    assert [spacing.leaves_at(at) for at in begun] == left
 
 
 def test_nothing_is_held_back_where_the_configuration_asks_for_no_linger():
-    pace = Pace(0)
-    assert [pace.leaves_at(at) for at in (0, 0.1, 0.2)] == [0, 0.1, 0.2]
+    spacing = BatchSpacing(0)
+    assert [spacing.leaves_at(at) for at in (0, 0.1, 0.2)] == [0, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("wait, slept", [(0.4, 1), (3.0, 3), (3.2, 4), (math.inf, math.inf), (None, None)])
+def test_sender_sleeps_whole_milliseconds(scene, wait, slept):
+    scene.network.poll(timeout_ms=wait)
+    assert scene.waits == [slept]
+
+
+def test_request_without_an_answer_is_written_at_once():
+    network = Scene(acks=0).network
+    network.send(7, "answered later")
+    assert network._sending == set()
+    network.send(7, "no answer")
+    assert network._sending == {"connection"}
+
+
+def test_stopped_producer_frees_its_thread():
+    client = KafkaProducer(bootstrap_servers="127.0.0.1:1", api_version=(2, 1, 0), acks=1, enable_idempotence=False)
+    producer = Producer(client)
+    assert not producer.broken
+    assert producer.force_stop(5.0)
+    assert producer.broken

@@ -45,7 +45,7 @@ def test_session_is_whole_before_the_first_heartbeat(consumer):
 
 
 def test_answered_heartbeat_renews_the_session(consumer, heartbeat):
-    consumer._confirmed_at -= 5.0
+    consumer._session._confirmed_at -= 5.0
     assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
     heartbeat.sent_heartbeat()
     assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
@@ -54,7 +54,7 @@ def test_answered_heartbeat_renews_the_session(consumer, heartbeat):
 
 
 def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(consumer, heartbeat):
-    consumer._confirmed_at -= 12.0
+    consumer._session._confirmed_at -= 12.0
     heartbeat.sent_heartbeat()
     heartbeat.last_send -= 9.0
     heartbeat.received_heartbeat()
@@ -62,7 +62,7 @@ def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(con
 
 
 def test_coordinator_that_was_only_found_again_renews_nothing(consumer, heartbeat):
-    consumer._confirmed_at -= 9.0
+    consumer._session._confirmed_at -= 9.0
     heartbeat.reset_timeouts()
     assert heartbeat.last_reset == pytest.approx(STEADY.time(), abs=0.5)
     assert consumer.session_left() < 0

@@ -1,1 +1,47 @@
-"""All that is known of the client library's insides."""
+"""All that is known of the insides of kafka-python, and nothing else in the package touches them.
+
+`tests/unit/test_client_wall.py` holds every private name and patched function to objects of the client itself, so that
+a release that renames one fails there; other tests guard what the mends promise. Seen in 2.3.3, unless a row says more.
+
+| bug or gap | what we do | test that guards it | drop when |
+|---|---|---|---|
+| heartbeats, time-outs and backoffs go by the wall clock: set back by an hour, none comes for an hour | \
+`clock`: the steady clock stands in for the module `time`, except for the timestamps of records | \
+`test_clock::test_modules_that_measure_get_the_steady_clock` | the client measures with `time.monotonic` |
+| an error while decoding comes out of `poll` without its partition, again and again | \
+`fetching`: UndecodableError names partition, offset and the next batch; the dead data are dropped | \
+`test_bad_input::test_what_stands_before_is_read_and_then_the_place_is_named` | `poll` names the place, and goes on |
+| a batch may unpack to gigabytes | `fetching`: decoders that stop at 64 MiB or twenty times the size | \
+`test_bad_input::test_client_unpacks_as_much_as_it_is_let_and_no_more` | the client has such a limit |
+| `send` takes a future and a dozen checks a record: 0.64 of a plain loop's throughput | \
+`batching`: records are appended to the client's open batch | \
+`test_producer::test_each_record_of_a_batch_hears_where_it_landed` | `send` takes a callback and half the time |
+| `linger_ms` holds back a record that comes alone | `batching`: BatchSpacing, by the batch's `last_attempt` | \
+`test_producer::test_batch_that_comes_alone_leaves_at_once_and_others_together` | it lingers for the last one only |
+| `_failed_produce` passes an error where `_complete_batch` expects its class: the futures never resolve | \
+`sender`: passes the class | `test_producer::test_request_that_is_not_tried_again_fails_its_records` | it does so |
+| the sender spins through the last millisecond of each wait | `sender`: waits are rounded up | \
+`test_producer::test_sender_sleeps_whole_milliseconds` | `poll` rounds up |
+| with acks=0 a request stays in memory until the next one | `sender`: its connection is marked as having data | \
+`test_producer::test_request_without_an_answer_is_written_at_once` | `send` marks it whether or not it is done |
+| `close` flushes, and raises before it stops anything; the sender's end trips over batches on the wire | \
+`sender`: force_stop | `test_producer::test_stopped_producer_frees_its_thread` | `close(0)` ends the thread |
+| `poll` spins through the last millisecond | `group`: one round of it at a time | \
+`test_session::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | it waits to the end |
+| a rebalance that a poll left pending is forgotten, and the assignment with it | `group`: asks to join again | \
+`test_session::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | `need_rejoin` minds a pending join |
+| generation and session have no public names | `group`: generation, Session | \
+`test_session::test_answered_heartbeat_renews_the_session` | they have |
+| `commit` sends again until its time is up, also to a topic that was created anew | `group`: commit_once | \
+`test_topics::test_topic_deleted_under_commits_again_and_again_is_never_begun_in_the_middle` | \
+one try can be asked for |
+| `position` asks the cluster where there is none; `beginning_offsets` has no time limit | `group` | \
+`test_client_wall::test_position_is_read_without_asking` | public calls take a time limit |
+| high watermarks of paused partitions are not known | `group`: request_watermarks, answered in later polls | \
+`test_client_wall::test_consumer_has_what_we_touch` | they can be asked for without waiting |
+| an administration client's limits are per request, some of them fixed; there may be no node to ask | \
+`administration`: a deadline around each wait; waits for a node | \
+`test_clients::test_a_frozen_broker_holds_an_attempt_no_longer_than_its_time` | calls take a time limit |
+| `describe_topics` fails on a topic that we may not see | `administration`: asks by itself | \
+`test_clients::test_the_right_to_describe_is_enough_when_nothing_is_to_be_created` | it tells errors by topic |
+"""

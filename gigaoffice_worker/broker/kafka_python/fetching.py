@@ -3,7 +3,6 @@
 The client raises from somewhere within `poll`, often without a word about the partition, and would come back to the
 same dead data in a loop without end. So its fetcher is watched where it decodes. It also decompresses whatever a batch
 claims to be: a batch of a megabyte that unpacks to gigabytes is within a topic's limits and would end the process.
-What the client keeps to itself is touched in this file only, and held by a test.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 from kafka.record import default_records, legacy_records
@@ -47,9 +46,10 @@ class TooLargeUnpackedError(Exception):
     """A batch unpacks to more than is taken."""
 
 
-def watch(fetcher: Fetcher) -> None:
-    """Let every failure to decode come out of the client as an UndecodableError."""
-    parse = fetcher._parse_fetched_data  # noqa: SLF001
+def watch(client: KafkaConsumer) -> None:
+    """Let every failure to decode come out of a consumer as an UndecodableError."""
+    fetcher = client._fetcher
+    parse = fetcher._parse_fetched_data
 
     def watched(completed: Any) -> Any:
         try:
@@ -61,16 +61,17 @@ def watch(fetcher: Fetcher) -> None:
                 raise UndecodableError(completed.topic_partition.partition, completed.fetched_offset, error) from error
             raise
 
-    fetcher._parse_fetched_data = watched  # noqa: SLF001
+    fetcher._parse_fetched_data = watched
     fetcher.PartitionRecords = _Records
 
 
-def set_aside(fetcher: Fetcher, partition: int) -> None:
+def set_aside(client: KafkaConsumer, partition: int) -> None:
     """Drop the fetched data of a partition that raised, or the client would come back to its dead iterator."""
-    data = fetcher._next_partition_records  # noqa: SLF001
+    fetcher = client._fetcher
+    data = fetcher._next_partition_records
     if data and data.topic_partition.partition == partition:
         data.drain()
-        fetcher._next_partition_records = None  # noqa: SLF001
+        fetcher._next_partition_records = None
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ships no types
@@ -78,7 +79,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
 
     def __init__(self, fetch_offset: int, tp: TopicPartition, records: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(fetch_offset, tp, records, *arguments, **options)
-        self._raw: bytes = records._buffer  # noqa: SLF001
+        self._raw: bytes = records._buffer
 
     def take(self, n: int | None = None) -> list[Any]:
         try:

@@ -1,0 +1,86 @@
+"""The client's administration, made to end every wait by one deadline, and to describe topics that we may not see."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from kafka import errors as kafka_errors
+from kafka.admin import KafkaAdminClient
+from kafka.client_async import KafkaClient
+from kafka.protocol.metadata import MetadataRequest
+
+_BACKOFF_MS: Final = 50
+_OPERATIONS_SINCE: Final = 8
+"""The version of the metadata request that can ask what we may do with a topic."""
+
+
+class Deadline:
+    """The moment until which an administration client may block, in seconds of the monotonic clock."""
+
+    def __init__(self, timeout: float) -> None:
+        self._until = time.monotonic() + timeout
+
+    def renew(self, timeout: float) -> None:
+        """Give `timeout` seconds from now."""
+        self._until = time.monotonic() + timeout
+
+    def remaining(self) -> float:
+        """Return the seconds left. Raises the client's time-out error when there are none."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise kafka_errors.KafkaTimeoutError("the time for this attempt is used up")
+        return left
+
+
+class PunctualClient(KafkaClient):  # type: ignore[misc]  # the client ships no types
+    """The network client that ends every wait by the deadline: its own limits are per request, some of them fixed."""
+
+    def __init__(self, deadline: Deadline, **configs: Any) -> None:
+        self._deadline = deadline
+        try:
+            super().__init__(**configs)
+        except BaseException:
+            # The exception's traceback would keep the sockets alive.
+            self.close()
+            raise
+
+    def poll(self, timeout_ms: float | None = None, future: Any = None) -> Any:
+        left = self._deadline.remaining() * 1000
+        return super().poll(timeout_ms=left if timeout_ms is None else min(timeout_ms, left), future=future)
+
+
+class PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client ships no types
+    """The administration client that waits for a node to ask: just after a connection broke, there is none."""
+
+    def send_request(self, request: Any, node_id: Any = None) -> Any:
+        while node_id is None:
+            node_id = self._client.least_loaded_node()
+            if node_id is None:  # the client would wait for that as for a node
+                self._client.poll(timeout_ms=_BACKOFF_MS)
+        return super().send_request(request, node_id)
+
+    def metadata_of(self, topics: list[str]) -> list[dict[str, Any]]:
+        """Ask for topics as `describe_topics` does, which fails on a topic that we may not see."""
+        version = self._client.api_version(MetadataRequest, max_version=_OPERATIONS_SINCE)
+        asked: dict[str, Any] = {"topics": topics, "allow_auto_topic_creation": False}
+        if version >= _OPERATIONS_SINCE:
+            asked |= {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": True}
+        found: list[dict[str, Any]] = self.send_request(MetadataRequest[version](**asked)).to_object()["topics"]
+        return found
+
+
+def open_admin_client(deadline: Deadline, **configs: Any) -> PatientAdminClient:
+    """Make an administration client that blocks until `deadline` at most; frees everything where that fails."""
+    made: list[PunctualClient] = []
+
+    def network(**settings: Any) -> PunctualClient:
+        made.append(PunctualClient(deadline, **settings))
+        return made[-1]
+
+    try:
+        return PatientAdminClient(**configs, kafka_client=network)
+    except BaseException:
+        for each in made:
+            each.close()
+        raise

@@ -1,0 +1,168 @@
+"""Appending records straight to the batches of the client's producer, and when a batch leaves.
+
+The client's own `send` takes a future and a dozen checks for each record: without this the worker reaches 0.64 of a
+plain loop's throughput instead of all of it, and takes 80 µs of CPU a record instead of 47.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import KafkaProducer, TopicPartition
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.memory_records import MemoryRecordsBuilder
+
+from gigaoffice_worker.broker.errors import TopicUnavailableError
+from gigaoffice_worker.core.records import OutgoingRecord
+
+# Far below any limit of the client's on what may be sent.
+_SMALL = 1024 * 1024
+# Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
+_APART = 4
+
+# Called with the partition and the offset that the record has got; the offset is -1 where nobody acknowledges.
+Acknowledged = Callable[[int, int], None]
+Failed = Callable[[BaseException], None]
+
+# (index in the batch, on acknowledged, on failed)
+_Receipt = tuple[int, Acknowledged, Failed]
+
+
+class BatchSpacing:
+    """When the next batch leaves: at once if none has for a while, else `apart` milliseconds behind the last one.
+
+    A request takes the sender as much time as dozens of records. The client's way, to let each batch linger, would keep
+    a response waiting that comes alone.
+    """
+
+    def __init__(self, apart: float) -> None:
+        self.apart = apart
+        self._last = -math.inf
+
+    def leaves_at(self, now: float) -> float:
+        """Return when a batch leaves that begins at `now`: together with those that wait already."""
+        if now > self._last:
+            self._last = max(now, self._last + self.apart)
+        return self._last
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """One of the client's batches while records are added to it, and whom to tell of those that we added.
+
+    `queue` holds what waits for the sender in the partition, and `lock` is the client's own of that partition.
+    """
+
+    batch: Any
+    queue: deque[Any]
+    lock: threading.Lock
+    receipts: list[_Receipt] = field(default_factory=list)
+
+    def add(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Add a record, under the lock; False when the batch is full, on its way, or not the newest any more."""
+        if not self.queue or self.queue[-1] is not self.batch:
+            return False
+        added = self.batch.records.append(None, record.key, record.value, record.headers)
+        if added is None:
+            return False
+        self.receipts.append((added.offset, acknowledged, failed))
+        return True
+
+    def answered(self, answer: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
+        """Tell each record what became of it; called once, on the client's thread."""
+        first, _, error_of = answer
+        partition = self.batch.topic_partition.partition
+        for number, acknowledged, failed in self.receipts:
+            if error_of is None:
+                acknowledged(partition, first + number if first >= 0 else -1)
+            else:
+                failed(error_of(number))
+
+
+class BatchWriter:
+    """The appending half of one producer. Thread-safe."""
+
+    def __init__(self, client: KafkaProducer) -> None:
+        self._client = client
+        self._accumulator = client._accumulator
+        # The newest batch of each partition; guarded by the client's own lock of that partition.
+        self._open: dict[TopicPartition, OpenBatch] = {}
+        settings = self._accumulator.config
+        self._spacing = BatchSpacing(settings["linger_ms"] and max(settings["linger_ms"], _APART))
+        settings["linger_ms"] = self._spacing.apart
+
+    def append(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Append a record to its batch as `send` does, less what that costs: checks, and a future for each record.
+
+        False where the partition is not known, or the size is for the client to refuse: then `send` has to.
+        Raises TopicUnavailableError for a record of nothing to a topic without partitions, RuntimeError once stopped.
+        """
+        if len(record.value or b"") > _SMALL:
+            return False
+        opened = self._open.get((record.topic, record.partition))
+        if opened is not None:
+            with opened.lock:
+                if opened.add(record, acknowledged, failed):
+                    return True
+        partition = self._known_partition(record)
+        if partition is None:
+            return False
+        at = TopicPartition(record.topic, partition)
+        accumulator = self._accumulator
+        with accumulator._tp_lock(at):
+            if accumulator._closed:
+                message = "the producer was stopped"
+                raise RuntimeError(message)
+            # Another thread may have begun a batch meanwhile.
+            opened = self._open.get(at)
+            if opened is None or not opened.add(record, acknowledged, failed):
+                opened = self._open[at] = self._begin_batch(at)
+                opened.add(record, acknowledged, failed)
+        # Only now has the sender something to decide.
+        self._wake_the_sender(at)
+        return True
+
+    def _known_partition(self, record: OutgoingRecord) -> int | None:
+        """Return the partition that a record is for, if the client knows that it is there."""
+        client, partition = self._client, record.partition
+        if partition is None and record.key is None and record.value is None:
+            # Kafka allows a record of nothing, and `send` does not.
+            partition = min(client.partitions_for(record.topic) or (), default=None)
+            if partition is None:
+                raise TopicUnavailableError(record.topic)
+        # None until the topic's metadata has been fetched, which `send` waits for.
+        known = client._metadata.partitions_for_topic(record.topic)
+        return partition if known and partition in known else None
+
+    def _begin_batch(self, at: TopicPartition) -> OpenBatch:
+        """Put an empty batch behind those that wait in a partition, whose lock is held."""
+        accumulator = self._accumulator
+        settings = accumulator.config
+        records = MemoryRecordsBuilder(
+            settings["message_version"], settings["compression_attrs"], settings["batch_size"]
+        )
+        batch, queue = ProducerBatch(at, records), accumulator._batches[at]
+        # The client lets a batch go when it has lingered since then.
+        batch.last_attempt = (self._spacing.leaves_at(batch.created * 1000) - self._spacing.apart) / 1000
+        opened = OpenBatch(batch, queue, accumulator._tp_lock(at))
+        batch.produce_future.add_callback(opened.answered)
+        queue.append(batch)
+        accumulator._incomplete.add(batch)
+        return opened
+
+    def _wake_the_sender(self, at: TopicPartition) -> None:
+        """Let the sender look for what to send to a partition, unless it will do so anyhow.
+
+        While the leader has as many requests to answer as it may have, nothing more can be sent to it, and the next
+        answer wakes the sender. Until then more records join the batch.
+        """
+        client = self._client
+        leader = client._metadata.leader_for_partition(at)
+        under_way = client._sender._client.in_flight_request_count(leader) if leader is not None else 0
+        if under_way < client.config["max_in_flight_requests_per_connection"]:
+            client._sender.wakeup()

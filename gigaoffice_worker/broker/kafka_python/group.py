@@ -1,0 +1,143 @@
+"""What the client's consumer keeps to itself of its group, its positions and the high watermarks.
+
+For the thread that polls, like the consumer itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata
+from kafka.util import Timer
+
+from gigaoffice_worker.broker.kafka_python.clock import STEADY
+
+_LATEST = -1
+
+
+def poll_once(client: KafkaConsumer, timeout: float, limit: int) -> Mapping[TopicPartition, list[Any]]:
+    """Poll in one round: the client's `poll` would spin through the last millisecond of its time."""
+    _go_on_joining(client)
+    batches: Mapping[TopicPartition, list[Any]] = client._poll_once(Timer(int(timeout * 1000)), limit)
+    return batches
+
+
+def _go_on_joining(client: KafkaConsumer) -> None:
+    """Remind the client of a rebalance that its last poll left pending.
+
+    It joins again when the leader sees other partitions than it has assigned, and takes that for settled once the
+    leader has assigned anew: where the answer to that comes in a later poll, nobody picks up the assignment.
+    """
+    coordinator = client._coordinator
+    if coordinator.join_future is not None:
+        coordinator.request_rejoin()
+
+
+def generation(client: KafkaConsumer) -> tuple[str, int] | None:
+    """Return the member's id and the group's generation, or None while the consumer is not in its group."""
+    known = client._coordinator._generation
+    if known.generation_id < 0 or not known.member_id:
+        return None
+    return known.member_id, known.generation_id
+
+
+def coordinator_known(client: KafkaConsumer) -> bool:
+    """Say whether the group's coordinator has been found."""
+    return not client._coordinator.coordinator_unknown()
+
+
+class Session:
+    """For how long the group's coordinator still counts a consumer as a member."""
+
+    def __init__(self, client: KafkaConsumer) -> None:
+        self._client = client
+        # When the coordinator last heard of us, on the client's clock.
+        self._confirmed_at = STEADY.time()
+
+    def confirm(self) -> None:
+        """Note that the coordinator has just let us in."""
+        self._confirmed_at = STEADY.time()
+
+    def left(self) -> float:
+        """Return for how many seconds the coordinator keeps us in the group without hearing from us.
+
+        Not positive: it may have given our partitions to another member.
+        """
+        heartbeat = self._client._coordinator.heartbeat
+        # An answer may have lain in a socket while this process was frozen: what counts is when it was asked for.
+        if heartbeat.last_receive >= heartbeat.last_send > self._confirmed_at:
+            self._confirmed_at = heartbeat.last_send
+        return float(self._client.config["session_timeout_ms"] / 1000 - (STEADY.time() - self._confirmed_at))
+
+
+def committed(
+    client: KafkaConsumer, places: Iterable[TopicPartition], timeout: float
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Return what is committed for those partitions that have something, by one question.
+
+    Raises the client's errors, KafkaTimeoutError among them.
+    """
+    found: dict[TopicPartition, OffsetAndMetadata] = client._coordinator.fetch_committed_offsets(
+        list(places), timeout_ms=int(timeout * 1000)
+    )
+    return found
+
+
+def commit_once(client: KafkaConsumer, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
+    """Commit by one request. Raises the client's errors, KafkaTimeoutError among them.
+
+    The client's own `commit` sends again until its time is up, also while the topic is missing, and would so commit the
+    positions of a deleted topic to one that was created under its name meanwhile.
+    """
+    until = time.monotonic() + timeout
+    coordinator = client._coordinator
+    if not coordinator.ensure_coordinator_ready(timeout_ms=int(timeout * 1000)):
+        raise kafka_errors.KafkaTimeoutError("the group's coordinator is not known")
+    future = coordinator._send_offset_commit_request(offsets)
+    left = max(0.0, until - time.monotonic())
+    client._client.poll(future=future, timeout_ms=int(left * 1000))
+    if not future.is_done:
+        raise kafka_errors.KafkaTimeoutError("no answer to the commit")
+    if future.failed():
+        raise future.exception
+
+
+def start_of_log(client: KafkaConsumer, place: TopicPartition, timeout: float) -> int:
+    """Return the lowest offset that a log holds, within `timeout` seconds, which the public call does not take.
+
+    Raises the client's errors, KafkaTimeoutError among them.
+    """
+    return int(client._fetcher.beginning_offsets([place], int(timeout * 1000))[place])
+
+
+def end_of_log(client: KafkaConsumer, place: TopicPartition, timeout: float) -> int:
+    """Return the position behind a log's last record, within `timeout` seconds, which the public call does not take.
+
+    Raises the client's errors, KafkaTimeoutError among them.
+    """
+    return int(client._fetcher.end_offsets([place], int(timeout * 1000))[place])
+
+
+def position(client: KafkaConsumer, place: TopicPartition) -> int | None:
+    """Return the position that is read from next, without asking anybody for it; None while there is none."""
+    state = client._subscription.assignment.get(place)
+    return state.position.offset if state is not None and state.position is not None else None
+
+
+def request_watermarks(
+    client: KafkaConsumer, places: Iterable[TopicPartition], note: Callable[[int, int], None]
+) -> None:
+    """Ask the brokers for high watermarks; `note` hears partition and watermark during later polls."""
+    wanted = dict.fromkeys(places, _LATEST)
+    if not wanted:
+        return
+
+    def answered(answer: tuple[Mapping[TopicPartition, Any], object]) -> None:
+        for place, found in answer[0].items():
+            note(place.partition, found.offset)
+
+    client._fetcher._send_list_offsets_requests(wanted).add_callback(answered)

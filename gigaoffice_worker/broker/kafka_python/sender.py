@@ -1,0 +1,88 @@
+"""The thread that sends for the client's producer: where it stumbles, and how it is ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.sender import PartitionResponse
+
+
+def mend_sender(client: KafkaProducer) -> None:
+    """Mend a producer's sender, before anything is sent."""
+    sender = client._sender
+    _fail_for_good(sender)
+    _sleep_to_the_end(sender._client)
+    if client.config["acks"] == 0:
+        _write_what_nobody_answers(sender._client)
+
+
+def is_broken(client: KafkaProducer) -> bool:
+    """Say whether a producer can never send again: refused as an idempotent one, or its thread has died."""
+    manager = client._transaction_manager
+    return bool(manager and manager.has_fatal_error()) or not client._sender.is_alive()
+
+
+def force_stop(client: KafkaProducer, timeout: float) -> bool:
+    """End the sender thread without sending what it holds; False when it is still alive after `timeout` seconds.
+
+    `close` would flush first, and raise before it stops anything. Afterwards the client is marked closed, so that
+    its finaliser does not flush either. Futures of a stopped producer must not be trusted: some never resolve.
+    """
+    sender = client._sender
+    # It would look for batches that are on the wire among those that wait, and its thread would end by not finding
+    # them, with the connections left open.
+    client._accumulator.abort_incomplete_batches = lambda: None
+    sender.force_close()
+    sender.join(timeout)
+    client._unregister_cleanup()
+    client._closed = True
+    return not sender.is_alive()
+
+
+def _fail_for_good(sender: Any) -> None:
+    """See to it that a request that is not to be tried again fails its batches.
+
+    The client passes an error where `_complete_batch` expects its class, so the futures would never resolve.
+    """
+
+    def failed(batches: Iterable[ProducerBatch], _node_id: int, error: Exception) -> None:
+        for batch in batches:
+            sender._complete_batch(batch, PartitionResponse(error=type(error), error_message=str(error)))
+
+    sender._failed_produce = failed
+
+
+def _sleep_to_the_end(network: Any) -> None:
+    """See to it that the sender sleeps until a batch may leave.
+
+    The client cuts what is left down to whole milliseconds, and spins through the last one.
+    """
+    poll = network.poll
+
+    def poll_whole_milliseconds(timeout_ms: float | None = None, future: Any = None) -> Any:
+        if timeout_ms is not None and math.isfinite(timeout_ms):
+            timeout_ms = math.ceil(timeout_ms)
+        return poll(timeout_ms=timeout_ms, future=future)
+
+    network.poll = poll_whole_milliseconds
+
+
+def _write_what_nobody_answers(network: Any) -> None:
+    """See to it that requests without an answer leave the process.
+
+    The client forgets a request whose future is done when it is sent, and with acks=0 that is each of them: it would
+    lie in memory until the next one to the same broker, and be lost at the end of the process.
+    """
+    send = network.send
+
+    def send_and_write(node_id: int, request: Any, **options: Any) -> Any:
+        future = send(node_id, request, **options)
+        if future.succeeded():
+            network._sending.add(network._conns[node_id])
+        return future
+
+    network.send = send_and_write

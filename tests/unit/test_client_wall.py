@@ -1,0 +1,255 @@
+"""The wall around the client's insides: every private name and patched function, on objects of the client itself.
+
+A release of kafka-python that renames one of them fails here, with the name in the message.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.record import default_records, legacy_records
+from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
+
+from gigaoffice_worker.broker import kafka_python
+from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, PunctualClient
+
+PACKAGE = Path(kafka_python.__file__).parents[3]
+WALL = Path(kafka_python.__file__).parent
+AT = TopicPartition("requests", 0)
+NOBODY = {"bootstrap_servers": "127.0.0.1:1", "api_version": (2, 1, 0), "metrics_enabled": False}
+
+ON_A_CONSUMER = (
+    "_poll_once",
+    "_client.poll",
+    "_coordinator._generation.generation_id",
+    "_coordinator._generation.member_id",
+    "_coordinator._send_offset_commit_request",
+    "_coordinator.coordinator_unknown",
+    "_coordinator.ensure_coordinator_ready",
+    "_coordinator.fetch_committed_offsets",
+    "_coordinator.heartbeat.last_receive",
+    "_coordinator.heartbeat.last_send",
+    "_coordinator.join_future",
+    "_coordinator.request_rejoin",
+    "_fetcher.PartitionRecords",
+    "_fetcher._next_partition_records",
+    "_fetcher._parse_fetched_data",
+    "_fetcher._send_list_offsets_requests",
+    "_fetcher.beginning_offsets",
+    "_fetcher.end_offsets",
+    "_subscription.assignment",
+)
+ON_A_PRODUCER = (
+    "_accumulator._batches",
+    "_accumulator._closed",
+    "_accumulator._incomplete.add",
+    "_accumulator._tp_lock",
+    "_accumulator.abort_incomplete_batches",
+    "_accumulator.config",
+    "_closed",
+    "_metadata.leader_for_partition",
+    "_metadata.partitions_for_topic",
+    "_sender._client._conns",
+    "_sender._client._sending",
+    "_sender._client.in_flight_request_count",
+    "_sender._client.poll",
+    "_sender._client.send",
+    "_sender._complete_batch",
+    "_sender._failed_produce",
+    "_sender.force_close",
+    "_sender.wakeup",
+    "_transaction_manager.has_fatal_error",
+    "_unregister_cleanup",
+)
+ON_AN_ADMIN = ("_client.api_version", "_client.least_loaded_node", "_client.poll")
+ELSEWHERE = ("_buffer",)
+
+# What is replaced, or called with arguments that the public interface does not promise.
+SIGNATURES = {
+    "kafka.client_async:KafkaClient.poll": ["self", "timeout_ms", "future"],
+    "kafka.client_async:KafkaClient.send": ["self", "node_id", "request", "wakeup", "request_timeout_ms"],
+    "kafka.producer.sender:Sender._failed_produce": ["self", "batches", "node_id", "error"],
+    "kafka.producer.sender:Sender._complete_batch": ["self", "batch", "partition_response"],
+    "kafka.producer.record_accumulator:RecordAccumulator.abort_incomplete_batches": ["self"],
+    "kafka.producer.producer_batch:ProducerBatch.__init__": ["self", "tp", "records", "now"],
+    "kafka.record.memory_records:MemoryRecordsBuilder.append": ["self", "timestamp", "key", "value", "headers"],
+    "kafka.consumer.group:KafkaConsumer._poll_once": ["self", "timer", "max_records", "update_offsets"],
+    "kafka.consumer.fetcher:Fetcher._parse_fetched_data": ["self", "completed_fetch"],
+    "kafka.consumer.fetcher:Fetcher._send_list_offsets_requests": ["self", "timestamps"],
+    "kafka.consumer.fetcher:Fetcher.beginning_offsets": ["self", "partitions", "timeout_ms"],
+    "kafka.consumer.fetcher:Fetcher.end_offsets": ["self", "partitions", "timeout_ms"],
+    "kafka.consumer.fetcher:Fetcher.PartitionRecords.take": ["self", "n"],
+    "kafka.consumer.fetcher:Fetcher.PartitionRecords.drain": ["self"],
+    "kafka.coordinator.base:BaseCoordinator.ensure_coordinator_ready": ["self", "timeout_ms"],
+    "kafka.coordinator.consumer:ConsumerCoordinator.fetch_committed_offsets": ["self", "partitions", "timeout_ms"],
+    "kafka.coordinator.consumer:ConsumerCoordinator._send_offset_commit_request": ["self", "offsets"],
+    "kafka.admin.client:KafkaAdminClient.send_request": ["self", "request", "node_id"],
+    "kafka.util:Timer.__init__": ["self", "timeout_ms", "error_message", "start_at"],
+}
+
+
+@pytest.fixture(scope="module")
+def consumer():
+    client = KafkaConsumer(**NOBODY, group_id="guard", enable_auto_commit=False)
+    yield client
+    client.close(autocommit=False, timeout_ms=0)
+
+
+@pytest.fixture(scope="module")
+def producer():
+    client = KafkaProducer(**NOBODY, acks="all", enable_idempotence=True)
+    yield client
+    client._sender.force_close()
+    client.close(timeout=5)
+
+
+@pytest.fixture(scope="module")
+def admin():
+    class NeverAsking(PatientAdminClient):
+        def _refresh_controller_id(self, timeout_ms=30000):
+            """Nobody is there to be asked."""
+
+    client = NeverAsking(
+        bootstrap_servers="127.0.0.1:1",
+        api_version=(2, 1, 0),
+        kafka_client=lambda **configs: PunctualClient(Deadline(5.0), **configs),
+    )
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("name", ON_A_CONSUMER)
+def test_consumer_has_what_we_touch(consumer, name):
+    attrgetter(name)(consumer)
+
+
+@pytest.mark.parametrize("name", ON_A_PRODUCER)
+def test_producer_has_what_we_touch(producer, name):
+    attrgetter(name)(producer)
+
+
+@pytest.mark.parametrize("name", ON_AN_ADMIN)
+def test_administration_client_has_what_we_touch(admin, name):
+    attrgetter(name)(admin)
+
+
+@pytest.mark.parametrize("target", SIGNATURES)
+def test_what_we_replace_or_call_takes_the_same_arguments(target):
+    module, _, name = target.partition(":")
+    found = attrgetter(name)(importlib.import_module(module))
+    assert list(inspect.signature(found).parameters) == SIGNATURES[target]
+
+
+def test_position_is_read_without_asking(consumer):
+    consumer.assign([AT])
+    consumer.seek(AT, 42)
+    assert consumer._subscription.assignment[AT].position.offset == 42
+
+
+def test_batches_have_what_we_touch():
+    batch = ProducerBatch(AT, MemoryRecordsBuilder(2, 0, 1000))
+    assert batch.topic_partition == AT
+    assert batch.created == batch.last_attempt
+    assert batch.records.append(None, None, b"x", []).offset == 0
+    told = []
+    batch.produce_future.add_callback(told.append)
+    batch.complete(7, -1)
+    assert told == [(7, -1, None)]
+
+
+def test_fetched_records_show_their_bytes():
+    assert MemoryRecords(b"bytes")._buffer == b"bytes"
+    parameters = list(inspect.signature(Fetcher.PartitionRecords.__init__).parameters)
+    assert parameters[:4] == ["self", "fetch_offset", "tp", "records"]
+
+
+def test_decoders_that_we_replace_are_there():
+    assert {"gzip_decode", "lz4_decode", "zstd_decode"} <= vars(default_records).keys()
+    assert {"gzip_decode", "lz4_decode"} <= vars(legacy_records).keys()
+
+
+def test_settings_that_are_read_or_changed_are_there(producer):
+    assert {
+        "batch_size",
+        "compression_attrs",
+        "linger_ms",
+        "message_version",
+    } <= RecordAccumulator.DEFAULT_CONFIG.keys()
+    assert {"acks", "max_in_flight_requests_per_connection"} <= producer.config.keys()
+
+
+# Nothing is touched that the lists above do not name, and nothing but the wall touches anything
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def foreign_reads(source: str) -> list[tuple[int, str]]:
+    """Return line and name of each private attribute of something that is not the object itself or its class."""
+    return [
+        (node.lineno, node.attr)
+        for node in sorted(ast.walk(ast.parse(source)), key=lambda node: getattr(node, "lineno", 0))
+        if isinstance(node, ast.Attribute)
+        and private(node.attr)
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+    ]
+
+
+def test_every_private_name_in_the_wall_is_touched_by_a_test_here():
+    tested = {part for path in (*ON_A_CONSUMER, *ON_A_PRODUCER, *ON_AN_ADMIN, *ELSEWHERE) for part in path.split(".")}
+    used = {name for file in WALL.glob("*.py") for _, name in foreign_reads(file.read_text())}
+    assert used - tested == set()
+    assert {name for name in tested if private(name)} - used == set(), "tested and not used any more"
+
+
+def imports(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def holds_the_clients_objects(file: Path) -> bool:
+    return WALL not in file.parents and any(
+        each.split(".")[0] == "kafka" or each.startswith("gigaoffice_worker.broker")
+        for each in imports(file.read_text())
+    )
+
+
+ROOMS = [file for file in (PACKAGE / "gigaoffice_worker").rglob("*.py") if holds_the_clients_objects(file)]
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+PUBLIC = {
+    *("kafka", "kafka.admin", "kafka.errors", "kafka.partitioner", "kafka.structs"),
+    *("kafka.sasl", "kafka.sasl.abc", "kafka.sasl.plain", "kafka.sasl.scram"),
+}
+
+
+@pytest.mark.parametrize("file", ROOMS, ids=lambda file: str(file.relative_to(PACKAGE / "gigaoffice_worker")))
+def test_no_other_file_knows_the_clients_insides(file):
+    source = file.read_text()
+    assert [each for each in foreign_reads(source) if each[1] not in OF_NAMED_TUPLES] == []
+    assert {each for each in imports(source) if each.split(".")[0] == "kafka"} <= PUBLIC
+
+
+def test_reads_of_foreign_objects_are_found():
+    assert foreign_reads("self._client._sender.join()\ncls._x\nclient._fetcher") == [(1, "_sender"), (3, "_fetcher")]
+
+
+def test_table_names_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)::(test_\w+)`", kafka_python.__doc__))
+    assert len(named) > 5
+    files = [(file.stem, file.read_text()) for file in (PACKAGE / "tests").rglob("test_*.py")]
+    there = {
+        (module, test) for module, test in named for stem, text in files if stem == module and f"def {test}(" in text
+    }
+    assert named - there == set()
