@@ -112,7 +112,7 @@ def _print_finding(finding: Finding) -> None:
     if sys.stdout.isatty():
         mark = f"\x1b[{_COLOURS[finding.mark]}m{mark}\x1b[0m"
     print(f"{mark} {finding.step}: {visible_lines(finding.found)}")
-    for line in finding.mend.splitlines():
+    for line in finding.hint.splitlines():
         print(f"    {visible(line)}")
     sys.stdout.flush()
 

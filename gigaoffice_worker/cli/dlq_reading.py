@@ -84,12 +84,12 @@ def _matching(reader: DeadLetterReader, filters: Filters) -> Iterator[tuple[Reco
     total = sum(span.end - span.begin for span in spans.values())
     looked_at = 0
     for batch in reader.batches(spans):
-        for letter in batch.letters:
+        for letter in batch.records:
             said = facts(letter)
             if filters.match(said):
                 progress.clear()
                 yield letter, said
-        looked_at += len(batch.letters)
+        looked_at += len(batch.records)
         progress.show(f"looking at dead letters: {looked_at} of {total}")
     progress.clear()
 
@@ -101,7 +101,7 @@ def _at(reader: DeadLetterReader, partition: int, offset: int) -> Iterator[tuple
         holds = f"holds {held.begin} to {held.end - 1}" if held.begin < held.end else "is empty"
         raise terminal.FoundWantingError(f"there is no letter {partition}:{offset}; partition {partition} {holds}")
     for batch in reader.batches({partition: Span(offset, offset + 1)}):
-        yield from ((letter, facts(letter)) for letter in batch.letters)
+        yield from ((letter, facts(letter)) for letter in batch.records)
 
 
 def _print_letter(letter: Record, said: Facts, asked: argparse.Namespace, *, first: bool) -> None:

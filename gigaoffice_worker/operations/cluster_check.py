@@ -46,12 +46,12 @@ class Mark(StrEnum):
 
 
 class Finding(NamedTuple):
-    """What came of one step; `mend` says what to do about it, `exit_code` what it would end a worker with."""
+    """What came of one step; `hint` says what to do about it, `exit_code` what it would end a worker with."""
 
     step: str
     mark: Mark
     found: str
-    mend: str = ""
+    hint: str = ""
     exit_code: int = 0
 
 
@@ -174,8 +174,8 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
     if state.operations and not {needed, "ALL"} & state.operations:
         return _not_permitted(step, needed)
     if not state.has_leaders:
-        mend = "Check that all brokers run."
-        return Finding(step, Mark.BAD, "a partition has no leader", mend, WorkerError.exit_code)
+        hint = "Check that all brokers run."
+        return Finding(step, Mark.BAD, "a partition has no leader", hint, WorkerError.exit_code)
     found = f"partitions {state.partitions}, replication {state.replication}, {needed} permitted"
     settings = client.settings({spec.name, config.topics.requests.name}, topic_advice.READ)
     if not settings.get(spec.name):
@@ -183,8 +183,8 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
     of_requests = settings.get(config.topics.requests.name, {})
     remarks = list(topic_advice.remarks(spec, settings[spec.name], of_requests, state))
     if differences := _differences(spec, state):
-        mend = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
-        remarks.append(topic_advice.Remark(mend, fatal=False))
+        hint = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
+        remarks.append(topic_advice.Remark(hint, fatal=False))
     found = f"{found}; {topic_advice.summary(settings[spec.name])}"
     return _judged(step, found, remarks)
 
@@ -207,15 +207,15 @@ def _differences(spec: TopicSpec, state: TopicState) -> list[str]:
 
 def _missing(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding:
     if not config.topics.auto_create:
-        mend = "Create it; with KAFKA_TOPIC_AUTO_CREATE=false the worker waits for it."
-        return Finding(step, Mark.BAD, "missing", mend, WorkerError.exit_code)
+        hint = "Create it; with KAFKA_TOPIC_AUTO_CREATE=false the worker waits for it."
+        return Finding(step, Mark.BAD, "missing", hint, WorkerError.exit_code)
     try:
         client.create(spec, spec.settings, validate_only=True)
     except Exception as error:  # noqa: BLE001  # told apart in `error_table`
         return _bad(step, to_worker_error(error, "missing, and creating it would fail"))
     found = f"missing; the cluster would create it (partitions {spec.partitions}, replication {spec.replication})"
-    mend = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."
-    return Finding(step, Mark.BAD, found, mend, WorkerError.exit_code)
+    hint = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."
+    return Finding(step, Mark.BAD, found, hint, WorkerError.exit_code)
 
 
 def _group(client: Admin, name: str, step: str) -> Finding:

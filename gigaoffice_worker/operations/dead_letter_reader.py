@@ -22,7 +22,7 @@ from gigaoffice_worker.core.records import Record
 
 _NAME: Final = "dlq"
 _AT_ONCE: Final = 100
-"""Letters in one batch."""
+"""Records in one batch."""
 _REQUEST_MS: Final = (2000, 60_000)
 """Limits for one request to a broker: at least, at most."""
 _LOOK: Final = 0.25
@@ -30,9 +30,9 @@ _CLOSE_LIMIT: Final = 1.0
 
 
 class Batch(NamedTuple):
-    """Letters that were read together, and behind them the position of each partition."""
+    """Dead letters that were read together, and behind them the position of each partition."""
 
-    letters: list[Record]
+    records: list[Record]
     positions: dict[int, int]
 
 
@@ -68,7 +68,7 @@ class DeadLetterReader:
             "heartbeat_interval_ms": request_ms // 6,
             "max_poll_interval_ms": request_ms,
             "max_poll_records": _AT_ONCE,
-            "auto_offset_reset": "earliest",  # only if letters expire while they are read
+            "auto_offset_reset": "earliest",  # only if dead letters expire while they are read
         }
         self._client = open_consumer("connecting to read dead letters", usable, self._timeout, **changes)
         self._stack.callback(self._client.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
@@ -104,7 +104,7 @@ class DeadLetterReader:
         return {place.partition: Span(begins[place], ends[place]) for place in places}
 
     def batches(self, spans: Mapping[int, Span]) -> Iterator[Batch]:
-        """Yield the letters of these spans; a span ends where the position has reached its end."""
+        """Yield the dead letters of these spans; a span ends where the position has reached its end."""
         ends = {each: span.end for each, span in spans.items() if span.begin < span.end}
         with self._telling("reading dead letters"):
             self._client.assign([self._at(each) for each in ends])
@@ -126,10 +126,10 @@ class DeadLetterReader:
     def _poll(self, ends: Mapping[int, int]) -> Batch:
         with self._telling("reading dead letters"):
             found = self._client.poll(timeout_ms=round(_LOOK * 1000))
-            # Not only letters move positions: the last offsets may have been compacted away, or be markers.
+            # Not only dead letters move positions: the last offsets may have been compacted away, or be markers.
             positions = {each: min(self._position(each), end) for each, end in ends.items()}
         records = (each for batch in found.values() for each in batch)
-        return Batch([_letter(each) for each in records if each.offset < ends.get(each.partition, 0)], positions)
+        return Batch([_record(each) for each in records if each.offset < ends.get(each.partition, 0)], positions)
 
     def committed(self) -> dict[int, int]:
         """Return the group's committed offsets, where it has any."""
@@ -175,7 +175,7 @@ class DeadLetterReader:
             raise told from error
 
 
-def _letter(record: Any) -> Record:
+def _record(record: Any) -> Record:
     return Record(
         record.topic,
         record.partition,

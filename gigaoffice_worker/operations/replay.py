@@ -28,10 +28,10 @@ _LOOK: Final = 0.25
 
 
 class Replay:
-    """One run over the letters that the filters mean: a context manager, for one thread. Raises WorkerErrors only.
+    """One run over the dead letters that the filters mean: a context manager, for one thread. Raises WorkerErrors only.
 
     What is looked at is fixed when it is entered: from where the group of the filters has come to (`restart`: from the
-    beginning) to the end of the topic. The group's position never passes a letter that is not acknowledged, skipped or
+    beginning) to the end of the topic. The group's position never passes a record that is not acknowledged, skipped or
     refused. A `dry_run` writes and commits nothing.
     """
 
@@ -56,7 +56,7 @@ class Replay:
         self._restart = restart
         self._dry_run = dry_run
         self._reader = DeadLetterReader(config, timeout, group=self.group)
-        self._postbox = RequestWriter(config, timeout)
+        self._writer = RequestWriter(config, timeout)
         self._pace = _Pace(rate)
         self._stack = contextlib.ExitStack()
         self._committed: dict[int, int] = {}
@@ -72,7 +72,7 @@ class Replay:
             self.resumed = bool(self._committed) and not self._restart
             self.spans = self._reader.spans(self.filters, None if self._restart else self._committed)
             if not self._dry_run:
-                stack.enter_context(self._postbox)
+                stack.enter_context(self._writer)
                 self._commit({each: span.begin for each, span in self.spans.items()})
             self._stack = stack.pop_all()
         return self
@@ -97,11 +97,11 @@ class Replay:
         return sum(max(0, span.end - self._positions.get(each, span.begin)) for each, span in self.spans.items())
 
     def run(self, waiting: Callable[[], None] = lambda: None) -> Iterator[Examined]:
-        """Go over the letters, and yield what became of each that is meant; `waiting` is called now and then."""
+        """Go over the dead letters, and yield what became of each that is meant; `waiting` is called now and then."""
         self._settle_at = time.monotonic() + _COMMIT_INTERVAL
         for batch in self._reader.batches(self.spans):
-            for letter in batch.letters:
-                yield from self._look_at(letter, waiting)
+            for record in batch.records:
+                yield from self._look_at(record, waiting)
                 yield from self._settle_if_due()
             self._positions |= batch.positions
             waiting()
@@ -113,8 +113,8 @@ class Replay:
         while self._settled:
             yield self._settled.popleft()
 
-    def _look_at(self, letter: Record, waiting: Callable[[], None]) -> Iterator[Examined]:
-        said = facts(letter)
+    def _look_at(self, record: Record, waiting: Callable[[], None]) -> Iterator[Examined]:
+        said = facts(record)
         if self.filters.match(said):
             if said.replays >= self._max_replays:
                 yield Examined(said, Fate.SKIPPED)
@@ -124,17 +124,17 @@ class Replay:
                 if self._pace.wait_ahead() > _COMMIT_INTERVAL:
                     yield from self._settle_all()
                 self._pace.wait(waiting)
-                self._send(letter, said)
-        self._positions[letter.partition] = letter.offset + 1
+                self._send(record, said)
+        self._positions[record.partition] = record.offset + 1
 
-    def _send(self, letter: Record, said: Facts) -> None:
-        under_way = self._under_way[letter.source] = _UnderWay(letter, said)
-        under_way.nulls_lost = not self._postbox.send(letter, replay_headers(letter))
+    def _send(self, record: Record, said: Facts) -> None:
+        under_way = self._under_way[record.source] = _UnderWay(record, said)
+        under_way.nulls_lost = not self._writer.send(record, replay_headers(record))
 
     # Acknowledgements first, then the commit
 
     def _settle_if_due(self) -> Iterator[Examined]:
-        held = sum(each.letter.size for each in self._under_way.values())
+        held = sum(each.record.size for each in self._under_way.values())
         full = len(self._under_way) >= _MOST_UNACKNOWLEDGED or held >= _MOST_BYTES
         if full or time.monotonic() >= self._settle_at:
             yield from self._settle_all()
@@ -155,21 +155,21 @@ class Replay:
         return error
 
     def _collect(self, limit: float) -> WorkerError | None:
-        """Take acknowledged and refused letters off those under way; what fails otherwise stays there."""
+        """Take acknowledged and refused dead letters off those under way; what fails otherwise stays there."""
         too_large: list[Source] = []
         failed: list[WorkerError] = []
         until = time.monotonic() + limit
         while len(self._under_way) > len(too_large) + len(failed):
-            sent = self._postbox.next(until - time.monotonic())
+            sent = self._writer.next(until - time.monotonic())
             if sent is None:
                 return failed[0] if failed else _not_acknowledged(self._under_way, limit)
             if sent.too_large:
-                too_large.append(sent.letter)
+                too_large.append(sent.source)
             elif sent.error:
                 failed.append(sent.error)
             else:
-                self._settled.append(self._under_way.pop(sent.letter).outcome(Fate.REPLAYED))
-        # A batch is refused as a whole, so each letter of it gets a chance of its own.
+                self._settled.append(self._under_way.pop(sent.source).outcome(Fate.REPLAYED))
+        # A batch is refused as a whole, so each dead letter of it gets a chance of its own.
         for source in too_large if not failed else ():
             error = self._send_alone(source, limit)
             if error:
@@ -178,8 +178,8 @@ class Replay:
 
     def _send_alone(self, source: Source, limit: float) -> WorkerError | None:
         under_way = self._under_way[source]
-        self._send(under_way.letter, under_way.said)
-        sent = self._postbox.next(limit)
+        self._send(under_way.record, under_way.said)
+        sent = self._writer.next(limit)
         if sent is None:
             return _not_acknowledged(self._under_way, limit)
         if sent.error and not sent.too_large:
@@ -210,9 +210,9 @@ class Replay:
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A letter that is handed over and neither acknowledged nor refused."""
+    """A dead letter that is handed over and neither acknowledged nor refused."""
 
-    letter: Record
+    record: Record
     said: Facts
     nulls_lost: bool = False
 
@@ -241,6 +241,6 @@ class _Pace:
 
 def _not_acknowledged(under_way: Collection[Source], limit: float) -> UnreachableError:
     return UnreachableError(
-        f"the cluster did not acknowledge {len(under_way)} letter(s) within {limit:g} s, which may have been written",
+        f"the cluster did not acknowledge {len(under_way)} dead letter(s) in {limit:g} s, and may have written them",
         hint="Run the command again: it goes on before the first of them.",
     )

@@ -1,4 +1,4 @@
-"""Writing letters back to the request topic."""
+"""Writing dead letters back to the request topic."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CLOSE_LIMIT: Final = 1.0
 
 
 class Sent(NamedTuple):
-    """A letter, named by where it stands, that the cluster has acknowledged, or else why it has not."""
+    """A dead letter, named by where it stands, that the cluster has acknowledged, or else why it has not."""
 
-    letter: Source
+    source: Source
     error: WorkerError | None = None
     too_large: bool = False
 
@@ -36,7 +36,7 @@ class Sent(NamedTuple):
 class RequestWriter:
     """The request topic, to be written to: a context manager, for one thread. Raises WorkerErrors only.
 
-    Whatever KAFKA_PRODUCER_ACKS says, a letter counts as written only when all replicas have it.
+    Whatever KAFKA_PRODUCER_ACKS says, a dead letter counts as written only when all replicas have it.
     """
 
     def __init__(self, config: Config, timeout: float) -> None:
@@ -68,51 +68,51 @@ class RequestWriter:
     ) -> None:
         self._stack.close()
 
-    def send(self, letter: Record, headers: Headers) -> bool:
-        """Hand a letter over, to come out of `next`; False if null headers had to be written with an empty value.
+    def send(self, record: Record, headers: Headers) -> bool:
+        """Hand a dead letter over, to come out of `next`; False if null headers had to be written with an empty value.
 
         The client encodes a null header, but then fails to count its bytes, when the record is in its batch already: it
         would be written, and nobody told.
         """
         written = [(name, value or b"") for name, value in headers]
-        self._send(letter, written)
+        self._send(record, written)
         return all(value is not None for _, value in headers)
 
     def next(self, timeout: float) -> Sent | None:
-        """Return the next letter that was acknowledged or failed; None if there is none within `timeout` seconds."""
+        """Return the next dead letter that was acknowledged or failed; None if none was within `timeout` seconds."""
         try:
             return self._outcomes.get(timeout=max(0.0, timeout))
         except queue.Empty:
             return None
 
-    def _send(self, letter: Record, headers: list[tuple[str, bytes]]) -> None:
+    def _send(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
         def acknowledged(_partition: int, _offset: int) -> None:
-            self._outcomes.put(Sent(letter.source))
+            self._outcomes.put(Sent(record.source))
 
         def failed(error: BaseException) -> None:
             too_large = send_failure(error) is SendFailure.TOO_LARGE
-            self._outcomes.put(Sent(letter.source, _told(error, self._topic), too_large))
+            self._outcomes.put(Sent(record.source, _told(error, self._topic), too_large))
 
         try:
-            request = OutgoingRecord(self._topic, letter.key, letter.value, headers, self._partition(letter))
+            request = OutgoingRecord(self._topic, record.key, record.value, headers, self._partition(record))
             self._producer.send(request, acknowledged, failed)
         except TopicUnavailableError as error:
             raise UnreachableError(str(error), hint="Check that the brokers run.") from error
 
-    def _partition(self, letter: Record) -> int:
+    def _partition(self, record: Record) -> int:
         """Return where the request stood, so that it stays with those of its key, whoever chose the partition."""
         try:
             known = sorted(self._client.partitions_for(self._topic))
         except Exception as error:
             raise _told(error, self._topic) from error
-        source = facts(letter).source
+        source = facts(record).source
         if source and source.topic == self._topic and source.partition in known:
             return source.partition
-        return int(DefaultPartitioner()(letter.key, known, known))
+        return int(DefaultPartitioner()(record.key, known, known))
 
 
 def _told(error: BaseException, topic: str) -> WorkerError:
-    told = to_worker_error(error, f"putting letters back on {topic}")
+    told = to_worker_error(error, f"putting dead letters back on {topic}")
     if isinstance(told, AccessError):
         return AccessError(str(told), hint=f"Grant the user WRITE on the topic {topic}.")
     return told

@@ -88,10 +88,10 @@ class Exchange:
         """Hand a request over. Raises WorkerError while an earlier request with this id waits for its answer."""
         if request_id in self._asked:
             raise WorkerError(f"a request with the id {request_id!r} is waiting for its answer already")
-        letter = OutgoingRecord(self._config.topics.requests.name, key, value, list(headers.items()))
+        record = OutgoingRecord(self._config.topics.requests.name, key, value, list(headers.items()))
 
         def acknowledged(partition: int, offset: int) -> None:
-            self._outcomes.put(Sent(request_id, Source(letter.topic, partition, offset), None))
+            self._outcomes.put(Sent(request_id, Source(record.topic, partition, offset), None))
 
         def failed(error: BaseException) -> None:
             self._outcomes.put(Sent(request_id, None, _told(error, f"sending request {request_id}")))
@@ -99,7 +99,7 @@ class Exchange:
         self._asked[request_id] = time.monotonic()
         self._unacknowledged += 1
         try:
-            self._producer.send(letter, acknowledged, failed)
+            self._producer.send(record, acknowledged, failed)
         except TopicUnavailableError as error:
             failed(UnreachableError(str(error), hint="Check that the brokers run."))
 

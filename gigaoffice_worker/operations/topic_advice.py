@@ -23,13 +23,13 @@ _LOSES: Final = {
     "dlq": "that is the time to look at a dead letter and replay it",
 }
 # A dead letter is its request with headers behind it, whose error text alone may have 4,000 bytes.
-_LETTER_EXTRA: Final = 64 * 1024
+_DEAD_LETTER_EXTRA: Final = 64 * 1024
 # A failed response with the longest error text that the worker writes.
 _SMALLEST_RESPONSE: Final = 64 * 1024
 
 
 class Remark(NamedTuple):
-    """What is wrong, and what to do; `fatal` where requests or letters will be lost or block."""
+    """What is wrong, and what to do; `fatal` where requests or dead letters will be lost or block."""
 
     text: str
     fatal: bool
@@ -67,7 +67,7 @@ def _compacted(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator[Remark]
 
 def _too_small(spec: TopicSpec, settings: Mapping[str, str], requests: Mapping[str, str]) -> Iterator[Remark]:
     size, of_requests = int(settings.get(MAX_MESSAGE_BYTES, 0)), int(requests.get(MAX_MESSAGE_BYTES, 0))
-    if spec.role == "dlq" and size < (needed := of_requests + _LETTER_EXTRA):
+    if spec.role == "dlq" and size < (needed := of_requests + _DEAD_LETTER_EXTRA):
         text = (
             f"Set {MAX_MESSAGE_BYTES} to {needed} or more: a dead letter is its request (up to {of_requests} bytes) "
             "with headers behind it, and one that does not fit blocks its partition."
