@@ -319,7 +319,7 @@ def test_a_verification_over_a_broken_connection_makes_a_new_one(settings, made_
         verifier.verify()
         verifier.verify()
         assert len(opened) == 1
-        for connection in opened[0]._network._conns.values():
+        for connection in opened[0]._client._client._conns.values():
             connection._sock.shutdown(socket.SHUT_RDWR)
         assert verifier.verify().missing == ()
     finally:
