@@ -13,6 +13,8 @@ from gigaoffice_worker.broker.kafka_python.batching import Acknowledged, BatchWr
 from gigaoffice_worker.broker.kafka_python.sender import force_stop, is_broken, mend_sender
 from gigaoffice_worker.core.records import OutgoingRecord
 
+__all__ = ["Acknowledged", "Failed", "Producer"]
+
 
 class Producer:
     """The client's producer behind the few calls that delivery needs. Thread-safe."""
