@@ -51,14 +51,14 @@ docs: $(STAMP) ## the documents as a site, build/docs/index.html; a broken link 
 	  --doctree-dir build/doctrees $(ARGS) . build/docs
 	@echo "build/docs/index.html"
 
-bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --only W1"
+bench: $(STAMP) ## this worker beside its peers, half an hour; fills docs/performance.md; ARGS="--quick --only W1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
 	$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the README's table
+chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the table of docs/reliability.md
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
-	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,README.md)
+	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,docs/reliability.md)
 
 variables: $(STAMP) ## the documents' table of environment variables anew, from their declarations
 	$(BIN)/python -m tests.support.configuration

@@ -31,8 +31,8 @@ html_show_sourcelink = html_copy_source = html_show_copyright = False
 # What the menu lists below a document, by caption.
 MENU = {
     "README": {
-        "Use": ["docs/handlers", "docs/dead-letters", "docs/operations"],
-        "Judge": ["docs/security", "SECURITY"],
+        "Use": ["docs/configuration", "docs/handlers", "docs/dead-letters", "docs/operations"],
+        "Judge": ["docs/reliability", "docs/performance", "docs/security", "SECURITY"],
         "Change": ["docs/decisions/README", "CONTRIBUTING", "CHANGELOG"],
     },
     "docs/decisions/README": {"": ["*-*"]},

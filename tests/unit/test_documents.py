@@ -1,12 +1,16 @@
-"""The table of variables against the code, and the example files against the configuration."""
+"""The documents against the code, and the example files against the configuration."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from gigaoffice_worker import RejectedError
 from gigaoffice_worker.config import load, read_env_file
+from gigaoffice_worker.core.records import Request
 from tests.support.configuration import documents, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +21,22 @@ def test_the_documents_list_every_variable_as_the_code_declares_it() -> None:
     (document,) = documents()
     text = document.read_text()
     assert text == with_table(text), "`make variables` writes the table anew"
+
+
+def test_the_front_door_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_handler_of_the_readme_does_what_the_readme_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```python\n(.*?)^ *```", readme, re.MULTILINE | re.DOTALL)
+    made: dict[str, object] = {}
+    exec(textwrap.dedent(blocks[0]), made)  # noqa: S102  # our own README
+    handle = made["handle"]
+    assert callable(handle)
+    assert handle(Request({"query": "sum column b"})) == {"answer": "SUM COLUMN B", "attempt": 1}
+    with pytest.raises(RejectedError):
+        handle(Request({"input_range": "B2:B9"}))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
