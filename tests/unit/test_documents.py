@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import textwrap
 from pathlib import Path
 
@@ -51,3 +52,22 @@ def test_an_example_file_has_only_variables_that_are_known(path: Path, tmp_path:
 
 def test_there_are_example_files() -> None:
     assert [path.name for path in EXAMPLES] == ["development.env", "precreated-topics.env", "production.env"]
+
+
+@pytest.mark.parametrize(
+    "source,links",
+    [
+        (None, "the docs (docs/x.md#y), LICENSE, A plot"),
+        (
+            "https://host/it/",
+            (
+                "[the docs](https://host/it/blob/HEAD/docs/x.md#y), [LICENSE](https://host/it/blob/HEAD/LICENSE), "
+                "![A plot](https://host/it/raw/HEAD/plot.png)"
+            ),
+        ),
+    ],
+    ids=["no address", "an address"],
+)
+def test_no_link_of_the_readme_is_dead_in_a_package_index(source: str | None, links: str) -> None:
+    readme = "[the docs](docs/x.md#y), [LICENSE](LICENSE), ![A plot](plot.png), [here](#here)"
+    assert runpy.run_path(str(ROOT / "setup.py"))["for_an_index"](readme, source) == f"{links}, [here](#here)"
