@@ -22,6 +22,7 @@ include_patterns = ["*.md", "docs/**.md"]
 exclude_patterns = [".*", "build"]
 
 myst_heading_anchors = 4
+# The reader's browser fetches Mermaid from a public host to draw with; without that it shows the text of the picture.
 myst_fence_as_directive = ["mermaid"]
 
 html_theme = "furo"
@@ -33,7 +34,7 @@ MENU = {
     "README": {
         "Use": ["docs/configuration", "docs/handlers", "docs/dead-letters", "docs/operations"],
         "Judge": ["docs/reliability", "docs/performance", "docs/security", "SECURITY"],
-        "Change": ["docs/decisions/README", "CONTRIBUTING", "CHANGELOG"],
+        "Change": ["docs/architecture", "docs/decisions/README", "CONTRIBUTING", "CHANGELOG"],
     },
     "docs/decisions/README": {"": ["*-*"]},
 }
