@@ -23,7 +23,7 @@ from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.engine.engine import Engine
 from gigaoffice_worker.engine.status import Observer
 from gigaoffice_worker.engine.topic_watch import TopicWatch
-from gigaoffice_worker.handlers.loading import Handler, load
+from gigaoffice_worker.handlers.loading import Handler, load, prepare
 from gigaoffice_worker.observe import tracing
 from gigaoffice_worker.observe.health import State
 from gigaoffice_worker.observe.logs import dump_stacks, tell_left_out
@@ -149,7 +149,7 @@ class Worker:
 
     def _handler_to_use(self) -> Handler:
         if self._given_handler is not None:
-            return Handler(getattr(self._given_handler, "__name__", "given"), self._given_handler, lambda: None)
+            return prepare(self._given_handler)
         return load(self._config.worker.handler)
 
     def _enter(self, state: State) -> None:

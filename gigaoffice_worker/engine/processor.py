@@ -97,6 +97,8 @@ def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
     failed = AttemptEnd.TIMED_OUT if overdue else AttemptEnd.FAILED
     failure = Failure(type(error).__name__, _message(error))
     match error:
+        case InvalidRequestError():  # the payload did not convert to the type that the handler names: it did not run
+            return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
         case RejectedError():
             return Attempt(AttemptEnd.REJECTED, seconds, failure=failure)
         case TransientError():

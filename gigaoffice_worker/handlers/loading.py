@@ -1,9 +1,9 @@
-"""Finding a handler by its name."""
+"""Finding a handler by its name, and saying what is wrong with one that cannot be used, and where."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
+import linecache
 import os
 import sys
 from collections.abc import Callable
@@ -13,13 +13,17 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from gigaoffice_worker.core.errors import ConfigurationError
+from gigaoffice_worker.core.frames import own_frame
 from gigaoffice_worker.core.records import Request
+from gigaoffice_worker.handlers.signatures import adapted, asynchronous, is_factory, refusal
 
 BUILT_IN = {
     "echo": "gigaoffice_worker.handlers.echo:handle",
     "http": "gigaoffice_worker.handlers.http:HttpHandler",
     "gigachat": "gigaoffice_worker.handlers.gigachat:GigaChatHandler",
 }
+
+_ONE_ARGUMENT = "a handler is a function with one argument, or a class whose __call__ has one"
 
 
 def _nothing(*_: Any) -> None:
@@ -39,9 +43,8 @@ class Handler:
 def load(name: str) -> Handler:
     """Return the handler called `name`: a built-in one, or `package.module:callable`.
 
-    A class, or a function that needs no argument, is called once and what it returns is the handler; if that has a
-    `close()` method it is called at the end, and its `register_metrics(registry)` method may add Prometheus metrics to
-    the worker's. Raises ConfigurationError with what was tried and what went wrong.
+    The working directory is searched for the latter's module, behind all else. Raises ConfigurationError with what was
+    tried, what went wrong, and in which line.
     """
     target = BUILT_IN.get(name, name)
     module_name, _, path = target.partition(":")
@@ -49,28 +52,53 @@ def load(name: str) -> Handler:
         known = ", ".join(BUILT_IN)
         message = f"WORKER_HANDLER: there is no handler named {name!r}"
         raise ConfigurationError(message, hint=f"use one of {known}, or package.module:callable")
-    found = _attribute(_module(name, module_name), path, name)
-    handler = _constructed(found, name) if _is_factory(found) else found
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
-        message = f"WORKER_HANDLER {name}: {path} is asynchronous, and handlers run in threads"
-        raise ConfigurationError(message, hint="write it with def instead of async def")
+    if name not in BUILT_IN:
+        _search_the_working_directory()
+    return prepare(_attribute(_module(name, module_name), path, name), name, path)
+
+
+def prepare(found: Any, name: str = "", path: str = "") -> Handler:
+    """Return a handler made of what its module holds, or of what a test gives.
+
+    A class, or a function without parameters, is called once and what it returns is the handler; if that has a
+    `close()` method it is called at the end, and its `register_metrics(registry)` method may add Prometheus metrics to
+    the worker's. `name` and `path` are for messages. Raises ConfigurationError.
+    """
+    path = path or str(getattr(found, "__qualname__", type(found).__qualname__))
+    name = name or path
+    # Before anything is called: a coroutine that nobody awaits would only give a warning.
+    if why := asynchronous(found.__call__ if isinstance(found, type) and _has_call(found) else found):
+        raise ConfigurationError(f"WORKER_HANDLER {name}: {path} {why}", hint=_ONE_ARGUMENT)
+    handler = _constructed(found, name) if is_factory(found) else found
     if not callable(handler):
-        message = f"WORKER_HANDLER {name}: {path} gave a {type(handler).__name__}, which cannot be called"
-        raise ConfigurationError(message, hint="name a function, or a class with a __call__ method")
-    return Handler(name, handler, getattr(handler, "close", _nothing), getattr(handler, "register_metrics", _nothing))
+        how = "is" if handler is found else "takes no argument, was called as a factory, and gave"
+        message = f"WORKER_HANDLER {name}: {path} {how} a {type(handler).__name__}, which cannot be called"
+        raise ConfigurationError(message, hint=_ONE_ARGUMENT)
+    if why := refusal(handler):
+        raise ConfigurationError(f"WORKER_HANDLER {name}: {path} {why}", hint=_ONE_ARGUMENT)
+    return Handler(
+        name, adapted(handler), getattr(handler, "close", _nothing), getattr(handler, "register_metrics", _nothing)
+    )
+
+
+def _search_the_working_directory() -> None:
+    """Search the working directory last, so that nothing in it takes the place of what is installed."""
+    here = os.getcwd()  # noqa: PTH109  # a text for sys.path
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
 def _module(name: str, module_name: str) -> Any:
-    # The console script does not have the working directory on its path, `python -m` does: both shall find the same.
-    if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109  # a text for sys.path
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         return importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         _complain_about_extra(name, error)
-        missing = isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name)
-        message = f"WORKER_HANDLER {name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
-        hint = "put its directory on PYTHONPATH, or start the worker in it" if missing else "mend the module"
+        told = told_with_place(error, module_name)
+        message = f"WORKER_HANDLER {name}: module {module_name} cannot be imported: {told}"
+        # Itself or its package, not something that it imports.
+        lacking = f"{error.name}." if isinstance(error, ModuleNotFoundError) else "?"
+        is_missing = f"{module_name}.".startswith(lacking)
+        hint = "put its directory on PYTHONPATH, or start the worker in it" if is_missing else "mend the module"
         raise ConfigurationError(message, hint=hint) from error
 
 
@@ -84,21 +112,8 @@ def _attribute(found: Any, path: str, name: str) -> Any:
     return found
 
 
-def _is_factory(found: Any) -> bool:
-    if isinstance(found, type):
-        return True
-    if not inspect.isroutine(found):
-        return False
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    takes = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-    )
-    return not any(parameter.kind in takes for parameter in parameters)
+def _has_call(found: type) -> bool:
+    return any("__call__" in kind.__dict__ for kind in found.__mro__[:-1])
 
 
 def _constructed(factory: Any, name: str) -> Any:
@@ -108,8 +123,28 @@ def _constructed(factory: Any, name: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         _complain_about_extra(name, error)
-        message = f"WORKER_HANDLER {name}: it could not be constructed: {type(error).__name__}: {error}"
+        message = f"WORKER_HANDLER {name}: it could not be constructed: {told_with_place(error)}"
         raise ConfigurationError(message, hint="its class or factory is called without arguments") from error
+
+
+def told_with_place(error: BaseException, module: str = "") -> str:
+    """Return an error's type and message, and the line of the handler's own code that it comes from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line, text = error.filename, error.lineno or 0, error.text
+        said = f"{type(error).__name__}: {error.msg}"
+    else:
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        frame = own_frame(error.__traceback__, module)
+        if frame is None:
+            return said
+        file, line, text = frame.file, frame.line, linecache.getline(frame.file, frame.line)
+    shown = f", in {_relative(file)} line {line}"
+    return said + (f"{shown}: {text.strip()}" if text and text.strip() else shown)
+
+
+def _relative(file: str) -> str:
+    here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118  # a prefix
+    return file.removeprefix(here)
 
 
 def _complain_about_extra(name: str, error: BaseException) -> None:

@@ -272,7 +272,7 @@ def test_run_ignores_the_metrics_directory_of_another_program_and_says_so(direct
 
 def test_run_logs_an_unexpected_error_with_its_traceback_and_without_its_values(tmp_path):
     (tmp_path / "kafka.py").write_text("password = 'a-local-value'\nraise RuntimeError('broken installation')\n")
-    done = command("run", cwd=tmp_path)
+    done = command("run", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     stopped = assert_stopped(done, 1)
     assert "broken installation" in stopped["error"]
