@@ -52,6 +52,7 @@ def sheet(letter: Record, said: Facts, *, payload: bool) -> list[str]:
         "reason": said.reason,
         "error type": said.error_type,
         "message": said.error_message,
+        "raised at": said.error_at,
         "attempts": said.attempts,
         "replays": str(said.replays),
         "group": said.consumer_group,

@@ -90,6 +90,7 @@ DIRECTORY: Final = Kind(values.first_directory, "text")
 SECRET: Final = Kind("str", "text", convert=Secret)
 SERVERS: Final = Kind(values.servers, "host:port, separated by commas")
 HANDLER: Final = Kind(values.handler, "echo, http, gigachat or package.module:callable")
+HEADERS: Final = Kind(values.header_names, "names of headers, separated by commas", none=frozenset())
 INSTANCE: Final = Kind(values.instance_id, "1 to 249 of A-Z a-z 0-9 . _ -")
 LEVEL: Final = Kind(values.level, one_of(*values.LEVELS).allowed)
 

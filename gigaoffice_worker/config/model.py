@@ -93,7 +93,8 @@ class Topics:
         "topic for requests that cannot be processed",
         partitions="1",
         title="dead letter topic",
-        settings="; `max.message.bytes` is that of the request topic + 64 KiB",
+        settings="; `max.message.bytes` is WORKER_MAX_REQUEST_BYTES + 1 MiB, and no less than that of the request "
+        "topic + 64 KiB",
     )
     auto_create: bool = env(
         "KAFKA_TOPIC_AUTO_CREATE", "true", kinds.BOOLEAN, "create missing topics; false: wait for them"
@@ -186,6 +187,18 @@ class Worker:
         "WORKER_RETRY_MAX_DELAY", "60", seconds(0), "longest delay between attempts, in seconds"
     )
     attempt_timeout: float = env("WORKER_ATTEMPT_TIMEOUT", "120", seconds(0.001), "seconds for one handler call")
+    max_request_bytes: int = env(
+        "WORKER_MAX_REQUEST_BYTES",
+        "8388608",
+        whole(1024, 64 * 1024 * 1024),
+        "largest value of a request, unpacked; a larger one is an invalid request",
+    )
+    echo_headers: frozenset[str] = env(
+        "WORKER_ECHO_HEADERS",
+        "correlation_id,kafka_correlationId",
+        kinds.HEADERS,
+        "headers of the request that its response carries too; a lone comma for none",
+    )
     rebalance_wait: float = env(
         "WORKER_REBALANCE_WAIT", "5", seconds(0), "seconds a rebalance may wait for running calls"
     )

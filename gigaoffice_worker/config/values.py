@@ -9,6 +9,7 @@ from environs import ValidationError
 
 BUILT_IN_HANDLERS: Final = ("echo", "http", "gigachat")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+OWN_HEADERS: Final = frozenset({"request-digest", "duplicate-of", "usage"})
 LARGEST_NAME: Final = 249
 NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
@@ -85,6 +86,14 @@ def topic_settings(value: str) -> dict[str, str]:
             settings[name] = setting
             latest = name
     return settings
+
+
+def header_names(value: str) -> frozenset[str]:
+    """Read names of record headers; a lone comma names none."""
+    names = frozenset(filter(None, (name.strip() for name in value.split(","))))
+    if own := sorted(name for name in names if name.startswith("source-") or name in OWN_HEADERS):
+        raise ValidationError(f"must not name what the worker writes itself: {', '.join(own)}")
+    return names
 
 
 def handler(value: str) -> str:

@@ -10,16 +10,24 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from gigaoffice_worker.core.messages import InvalidRequestError, decode_request
+from gigaoffice_worker.core.messages import (
+    MOST_REPLAYS,
+    NULL_HEADERS,
+    REPLAYS,
+    InvalidRequestError,
+    decode_request,
+    replays_in,
+)
 from gigaoffice_worker.core.records import Headers, Record, Source
 
 _ABOUT: Final = "dlq-"
 _FIRST: Final = "dlq-reason"
 """The first of the headers that the worker puts behind those of the request."""
-_NULLS: Final = "dlq-null-headers"
-_REPLAYS: Final = "dlq-replays"
-_SOURCE: Final = ("source-topic", "source-partition", "source-offset")
+_SOURCE: Final = ("source-topic", "source-partition", "source-offset", "source-timestamp")
+_NOT_REPLAYED: Final = frozenset({"expires-at", "ttl-ms"})
+"""Until when the request was worth a call: whoever replays it has decided that it is worth one now."""
 
+_UNNAMED: Final = re.compile(r",\+\d+ of \d+,$")
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -37,6 +45,7 @@ class Facts(NamedTuple):
     reason: str
     error_type: str
     error_message: str
+    error_at: str
     attempts: str
     replays: int
     consumer_group: str
@@ -61,8 +70,9 @@ def facts(letter: Record) -> Facts:
         said.get(_FIRST, ""),
         said.get("dlq-error-type", ""),
         said.get("dlq-error-message", ""),
+        said.get("dlq-error-at", ""),
         said.get("dlq-attempts", ""),
-        _number(said.get(_REPLAYS, "")) or 0,
+        replays_in(dict(letter.headers).get(REPLAYS)),
         said.get("dlq-consumer-group", ""),
         said.get("dlq-worker-version", ""),
         source,
@@ -72,8 +82,7 @@ def facts(letter: Record) -> Facts:
 def request_headers(letter: Record) -> Headers:
     """Return the headers of the original request: without what the worker added, and with their null values back."""
     behind = _count_of_original(letter.headers)
-    own = dict(letter.headers[behind:])
-    nulls = f",{(own.get(_NULLS) or b'').decode('utf-8', 'replace')},"
+    nulls = _named_nulls(letter.headers, behind)
     headers: list[tuple[str, bytes | None]] = []
     for index, (name, value) in enumerate(letter.headers):
         if name.startswith(_ABOUT) or (index >= behind and name in _SOURCE):
@@ -84,9 +93,23 @@ def request_headers(letter: Record) -> Headers:
 
 
 def replay_headers(letter: Record) -> Headers:
-    """Return the headers with which a letter goes back: those of the request, and how often it has been replayed."""
-    replays = facts(letter).replays + 1
-    return [*request_headers(letter), (_REPLAYS, b"%d" % replays)]
+    """Return the headers with which a letter goes back: those of the request, and how often it has been replayed.
+
+    Those that say until when the request is worth a call stay behind.
+    """
+    replays = min(facts(letter).replays + 1, MOST_REPLAYS)
+    kept = [(name, value) for name, value in request_headers(letter) if name not in _NOT_REPLAYED]
+    return [*kept, (REPLAYS, b"%d" % replays)]
+
+
+def names_all_nulls(letter: Record) -> bool:
+    """Say whether the letter names every header that had no value: it has room for some of them only."""
+    return not _UNNAMED.search(_named_nulls(letter.headers, _count_of_original(letter.headers)))
+
+
+def _named_nulls(headers: Headers, behind: int) -> str:
+    own = dict(headers[behind:])
+    return f",{(own.get(NULL_HEADERS) or b'').decode('utf-8', 'replace')},"
 
 
 def _count_of_original(headers: Headers) -> int:
@@ -96,7 +119,7 @@ def _count_of_original(headers: Headers) -> int:
 
 
 def _source(said: dict[str, str]) -> Source | None:
-    topic, partition, offset = (said.get(name, "") for name in _SOURCE)
+    topic, partition, offset = (said.get(name, "") for name in _SOURCE[:3])
     numbers = _number(partition), _number(offset)
     if not topic or numbers[0] is None or numbers[1] is None:
         return None

@@ -6,20 +6,26 @@ and it keeps integers beyond 64 bits exact where others silently make floats of 
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from gigaoffice_worker.core.documents import ErrorDocument, ResponseDocument
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
 
-_TRACE_HEADERS = ("traceparent", "tracestate")
-_MESSAGE_LIMIT = 1000
-_REPLAYS = "dlq-replays"
+TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+REPLAYS: Final = "dlq-replays"
+MOST_REPLAYS: Final = 1000
+NULL_HEADERS: Final = "dlq-null-headers"
+# What the worker adds to a dead letter must fit into the room that its topic has beyond a request.
+_LONGEST_MESSAGE: Final = 1000
+_LONGEST_NAME: Final = 200
+_LONGEST_NULL_NAMES: Final = 4096
+_DIGEST_LENGTH: Final = 32
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -80,12 +86,18 @@ def encode_response(request_id: str, outcome: Outcome, seconds: float, at: float
 
 @dataclass(frozen=True, slots=True)
 class RecordEncoder:
-    """Where responses and dead letters go, and what a dead letter says about its writer."""
+    """Where responses and dead letters go, and what their headers say.
+
+    `echoed` are names of request headers that the response carries too. With `digests` a response tells which value it
+    answers, so that a later worker knows one request from another of the same id.
+    """
 
     responses: str
     dlq: str
     group: str
     version: str
+    echoed: frozenset[str] = frozenset()
+    digests: bool = False
 
     def outgoing(
         self,
@@ -108,33 +120,82 @@ class RecordEncoder:
             written.append(self.dead_letter(record, outcome.reason, failure, attempts, at))
         if request_id:
             value = encode_response(request_id, outcome, seconds, at)
-            written.append(self.response(record, value, partition))
+            written.append(self.response(record, value, partition, outcome.usage))
         return written
 
-    def response(self, record: Record, value: bytes, partition: int | None = None) -> OutgoingRecord:
-        """Return the response to `record` with the encoded `value`."""
-        return OutgoingRecord(self.responses, record.key, value, _origin(record, traced=True), partition)
+    def response(
+        self, record: Record, value: bytes, partition: int | None = None, usage: bytes | None = None
+    ) -> OutgoingRecord:
+        """Return the response to `record` with the encoded `value`; `usage` is what its calls used, as JSON."""
+        # What the requester wrote stands first: where a name repeats, the last counts.
+        headers = self._carried_over(record.headers) if record.headers else []
+        headers += _origin(record)
+        if self.digests:
+            headers.append(("request-digest", digest(record.value)))
+        if usage is not None:
+            headers.append(("usage", usage))
+        return OutgoingRecord(self.responses, record.key, value, headers, partition)
+
+    def _carried_over(self, headers: Headers) -> list[tuple[str, bytes]]:
+        return [
+            (name, value)
+            for name, value in headers
+            if value is not None and (name in TRACE_HEADERS or name in self.echoed)
+        ]
 
     def dead_letter(self, record: Record, reason: Reason, failure: Failure, attempts: int, at: float) -> OutgoingRecord:
         """Return the dead letter: the record byte for byte, and behind its headers why it is here."""
         headers = [(name, value if value is not None else b"") for name, value in record.headers]
-        about: list[tuple[str, str]] = [
+        about: list[tuple[str, str | None]] = [
             ("dlq-reason", reason.value),
-            ("dlq-error-type", failure.type),
-            ("dlq-error-message", _printable(failure.message)[:_MESSAGE_LIMIT]),
+            ("dlq-error-type", failure.type[:_LONGEST_NAME]),
+            ("dlq-error-message", failure.message[:_LONGEST_MESSAGE]),
+            ("dlq-error-at", failure.at[:_LONGEST_NAME] or None),
             ("dlq-attempts", str(attempts)),
             ("dlq-timestamp", _iso(at)),
             ("dlq-consumer-group", self.group),
             ("dlq-worker-version", self.version),
+            (REPLAYS, _replays_told(record.headers)),
+            (NULL_HEADERS, _null_names(record.headers)),
         ]
-        replays = _last(record.headers, _REPLAYS)
-        if replays is not None:
-            about.append((_REPLAYS, _text(replays) or "0"))
-        nulls = [name for name, value in record.headers if value is None]
-        if nulls:
-            about.append(("dlq-null-headers", ",".join(nulls)))
-        headers += [(name, _bytes(text)) for name, text in about]
-        return OutgoingRecord(self.dlq, record.key, record.value, headers + _origin(record, traced=False))
+        headers += [(name, _bytes(text)) for name, text in about if text is not None]
+        return OutgoingRecord(self.dlq, record.key, record.value, headers + _origin(record))
+
+
+def _replays_told(headers: Headers) -> str | None:
+    """Return how often the request has been replayed, None for never; the last of several headers counts."""
+    found = [value for name, value in headers if name == REPLAYS]
+    return str(replays_in(found[-1])) if found else None
+
+
+def replays_in(value: bytes | None) -> int:
+    """Read a `dlq-replays` header; what is no number from 0 to 1,000 counts as 0."""
+    text = (value or b"")[: len(str(MOST_REPLAYS)) + 1]
+    number = int(text) if text.isdigit() else 0
+    return number if number <= MOST_REPLAYS else 0
+
+
+def _null_names(headers: Headers) -> str | None:
+    """Name the headers without a value, separated by commas; behind 4 KiB of names, how many more there are.
+
+    `a,b,+3 of 5` are five headers, three of which are not named.
+    """
+    names = [name for name, value in headers if value is None]
+    if not names:
+        return None
+    told, size = 0, 0
+    for name in names:
+        size += len(_bytes(name)) + 1
+        if size > _LONGEST_NULL_NAMES:
+            break
+        told += 1
+    untold = [f"+{len(names) - told} of {len(names)}"] if told < len(names) else []
+    return ",".join(names[:told] + untold)
+
+
+def digest(value: bytes | None) -> bytes:
+    """Return what tells a request's value from another: the first 32 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(value or b"").hexdigest()[:_DIGEST_LENGTH].encode()
 
 
 @lru_cache(maxsize=4096)
@@ -142,21 +203,18 @@ def _partition_headers(topic: str, partition: int) -> tuple[tuple[str, bytes], .
     return (("source-topic", topic.encode()), ("source-partition", b"%d" % partition))
 
 
-def _origin(record: Record, *, traced: bool) -> list[tuple[str, bytes]]:
-    headers = [*_partition_headers(record.topic, record.partition), ("source-offset", b"%d" % record.offset)]
-    if traced and record.headers:
-        headers += [(name, value) for name, value in record.headers if name in _TRACE_HEADERS and value is not None]
-    return headers
+def _origin(record: Record) -> list[tuple[str, bytes]]:
+    """Return the identity of the delivery: where the request stood, and its timestamp in milliseconds."""
+    return [
+        *_partition_headers(record.topic, record.partition),
+        ("source-offset", b"%d" % record.offset),
+        ("source-timestamp", b"%d" % round(record.timestamp * 1000)),
+    ]
 
 
 def last_values(headers: Headers) -> dict[str, bytes]:
     """Return the headers as a handler sees them: the last of a repeated name, and `b""` for none."""
     return {name: value if value is not None else b"" for name, value in headers}
-
-
-def _last(headers: Headers, wanted: str) -> bytes | None:
-    found: Sequence[bytes] = [value for name, value in headers if name == wanted and value is not None]
-    return found[-1] if found else None
 
 
 def _text(value: bytes | None) -> str | None:

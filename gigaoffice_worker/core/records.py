@@ -96,25 +96,31 @@ class Reason(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts-exhausted"
     TIMED_OUT = "timed-out"
     RESPONSE_TOO_LARGE = "response-too-large"
+    EXPIRED = "expired"
 
 
 class Failure(NamedTuple):
-    """Why an attempt or a request failed: the error's type and its message in plain text."""
+    """Why an attempt or a request failed: the error's type, its message in plain text, and where it was raised.
+
+    `at` is the innermost frame of the handler's own code, such as `answers.py:7 handle`; empty where there is none.
+    """
 
     type: str
     message: str
+    at: str = ""
 
 
 class Outcome(NamedTuple):
     """How a request ended.
 
     With `reason` it goes to the dead letter queue, without it is answered with `result`, which is JSON (`failure` is
-    then set where the handler itself answered `"success": false`).
+    then set where the handler itself answered `"success": false`). `usage` is what its calls used, as JSON.
     """
 
     result: bytes | None = None
     failure: Failure | None = None
     reason: Reason | None = None
+    usage: bytes | None = None
 
 
 class OutgoingRecord(NamedTuple):

@@ -60,7 +60,13 @@ class Engine:
     def _make_delivery(self, metrics: Metrics, spans: Spans | None, died: Callable[[BaseException], None]) -> Delivery:
         config = self._config
         return Delivery(
-            RecordEncoder(config.topics.responses.name, config.topics.dlq.name, config.consumer.group, __version__),
+            RecordEncoder(
+                config.topics.responses.name,
+                config.topics.dlq.name,
+                config.consumer.group,
+                __version__,
+                config.worker.echo_headers,
+            ),
             lambda: Producer(clients.producer(config)),
             self.dispatcher,
             metrics,

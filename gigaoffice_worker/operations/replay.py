@@ -11,7 +11,16 @@ from types import TracebackType
 from typing import Final, Self
 
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.dead_letters import Examined, Facts, Fate, Filters, Span, facts, replay_headers
+from gigaoffice_worker.core.dead_letters import (
+    Examined,
+    Facts,
+    Fate,
+    Filters,
+    Span,
+    facts,
+    names_all_nulls,
+    replay_headers,
+)
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
 from gigaoffice_worker.core.records import Record, Source
 from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
@@ -129,7 +138,7 @@ class Replay:
 
     def _send(self, record: Record, said: Facts) -> None:
         under_way = self._under_way[record.source] = _UnderWay(record, said)
-        under_way.nulls_lost = not self._writer.send(record, replay_headers(record))
+        under_way.nulls_lost = not self._writer.send(record, replay_headers(record)) or not names_all_nulls(record)
 
     # Acknowledgements first, then the commit
 

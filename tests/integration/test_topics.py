@@ -70,7 +70,7 @@ def test_missing_topics_are_created_with_their_settings_and_verified(settings, t
     assert (report.missing, report.mismatches, report.without_leader) == ((), (), ())
     assert report.partitions == {topic_set.requests: 2, topic_set.responses: 3, topic_set.dlq: 1}
     assert report.limits[topic_set.requests] == 2_000_000
-    assert report.limits[topic_set.dlq] == 2_000_000 + 65_536
+    assert report.limits[topic_set.dlq] == 8_388_608 + 1_048_576
     assert {"READ", "WRITE"} <= report.operations[topic_set.requests]
     assert report.verified_at.utcoffset().total_seconds() == 0
     assert abs(report.verified_at.timestamp() - time.time()) < 30
@@ -94,14 +94,14 @@ def test_topics_that_exist_are_left_alone(settings, made_topics):
 
 
 def test_a_dead_letter_topic_follows_the_request_topic_that_exists(settings, topic_set, make_topics):
-    make_topics({topic_set.requests: 3}, config={"max.message.bytes": "3000000"})
+    make_topics({topic_set.requests: 3}, config={"max.message.bytes": "30000000"})
     report = ensure_topics(settings())
-    assert report.limits[topic_set.dlq] == 3_000_000 + 65_536
+    assert report.limits[topic_set.dlq] == 30_000_000 + 65_536
 
 
-def test_a_dead_letter_topic_follows_the_clusters_default_and_keeps_what_is_configured(settings, topic_set):
-    report = ensure_topics(settings())
-    assert report.limits[topic_set.dlq] == report.limits[topic_set.requests] + 65_536
+def test_a_dead_letter_topic_has_room_for_the_largest_request_unpacked(settings, topic_set):
+    report = ensure_topics(settings(WORKER_MAX_REQUEST_BYTES="5000000"))
+    assert report.limits[topic_set.dlq] == 5_000_000 + 1_048_576
 
 
 def test_a_configured_dead_letter_limit_wins(settings, topic_set):

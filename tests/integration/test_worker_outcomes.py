@@ -36,7 +36,7 @@ ABOUT = {
     "dlq-consumer-group",
     "dlq-worker-version",
 }
-SOURCE = {"source-topic", "source-partition", "source-offset"}
+SOURCE = {"source-topic", "source-partition", "source-offset", "source-timestamp"}
 LONG = f"что-то пошло не так: {MARKER} " * 100
 
 
@@ -94,7 +94,9 @@ DEAD = {
         1,
         "replayed",
     ),
-    "unserialisable": Case(ask("unserialisable", "u", do="unserialisable"), "rejected", None, 1, "unserialisable"),
+    "unserialisable": Case(
+        ask("unserialisable", "u", do="unserialisable"), "unusable-result", None, 1, "unserialisable"
+    ),
 }
 ANSWERED = {
     "plain": ask("plain", "plain", HEADERS),
@@ -102,7 +104,12 @@ ANSWERED = {
     "without-key": ask("without-key", None),
     "key-not-utf-8": ask("key-not-utf-8", b"\x00\xff"),
     "second-attempt": ask("second-attempt", "second", do="fail", until_attempt=2),
-    "great": ask("great", "great", query=[2**80, 0.1, "Ω≠😀", {"": None}, [], True]),
+    "great": ask(
+        "great",
+        "great",
+        [("correlation_id", b"c-1"), ("other", b"o")],
+        query=[2**80, 0.1, "Ω≠😀", {"": None}, [], True],
+    ),
     "by-key": ask(None, "by-key"),
     "by-place": ask(None, None),
     "by-place-key-not-utf-8": ask(None, b"\xff"),
@@ -212,7 +219,23 @@ def test_trace_of_a_request_is_passed_on_to_its_response(shown):
         [answer] = shown.responses[shown.places[name]]
         assert (answer.rec.header("traceparent"), answer.rec.header("tracestate")) == (TRACE, b"a=1")
     [answer] = shown.responses[shown.places["great"]]
-    assert {name for name, _ in answer.rec.headers} == SOURCE
+    assert {name for name, _ in answer.rec.headers} == SOURCE | {"correlation_id"}
+    assert answer.rec.header("correlation_id") == b"c-1"
+
+
+def test_both_records_tell_the_timestamp_of_their_request(shown):
+    written = [answer.rec for found in shown.responses.values() for answer in found]
+    written += [letter for found in shown.letters.values() for letter in found]
+    requests = {
+        (rec.partition, rec.offset): rec.timestamp
+        for rec in wire.read_all(shown.scene.bootstrap, shown.scene.topics.requests)
+    }
+    told = {
+        (int(rec.header("source-partition")), int(rec.header("source-offset"))): int(rec.header("source-timestamp"))
+        for rec in written
+    }
+    assert told == {place: requests[place] for place in told}
+    assert len(told) >= len(DEAD) + len(ANSWERED)
 
 
 def test_neighbours_of_what_fails_are_answered(shown):

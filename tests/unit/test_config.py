@@ -131,10 +131,20 @@ def test_topic_names_must_differ():
         ("LOG_FORMAT", "text"),
         ("METRICS_PORT", "-1"),
         ("KAFKA_SASL_MECHANISM", "GSSAPI"),
+        ("WORKER_MAX_REQUEST_BYTES", "1023"),
+        ("WORKER_ECHO_HEADERS", "a,source-offset"),
+        ("WORKER_ECHO_HEADERS", "usage"),
     ],
 )
 def test_a_wrong_value_is_reported_by_name(name, value):
     assert f"{name}={value.strip()!r}: must " in complaint(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value, names", [("", {"correlation_id", "kafka_correlationId"}), ("a, b,", {"a", "b"}), (",", set())]
+)
+def test_echoed_headers_are_named_one_by_one(value, names):
+    assert load({"WORKER_ECHO_HEADERS": value}).worker.echo_headers == names
 
 
 @pytest.mark.parametrize("value", ["on", "ON", "yes", "1", "true", "True"])

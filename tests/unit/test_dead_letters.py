@@ -16,6 +16,7 @@ from gigaoffice_worker.core.dead_letters import (
     Filters,
     Span,
     facts,
+    names_all_nulls,
     progressed,
     read_moment,
     replay_headers,
@@ -29,9 +30,11 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 WIRE = RecordEncoder("responses", "dlq", "group", "1.0")
 
 
-def dead(original: Record, reason: Reason = Reason.REJECTED, error: str = "ValueError", message: str = "no") -> Record:
+def dead(
+    original: Record, reason: Reason = Reason.REJECTED, error: str = "ValueError", message: str = "no", at: str = ""
+) -> Record:
     """Return the dead letter of a request, as it is read again."""
-    letter = WIRE.dead_letter(original, reason, Failure(error, message), 5, NOW)
+    letter = WIRE.dead_letter(original, reason, Failure(error, message, at), 5, NOW)
     return Record("dlq", 0, 7, NOW, letter.key, letter.value, letter.headers)
 
 
@@ -81,13 +84,32 @@ def test_a_count_of_replays_that_cannot_be_read_begins_anew(unreadable: bytes) -
     assert replay_headers(record(headers=[("dlq-replays", unreadable)])) == [("dlq-replays", b"1")]
 
 
+def test_replays_are_counted_to_a_thousand() -> None:
+    assert replay_headers(record(headers=[("dlq-replays", b"1000")])) == [("dlq-replays", b"1000")]
+
+
+def test_a_request_that_expired_goes_back_without_its_end() -> None:
+    headers = [("ttl-ms", b"100"), ("x", b"1"), ("expires-at", b"5")]
+    expired = dead(record(3, headers=headers), Reason.EXPIRED)
+    assert request_headers(expired) == headers
+    assert replay_headers(expired) == [("x", b"1"), ("dlq-replays", b"1")]
+
+
+def test_a_letter_says_whether_it_names_all_null_headers() -> None:
+    assert names_all_nulls(dead(record(headers=[("a", b"")])))
+    assert names_all_nulls(dead(record(headers=[("a", None), ("b", None)])))
+    assert not names_all_nulls(dead(record(headers=[("a", None), ("n" * 5000, None)])))
+    assert not names_all_nulls(dead(record(headers=[("n" * 5000, None)])))
+
+
 # What a letter says
 
 
 def test_a_letter_tells_its_request_its_reason_and_where_it_came_from() -> None:
-    said = facts(dead(record(3, b"k", b'{"id": "r-1"}', partition=2), Reason.TIMED_OUT, "TimeoutError", "too slow"))
+    request = record(3, b"k", b'{"id": "r-1"}', partition=2)
+    said = facts(dead(request, Reason.TIMED_OUT, "TimeoutError", "too slow", "a.py:7 handle"))
     assert said == Facts(
-        0, 7, NOW, "r-1", "timed-out", "TimeoutError", "too slow", "5", 0, "group", "1.0",
+        0, 7, NOW, "r-1", "timed-out", "TimeoutError", "too slow", "a.py:7 handle", "5", 0, "group", "1.0",
         Source("requests", 2, 3),
     )  # fmt: skip
     assert said.place == "0:7"

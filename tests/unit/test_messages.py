@@ -212,10 +212,22 @@ def test_a_response_has_the_requests_key_and_says_where_the_request_stood() -> N
         "responses",
         b"\x00key",
         b"value",
-        [("source-topic", b"requests"), ("source-partition", b"2"), ("source-offset", b"7")],
+        [
+            ("source-topic", b"requests"),
+            ("source-partition", b"2"),
+            ("source-offset", b"7"),
+            ("source-timestamp", b"1700000000000"),
+        ],
         2,
     )
     assert WIRE.response(record(), b"").key is None
+
+
+@given(st.integers(-1, 253_402_300_799_999))
+def test_the_timestamp_of_the_request_is_told_to_the_millisecond(milliseconds: int) -> None:
+    source = record()._replace(timestamp=milliseconds / 1000)
+    for written in (WIRE.response(source, b""), dead_letter(source)):
+        assert last_values(written.headers)["source-timestamp"] == b"%d" % milliseconds
 
 
 TRACED: Headers = [("traceparent", b"00-aa-bb-01"), ("Traceparent", b"no"), ("tracestate", b"x=y"), ("other", b"o")]
@@ -232,6 +244,29 @@ def test_both_records_carry_the_trace_of_the_request_once() -> None:
 
 def test_a_trace_header_without_a_value_is_left_out_of_the_response() -> None:
     assert "traceparent" not in last_values(WIRE.response(record(headers=[("traceparent", None)]), b"").headers)
+
+
+def test_a_response_carries_the_headers_that_its_requester_asks_for_and_its_own_count() -> None:
+    encoder = RecordEncoder("responses", "dlq", "g", "1", echoed=frozenset({"correlation_id", "source-offset"}))
+    sent: Headers = [("correlation_id", b"1"), ("x", b"2"), ("correlation_id", b"\xff"), ("source-offset", b"99")]
+    headers = encoder.response(record(7, headers=sent), b"").headers
+    assert [value for name, value in headers if name == "correlation_id"] == [b"1", b"\xff"]
+    assert "x" not in last_values(headers)
+    assert last_values(headers)["source-offset"] == b"7"
+    assert "correlation_id" not in last_values(WIRE.response(record(headers=sent), b"").headers)
+
+
+def test_a_response_tells_the_digest_of_its_request_only_when_asked_to() -> None:
+    encoder = RecordEncoder("responses", "dlq", "g", "1", digests=True)
+    told = last_values(encoder.response(record(value=b"{}"), b"").headers)
+    assert told["request-digest"] == b"44136fa355b3678a1146ad16f7e8649e"
+    assert "request-digest" not in last_values(WIRE.response(record(), b"").headers)
+
+
+def test_a_response_tells_what_its_calls_used() -> None:
+    outcome = answered({})._replace(usage=b'{"input_tokens":7}')
+    [written] = WIRE.outgoing(record(), "r", outcome, seconds=0, attempts=1, at=AT)
+    assert last_values(written.headers)["usage"] == b'{"input_tokens":7}'
 
 
 # Dead letters
@@ -251,7 +286,13 @@ def test_a_dead_letter_says_why_it_is_one() -> None:
         ("source-topic", b"requests"),
         ("source-partition", b"2"),
         ("source-offset", b"7"),
+        ("source-timestamp", b"1700000000000"),
     ]
+
+
+def test_a_dead_letter_says_where_its_error_was_raised() -> None:
+    told = dead_letter(record(), MISSING._replace(at="answers.py:7 handle"))
+    assert last_values(told.headers)["dlq-error-at"] == b"answers.py:7 handle"
 
 
 HEADERS = st.lists(
@@ -280,7 +321,12 @@ def test_a_dead_letter_keeps_the_record_byte_for_byte_and_in_order(
         ([], None),
         ([("dlq-replays", b"1")], b"1"),
         ([("dlq-replays", b"1"), ("dlq-replays", b"2")], b"2"),
-        ([("dlq-replays", b"2"), ("dlq-replays", None)], b"2"),
+        ([("dlq-replays", b"2"), ("dlq-replays", None)], b"0"),
+        ([("dlq-replays", b"1000")], b"1000"),
+        ([("dlq-replays", b"1001")], b"0"),
+        ([("dlq-replays", b"-1")], b"0"),
+        ([("dlq-replays", "²".encode())], b"0"),
+        ([("dlq-replays", b"9" * 520_000)], b"0"),
     ],
 )
 def test_replays_are_told_from_the_second_time_on(
@@ -288,6 +334,30 @@ def test_replays_are_told_from_the_second_time_on(
 ) -> None:
     added = dead_letter(record(headers=headers)).headers[len(headers) :]
     assert last_values(added).get("dlq-replays") == expected
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (["a", "b"], "a,b"),
+        (["n" * 4094, "b"], "n" * 4094 + ",+1 of 2"),
+        ([f"{number:02}" * 15_000 for number in range(17)], "+17 of 17"),
+        ([f"h{number:03}" for number in range(1000)], None),
+    ],
+    ids=["few", "one-fits", "none-fits", "many"],
+)
+def test_the_names_of_null_headers_take_at_most_four_kibibytes(names: list[str], told: str | None) -> None:
+    letter = dead_letter(record(headers=[(name, None) for name in names]))
+    found = last_values(letter.headers)["dlq-null-headers"].decode()
+    if told is None:
+        told = ",".join(names[:819]) + ",+181 of 1000"
+    assert found == told
+
+
+@pytest.mark.parametrize("what", ["type", "message", "at"])
+def test_what_is_said_of_an_error_has_a_bound(what: str) -> None:
+    plain, large = dead_letter(record()), dead_letter(record(), MISSING._replace(**{what: "ж" * 1_000_000}))
+    assert large.size - plain.size < 4 * 1024
 
 
 def test_an_error_message_takes_at_most_a_thousand_characters() -> None:

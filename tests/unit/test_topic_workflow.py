@@ -185,19 +185,31 @@ def test_an_error_that_nobody_foresaw_is_fatal_and_ends_as_ours():
     assert errors == ["fatal"]
 
 
-def test_without_describe_configs_limits_are_unknown_and_dead_letters_follow_kafkas_default():
+def test_without_describe_configs_limits_are_unknown_and_dead_letters_have_the_usual_room():
     refused = [kafka.ClusterAuthorizationFailedError(), kafka.ClusterAuthorizationFailedError()]
     cluster = Cluster(max_message_bytes=refused)
     report, errors, logs = run(cluster)
-    assert dict(cluster.created)[DLQ] == {"max.message.bytes": str(1_048_588 + 65_536)}
+    assert dict(cluster.created)[DLQ] == {"max.message.bytes": str(8_388_608 + 1_048_576)}
     assert report.limits == dict.fromkeys((REQUESTS, RESPONSES, DLQ))
     assert (errors, warnings(logs)) == ([], [])
 
 
 def test_without_describe_configs_dead_letters_follow_what_requests_are_created_with():
     cluster = Cluster(max_message_bytes=[kafka.TopicAuthorizationFailedError()])
-    run(cluster, KAFKA_TOPIC_REQUESTS_CONFIG="max.message.bytes=2000000")
-    assert dict(cluster.created)[DLQ] == {"max.message.bytes": str(2_000_000 + 65_536)}
+    run(cluster, KAFKA_TOPIC_REQUESTS_CONFIG="max.message.bytes=20000000")
+    assert dict(cluster.created)[DLQ] == {"max.message.bytes": str(20_000_000 + 65_536)}
+
+
+@pytest.mark.parametrize(
+    "largest_value, requests, room",
+    [(8_388_608, 1_048_588, 9_437_184), (2_000_000, 1_048_588, 3_048_576), (1_000_000, 3_000_000, 3_065_536)],
+)
+def test_a_dead_letter_has_room_for_its_request_unpacked_and_as_the_request_topic_took_it(
+    largest_value, requests, room
+):
+    cluster = Cluster(limits={REQUESTS: requests})
+    run(cluster, WORKER_MAX_REQUEST_BYTES=str(largest_value))
+    assert dict(cluster.created)[DLQ] == {"max.message.bytes": str(room)}
 
 
 def test_the_dead_letter_limit_stays_a_number_that_kafka_takes():
