@@ -161,7 +161,14 @@ class Worker:
         self._service_manager.starting(f"{State.WAITING_FOR_TOPICS}: {', '.join(missing)}")
 
     def _start_engine(self, handler: Handler) -> None:
-        engine = Engine(self._config, handler.call, self._metrics, self._spans, self._died)
+        engine = Engine(
+            self._config,
+            handler.call,
+            self._metrics,
+            self._spans,
+            self._died,
+            map_limit=self._topics.commit_metadata_limit(),
+        )
         self._engine = self._observer.engine = engine
         self._observer.state = State.JOINING
         if self._topics.report is not None:

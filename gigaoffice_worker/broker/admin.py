@@ -17,6 +17,7 @@ from gigaoffice_worker.config import Config, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, WorkerError
 
 MAX_MESSAGE_BYTES: Final = "max.message.bytes"
+COMMIT_METADATA_BYTES: Final = "offset.metadata.max.bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,20 @@ class Admin:
             for error_code, _message, _type, name, entries in response.resources
             if error_code == 0
         }
+
+    def commit_metadata_limit(self) -> int | None:
+        """Return the least `offset.metadata.max.bytes` of all brokers; None where we may not know it."""
+        nodes = [str(each["node_id"]) for each in self._client.describe_cluster()["brokers"]]
+        asked = [ConfigResource(ConfigResourceType.BROKER, node, {COMMIT_METADATA_BYTES: None}) for node in nodes]
+        found = [
+            int(entry[1])
+            for response in self._client.describe_configs(asked)
+            for error_code, _message, _type, _name, entries in response.resources
+            if error_code == 0
+            for entry in entries
+            if entry[0] == COMMIT_METADATA_BYTES
+        ]
+        return min(found, default=None)
 
     def brokers(self) -> list[tuple[str, int]]:
         """Return host and port of each broker, as the cluster gives them out."""

@@ -23,6 +23,9 @@ OpenAdmin = Callable[[Config, float], Admin]
 _LOOK_EVERY: Final = 0.2
 _PATIENCE: Final = 0.8
 """The share of an attempt's time for which a new topic may stay invisible or without a leader."""
+DEFAULT_COMMIT_METADATA: Final = 4096
+"""How many bytes of metadata Kafka takes with a commit unless it is configured otherwise."""
+_LIMIT_WITHIN: Final = 5.0
 
 
 class Mismatch(NamedTuple):
@@ -89,6 +92,21 @@ class TopicVerifier:
     def _over_a_new_connection(self, until: float) -> TopicReport:
         self._admin = self._open_admin(self._config, max(_LOOK_EVERY, until - time.monotonic()))
         return examine(self._config, self._admin)
+
+    def commit_metadata_limit(self) -> int | None:
+        """Return how many bytes of metadata every broker takes with a commit; None where the cluster does not tell.
+
+        It tells whoever may DESCRIBE_CONFIGS on it. Waits for it a few seconds at most, and never raises.
+        """
+        try:
+            if self._admin is None:
+                self._admin = self._open_admin(self._config, _LIMIT_WITHIN)
+            self._admin.renew(_LIMIT_WITHIN)
+            return self._admin.commit_metadata_limit()
+        except Exception as error:  # noqa: BLE001  # a refusal is learnt from later, too
+            self.close()
+            log.debug("Limit of commit metadata not known", error=str(error))
+            return None
 
     def close(self) -> None:
         """Free the connection."""

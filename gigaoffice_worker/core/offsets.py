@@ -7,10 +7,10 @@ place before one, as in "committed" and "position". `OffsetTracker` deals in bot
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-from gigaoffice_worker.core.commit_map import CommitMap
+from gigaoffice_worker.core.commit_map import CommitMap, fitting, reach
 
 T = TypeVar("T")
 
@@ -57,6 +57,19 @@ class OffsetTracker(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """Walk over the items that were received and are unfinished, in rising order of their offsets."""
         return (item for item in self._unfinished.values() if item is not None)
+
+    def receivable(self, offsets: Sequence[int], limit: int) -> int:
+        """Return how many of these next offsets may be received: those whose ends a commit map has room for.
+
+        The map has `limit` characters, and room for them however many of all that is unfinished ends before the next
+        commit. Where nothing is unfinished one may always be received: its end needs no map.
+        """
+        base = self.committable
+        new = [offset for offset in offsets if offset >= self._horizon]
+        if not new or new[-1] < reach(base, limit):
+            return len(offsets)
+        most = fitting(base, sorted(self._unfinished), new, limit)
+        return len(offsets) - len(new) + (most if self._unfinished else max(1, most))
 
     def start(self, offset: int, item: T) -> bool:
         """Note that `offset` was received; False says that it is done already and must not be handled again."""

@@ -21,8 +21,6 @@ from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# As much metadata as a broker takes with a commit unless it is configured otherwise (offset.metadata.max.bytes).
-_MAP_LIMIT = 4096
 _TRY_AGAIN_AFTER = 0.1
 # How often partitions without progress are looked at, too.
 _LOOK_EVERY = 5.0
@@ -48,11 +46,12 @@ class CommitResult:
 class Committer:
     """Commits the contiguous progress of each partition, and with it the map of what is finished beyond."""
 
-    def __init__(self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics, map_limit: int) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._map_limit = _MAP_LIMIT
+        # How many characters of metadata the broker takes with a commit (offset.metadata.max.bytes), as far as known.
+        self.map_limit = map_limit
         self._next_look = 0.0
         # Partitions whose map did not fit: no more intake for them, or a crash would repeat more and more.
         self.full: frozenset[int] = frozenset()
@@ -88,9 +87,9 @@ class Committer:
                 self._commit_over_our_own(due, ours, until)
                 break
             except CommitMapTooLargeError as error:
-                self._map_limit //= 2
-                log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self._map_limit)
-                if not self._map_limit:
+                self.map_limit //= 2
+                log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self.map_limit)
+                if not self.map_limit:
                     return self._failed("refused", due, error)
             except CommitRetriableError as error:
                 if not due or time.monotonic() + _TRY_AGAIN_AFTER > until:
@@ -164,7 +163,7 @@ class Committer:
         with self._dispatcher.locked():
             maps = {partition: held.tracker.commit_map() for partition, held in ours.items()}
         for partition, found in maps.items():
-            text, whole = found.encode(self._map_limit) if found.says_more else ("", True)
+            text, whole = found.encode(self.map_limit) if found.says_more else ("", True)
             (full.discard if whole else full.add)(partition)
             held = ours[partition]
             if (found.base, text) != (held.committed, held.committed_text):

@@ -42,6 +42,8 @@ class ConsumerSettings:
     rebalance_wait: float
     # How long the group's coordinator may take to be found at start-up.
     join_within: float
+    # How many characters of metadata the cluster takes with a commit.
+    map_limit: int
 
 
 class ConsumerThread:
@@ -62,7 +64,7 @@ class ConsumerThread:
         self._settings = settings
         self._metrics = metrics
         self._died = died
-        self.committer = Committer(consumer, dispatcher, metrics)
+        self.committer = Committer(consumer, dispatcher, metrics, settings.map_limit)
         topic, reset = settings.topic, settings.auto_offset_reset
         self.ownership = Ownership(consumer, dispatcher, metrics, topic=topic, auto_offset_reset=reset)
         self.intake = Intake(
@@ -74,6 +76,7 @@ class ConsumerThread:
             topic=topic,
             auto_offset_reset=reset,
             max_poll_records=settings.max_poll_records,
+            map_limit=lambda: self.committer.map_limit,
         )
         self.clean = False
         self._next_commit = 0.0

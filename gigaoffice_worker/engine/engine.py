@@ -40,13 +40,16 @@ class Engine:
         metrics: Metrics,
         spans: Spans | None,
         died: Callable[[BaseException], None],
+        *,
+        map_limit: int,
     ) -> None:
+        """`map_limit` is how many characters of metadata the cluster takes with a commit."""
         self._config = config
         self._request_partitions = 0
         self.started = time.monotonic()
         self.dispatcher = _dispatcher(config)
         self.delivery = self._make_delivery(metrics, spans, died)
-        self.consumer = self._make_consumer(metrics, died)
+        self.consumer = self._make_consumer(metrics, died, map_limit)
         timeout = config.worker.attempt_timeout
         self.pool = Pool(
             config.worker.concurrency,
@@ -75,7 +78,7 @@ class Engine:
             traced=spans.acknowledged if spans is not None else None,
         )
 
-    def _make_consumer(self, metrics: Metrics, died: Callable[[BaseException], None]) -> ConsumerThread:
+    def _make_consumer(self, metrics: Metrics, died: Callable[[BaseException], None], map_limit: int) -> ConsumerThread:
         config, spec = self._config, self._config.topics
         settings = ConsumerSettings(
             spec.requests.name,
@@ -85,6 +88,7 @@ class Engine:
             # As long as the topic workflow may take.
             join_within=(spec.creation_retries + 1) * spec.creation_timeout
             + spec.creation_retries * spec.creation_retry_delay,
+            map_limit=map_limit,
         )
         consumer = Consumer(clients.consumer(config), settings.topic)
         return ConsumerThread(consumer, self.dispatcher, self.delivery, settings, metrics, died)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -11,8 +11,9 @@ from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
 from gigaoffice_worker.core.backpressure import HoldingLimits
+from gigaoffice_worker.core.commit_map import reach
 from gigaoffice_worker.core.records import Record
-from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.ownership import Ownership
@@ -26,6 +27,8 @@ MAX_RECORDS = 8192
 MAX_BYTES = 32 * 1024 * 1024
 _HOLDING = HoldingLimits(MAX_RECORDS, MAX_BYTES)
 _WATERMARKS_EVERY = 5.0
+# How often a partition that waits for room in its commit map is looked at.
+_ROOM_EVERY = 0.1
 # Python's own objects around a record's content.
 _RECORD_COST = 512
 _HOLD_BYTES = "bytes"
@@ -45,7 +48,9 @@ class Intake:
         topic: str,
         auto_offset_reset: str,
         max_poll_records: int,
+        map_limit: Callable[[], int],
     ) -> None:
+        """`map_limit` tells how many characters a commit map may have."""
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._delivery = delivery
@@ -54,7 +59,11 @@ class Intake:
         self._topic = topic
         self._reset = auto_offset_reset
         self._max_poll_records = max_poll_records
+        self._map_limit = map_limit
         self._quarantine = Quarantine(topic)
+        # Partitions with more to read than their commit map could tell finished from unfinished.
+        self._crowded: set[int] = set()
+        self._next_room = 0.0
         # Replaced and never changed, so that observers may read it without a lock.
         self.paused: Mapping[int, str] = {}
         self.trouble: str | None = None
@@ -93,6 +102,7 @@ class Intake:
         assignment = self._ownership.assignments.get(partition)
         if assignment is None:
             return
+        records = self._that_fit(assignment, records)
         self._metrics.messages_received.inc(len(records))
         now, latest = time.monotonic(), time.time()
         self._dispatcher.offer(
@@ -101,6 +111,32 @@ class Intake:
                 for record in records
             ]
         )
+
+    def _that_fit(self, assignment: Assignment, records: list[Record]) -> list[Record]:
+        """Return the records whose ends the commit map has room for; the others are read again when it has."""
+        with self._dispatcher.locked():
+            fit = assignment.tracker.receivable([record.offset for record in records], self._map_limit())
+        if fit < len(records):
+            self._crowded.add(assignment.partition)
+            self._consumer.seek(assignment.partition, records[fit].offset)
+        return records[:fit]
+
+    def _look_for_room(self, now: float) -> None:
+        """Read on where the commit map has room for a good many requests again."""
+        if not self._crowded or now < self._next_room:
+            return
+        self._next_room = now + _ROOM_EVERY
+        for partition in list(self._crowded):
+            assignment = self._ownership.assignments.get(partition)
+            if assignment is None or self._has_room(assignment):
+                self._crowded.discard(partition)
+
+    def _has_room(self, assignment: Assignment) -> bool:
+        limit, tracker = self._map_limit(), assignment.tracker
+        with self._dispatcher.locked():
+            # Each pause costs a fetch, so half of what a map always has room for should be free.
+            many = min(self._max_poll_records, (reach(0, limit) + 1) // 2) or 1
+            return tracker.receivable(range(tracker.position, tracker.position + many), limit) == many
 
     def _begin_anew(self, partition: int, position: int) -> None:
         log.error(
@@ -134,6 +170,8 @@ class Intake:
 
     def pace(self, *, full: frozenset[int], draining: bool) -> None:
         """Pause what holds its share already, or is in `full`; resume what has room again."""
+        now = time.monotonic()
+        self._look_for_room(now)
         over = self._delivery.unsettled_bytes > MAX_BYTES
         (self._dispatcher.hold if over else self._dispatcher.release)(_HOLD_BYTES)
         everywhere = "bytes" if over else None
@@ -141,14 +179,13 @@ class Intake:
             everywhere = "draining"
         elif self._dispatcher.intake_stopped() is not None:
             everywhere = "storm-guard"
-        now = time.monotonic()
         wanted = _HOLDING.reasons(
             self._ownership.assignments,
             self.paused,
             everywhere=everywhere,
             unpositioned=self._ownership.unpositioned,
             undecodable=lambda partition: self._quarantine.shuts_in(partition, now),
-            map_full=full,
+            map_full=full | self._crowded,
         )
         # Also where only the reason is another: a partition that has just got its position was resumed with it.
         pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}

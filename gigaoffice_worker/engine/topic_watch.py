@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from gigaoffice_worker.broker.topics import TopicReport, TopicVerifier, ensure_topics
+from gigaoffice_worker.broker.verification import DEFAULT_COMMIT_METADATA
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import WorkerError
 from gigaoffice_worker.observe.health import TopicsSeen
@@ -56,6 +57,11 @@ class TopicWatch:
                 return False
             report = self._verify() or report
         return not stop.is_set()
+
+    def commit_metadata_limit(self) -> int:
+        """Return how many characters of metadata a commit may have; Kafka's default where the cluster does not tell."""
+        found = self._verifier.commit_metadata_limit()
+        return DEFAULT_COMMIT_METADATA if found is None else min(found, DEFAULT_COMMIT_METADATA)
 
     def start(self) -> None:
         self.thread.start()

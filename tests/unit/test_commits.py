@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from random import Random
 
 import pytest
 
@@ -52,7 +53,7 @@ class Scene:
         self.assignments = {number: partition.assignment for number, partition in self.partitions.items()}
         self.cluster = Cluster(0, 1)
         self.gone: list[int] = []
-        self.committer = Committer(self.cluster, self.dispatcher, Metrics("0"))
+        self.committer = Committer(self.cluster, self.dispatcher, Metrics("0"), 4096)
 
     def finish(self, partition: int, count: int = 1) -> None:
         """Receive and settle so many requests."""
@@ -230,9 +231,11 @@ def test_refusal_goes_with_its_partition(scene):
 
 
 def test_map_that_is_too_large_is_cut(scene):
+    # At no regular distance, or a small map would do.
+    chance = Random(1)
     for _ in range(200):
         scene.dispatcher.offer([scene.partitions[0].work()])
-        scene.finish(0)
+        scene.finish(0, chance.randint(1, 9))
     scene.cluster.failures.extend([CommitMapTooLargeError()] * 6)
     assert scene.commit()
     assert len(scene.cluster.positions[0].metadata) <= 4096 >> 6

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
@@ -96,6 +100,98 @@ def test_a_map_committed_again_before_all_is_received_loses_nothing(
     assert second.commit_map() == first.commit_map()
 
 
+@given(histories())
+def test_both_formats_say_the_same(history: tuple[int, list[int], set[int]]) -> None:
+    base, offsets, settled = history
+    found = tracker_with(offsets, settled, base).commit_map()
+    as_bitmap = found._as_bitmap(LIMIT)
+    assert as_bitmap is not None
+    assert as_bitmap.startswith("gw2:")
+    assert CommitMap.decode(as_bitmap, found.base) == found
+    assert CommitMap.decode(found._as_steps(LIMIT), found.base) == found
+
+
+def test_the_older_format_is_written_while_it_fits() -> None:
+    """A member of the older version may take over during a rolling upgrade."""
+    few = CommitMap(7, 4000, tuple(range(7, 3000)))
+    assert few.encode(LIMIT)[0].startswith("gw1:7:")
+    many = CommitMap(7, 9000, tuple(range(7, 8000)))
+    text, whole = many.encode(LIMIT)
+    assert whole
+    assert text.startswith("gw2:7:9000:")
+    assert CommitMap.decode(text, 7) == many
+
+
+def test_what_a_later_version_adds_behind_the_bitmap_does_not_hide_it() -> None:
+    many = CommitMap(7, 9000, tuple(range(7, 8000)))
+    text, _ = many.encode(LIMIT)
+    assert CommitMap.decode(f"{text}:0=17", 7) == many
+
+
+def test_bitmap_that_unpacks_to_more_than_it_may_is_refused() -> None:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = base64.urlsafe_b64encode(deflate.compress(bytes(64 << 20)) + deflate.flush()).decode()
+    with pytest.raises(CommitMapError):
+        CommitMap.decode(f"gw2:0:1000000:{bomb}", 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 2**30),
+    st.lists(st.tuples(st.integers(1, 400), st.integers(1, 60)), min_size=1, max_size=60),
+    st.integers(40, 600),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_is_received_can_end_in_any_order_and_the_map_fits(
+    base: int, bursts: list[tuple[int, int]], limit: int, random: Random
+) -> None:
+    """Bursts of requests with offsets missing between them, of which some are slow: the worst that a map can meet."""
+    tracker: OffsetTracker[str] = OffsetTracker(base)
+    open_offsets: list[int] = []
+    at = base
+    for gap, size in bursts:
+        at += gap
+        offsets = list(range(at, at + size))
+        fit = tracker.receivable(offsets, limit)
+        for offset in offsets[:fit]:
+            tracker.start(offset, "")
+            open_offsets.append(offset)
+        if fit < size:
+            break
+        at += size
+        for offset in random.sample(open_offsets, random.randint(0, len(open_offsets))):
+            tracker.settle(offset)
+            open_offsets.remove(offset)
+        assert tracker.commit_map().encode(limit)[1]
+    while open_offsets:
+        for offset in random.sample(open_offsets, random.randint(1, len(open_offsets))):
+            tracker.settle(offset)
+            open_offsets.remove(offset)
+        found = tracker.commit_map()
+        assert not found.says_more or found.encode(limit)[1]
+
+
+def test_one_request_at_a_time_is_received_where_no_map_is_taken_at_all() -> None:
+    tracker: OffsetTracker[str] = OffsetTracker(5)
+    assert tracker.receivable([5, 6, 7], 0) == 1
+    tracker.start(5, "")
+    assert tracker.receivable([6, 7], 0) == 0
+    tracker.settle(5)
+    assert tracker.receivable([6, 7], 0) == 1
+
+
+def test_backlog_behind_one_slow_request_is_received_as_far_as_a_map_of_the_usual_size_reaches() -> None:
+    tracker: OffsetTracker[str] = OffsetTracker(0)
+    tracker.start(0, "slow")
+    received = 1
+    while received <= 500_000 and tracker.receivable(chunk := range(received, received + 500), LIMIT) == 500:
+        for offset in chunk:
+            tracker.start(offset, "")
+            tracker.settle(offset)
+        received += 500
+    assert received > 500_000
+
+
 @given(histories(), st.integers(30, 200))
 def test_a_map_that_does_not_fit_never_claims_more_than_is_done(
     history: tuple[int, list[int], set[int]], limit: int
@@ -139,6 +235,19 @@ def test_an_awaited_offset_that_vanished_does_not_hold_the_commit_back() -> None
         "gw1:5:AQAAAQ==",
         "é",
         "gw1:5:" + "_" * 24,
+        "gw2",
+        "gw2:5",
+        "gw2:5:",
+        "gw2:5:9",
+        "gw2:5:9:",
+        "gw2:6:9:AwA=",
+        "gw2:5:4:AwA=",
+        "gw2:5:9:AwAA",
+        "gw2:5:-9:AwA=",
+        "gw2:5:²:AwA=",
+        "gw2:5:9:!!!!",
+        "gw2:5:9:" + base64.urlsafe_b64encode(bytes([1, 2, 0, 0xFD, 0xFF, 1, 0])).decode(),
+        "gw2:5:9:" + base64.urlsafe_b64encode(bytes([1, 2, 0, 0xFD, 0xFF, 0, 2])).decode(),
     ],
 )
 def test_foreign_or_damaged_metadata_is_refused(text: str) -> None:
@@ -148,7 +257,7 @@ def test_foreign_or_damaged_metadata_is_refused(text: str) -> None:
 
 @given(st.text(max_size=80))
 def test_no_metadata_crashes_the_reader(text: str) -> None:
-    for candidate in (text, "gw1:5:" + text):
+    for candidate in (text, "gw1:5:" + text, "gw2:5:" + text, "gw2:5:9:" + text):
         try:
             found = CommitMap.decode(candidate, 5)
         except CommitMapError:
