@@ -60,6 +60,7 @@ def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arg
 def _outcome(config: Config, metrics: Metrics) -> int:
     """Let the worker live; return the exit code, with the reason as the last line of the log."""
     from gigaoffice_worker.observe.logs import tell_left_out
+    from gigaoffice_worker.observe.printed import prints_as_log_lines
 
     try:
         from gigaoffice_worker.worker import Worker
@@ -67,7 +68,8 @@ def _outcome(config: Config, metrics: Metrics) -> int:
         _tune_the_interpreter()
         for warning in config.warnings:
             log.warning("Configuration warning", warning=warning)
-        return Worker(config, metrics=metrics).run()
+        with prints_as_log_lines():
+            return Worker(config, metrics=metrics).run()
     except WorkerError as error:
         tell_left_out()
         log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)

@@ -22,6 +22,8 @@ FLOORS: Mapping[str, int] = {
     "waitress": logging.WARNING,
     "waitress.queue": logging.ERROR,
 }
+# As the log cuts it.
+LONGEST_EVENT = 256
 RATE_LIMITED = frozenset({"kafka", "opentelemetry", "waitress"})
 
 _EVENTS: Mapping[str, str] = {
@@ -37,7 +39,8 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 class StdlibBridge(logging.Handler):
     """Hand the records of all stdlib loggers to `emit(level, event, facts, created)`.
 
-    Their text is data, so it goes to the fact `message`, and `event` is a constant. `context` gives facts to add.
+    What the worker's own libraries say is data: it goes to the fact `message`, and `event` is a constant. Of all other
+    loggers, the handler's and those of its libraries, the message is the event. `context` gives facts to add.
     """
 
     def __init__(self, emit: Emit, *, context: Callable[[], Mapping[str, object]], limiter: RateLimiter) -> None:
@@ -62,7 +65,7 @@ class StdlibBridge(logging.Handler):
         facts = {**self._context(), **_facts(record)}
         if suppressed:
             facts["suppressed"] = suppressed
-        self._emit(level_name(record.levelno), _event(root), facts, record.created)
+        self._emit(level_name(record.levelno), _event(root, facts), facts, record.created)
 
     def flush_summaries(self, now: float) -> None:
         """Say how many lines were left out and not yet told."""
@@ -173,8 +176,14 @@ def _floor(name: str) -> int:
     return logging.NOTSET
 
 
-def _event(root: str) -> str:
-    return _EVENTS.get(root, "Library message")
+def _event(root: str, facts: dict[str, Any]) -> str:
+    constant = _EVENTS.get(root)
+    if constant is not None:
+        return constant
+    event: str = facts["message"]
+    if len(event) <= LONGEST_EVENT:  # else the event is cut, and the fact has it whole
+        del facts["message"]
+    return event
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -470,15 +470,16 @@ def test_facts_of_the_caller_win_over_the_exceptions():
 # The standard library's loggers
 
 
-def test_library_lines_have_a_constant_event_and_the_text_as_a_fact(log):
+def test_lines_of_our_libraries_have_a_constant_event_and_those_of_others_their_text(log):
     logging.getLogger("kafka.conn").warning("%s: connecting to %s:%d", "<conn 1>", "host", 9092)
     logging.getLogger("waitress").error("oh")
     logging.getLogger("somebody.else").info("took %.1f s", 1.25, extra={"model": "m-1"})
     kafka, server, other = log.lines()
     assert (kafka["event"], kafka["logger"]) == ("Kafka client message", "kafka.conn")
     assert kafka["message"] == "<conn 1>: connecting to host:9092"
-    assert (server["event"], other["event"]) == ("Side port message", "Library message")
-    assert (other["message"], other["model"], other["level"]) == ("took 1.2 s", "m-1", "info")
+    assert (server["event"], other["event"]) == ("Side port message", "took 1.2 s")
+    assert (other["logger"], other["model"], other["level"]) == ("somebody.else", "m-1", "info")
+    assert "message" not in other
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
@@ -512,7 +513,7 @@ def test_a_library_line_whose_arguments_do_not_fit_is_not_lost():
     bridge = StdlibBridge(lambda *line: told.append(line), context=dict, limiter=RateLimiter())
     for template, argument in (("%d things", "three"), ("%s things", Wicked())):
         bridge.handle(logging.makeLogRecord({"name": "a.library", "levelno": 30, "msg": template, "args": (argument,)}))
-    assert [facts["message"] for _, _, facts, _ in told] == [
+    assert [event for _, event, _, _ in told] == [
         "%d things (arguments not shown: TypeError)",
         "%s things (arguments not shown: ValueError)",
     ]
