@@ -14,7 +14,7 @@ ARG PIP_NO_INDEX
 ARG REQUIREMENTS=image.txt
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY requirements requirements
 COPY gigaoffice_worker gigaoffice_worker
 # pip stays behind in a virtual environment of its own.

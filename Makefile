@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint lock audit bench chaos variables test-security test-systemd test-image test-prometheus test-page screenshots install clean
+.PHONY: help dev test lint lock audit docs bench chaos variables test-security test-systemd test-image test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,14 +45,20 @@ audit: $(STAMP) ## lock and licences, an SBOM (sbom.json), known weaknesses of w
 	  echo "Not audited, or found wanting: the line above has the reason. Where it says that a package was not found," \
 	    "the index in use does not serve the vulnerability service." >&2; exit 1; }
 
-bench: $(STAMP) ## this worker beside its peers, half an hour; ARGS="--quick --only W1"
+docs: $(STAMP) ## the documents as a site, build/docs/index.html; a broken link fails it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs \
+	  --doctree-dir build/doctrees $(ARGS) . build/docs
+	@echo "build/docs/index.html"
+
+bench: $(STAMP) ## this worker beside its peers, half an hour; fills docs/performance.md; ARGS="--quick --only W1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
 	$(BIN)/python -m benchmarks $(ARGS)
 
-chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the README's table
+chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the table of docs/reliability.md
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
-	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,README.md)
+	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,docs/reliability.md)
 
 variables: $(STAMP) ## the documents' table of environment variables anew, from their declarations
 	$(BIN)/python -m tests.support.configuration

@@ -38,8 +38,8 @@ W5: 150 MB of 100 kB requests, handler of 100 ms.
 
 {tables}
 
-![Throughput over concurrency](benchmarks/results/throughput.png)
-![Latency](benchmarks/results/latency.png)"""
+![Throughput over concurrency](../benchmarks/results/throughput.png)
+![Latency](../benchmarks/results/latency.png)"""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         if "ours" in arguments.peers and "idle" in arguments.only:
             results.idle_share, results.idle_memory = idle(hall, PEERS["ours"], WORKLOADS["W4"][0])
     output: Path = arguments.output or Path(tempfile.mkdtemp(prefix="benchmarks-"))
-    _publish(results, output, into_readme=output == RESULTS)
+    _publish(results, output, into_document=output == RESULTS)
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=_names(list(PEERS)), default=list(PEERS), help=f"of {','.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
     parser.add_argument("--quick", action="store_true", help="one round of small sizes, to see whether it works")
-    parser.add_argument("--output", type=Path, help="a directory; a whole run writes into the README as well")
+    parser.add_argument("--output", type=Path, help="a directory; a whole run writes into docs/performance.md as well")
     found = parser.parse_args()
     if found.quick:
         found.rounds = 1
@@ -124,14 +124,14 @@ def _line(made: Measurement) -> str:
     return ", ".join(parts)
 
 
-def _publish(results: Results, output: Path, *, into_readme: bool) -> None:
+def _publish(results: Results, output: Path, *, into_document: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     results.write(output / "results.json")
     tables = report.tables(results)
     (output / "tables.md").write_text(tables + "\n")
     pictures.throughput(results, output / "throughput.png")
     pictures.latency(results, output / "latency.png")
-    if into_readme:
+    if into_document:
         versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
         text = _TEXT.format(
             machine=results.machine,
@@ -140,7 +140,7 @@ def _publish(results: Results, output: Path, *, into_readme: bool) -> None:
             rounds=results.rounds,
             tables=tables,
         )
-        report.into_readme(ROOT / "README.md", text)
+        report.into_document(ROOT / "docs" / "performance.md", text)
     print(f"\n{tables}\n\nwritten to {output}")
 
 

@@ -1,4 +1,4 @@
-"""Measurements as JSON and as the README's tables."""
+"""Measurements as JSON and as the tables of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def into_readme(readme: Path, text: str) -> None:
-    """Replace what stands between the README's markers."""
-    content = readme.read_text()
+def into_document(document: Path, text: str) -> None:
+    """Replace what stands between the document's markers. Raises ValueError where it has none."""
+    content = document.read_text()
     before, found, rest = content.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not found or not closed:
-        raise ValueError(f"{readme} has no {BEGIN} … {END}")
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"{document} has no {BEGIN} … {END}")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

@@ -94,6 +94,6 @@ class Quarantine:
 
     def _way_over(self, found: UndecodableError) -> str:
         if found.behind is None:
-            return "the README says how to step over it, under 'A record that cannot be decoded'"
+            return "docs/operations.md says how to step over it, under 'A record that cannot be decoded'"
         place = f"--topic {self._topic}:{found.partition} --reset-offsets --to-offset {found.behind} --execute"
         return f"to step over its batch, stop the group's workers and run: kafka-consumer-groups --group … {place}"

@@ -1,4 +1,4 @@
-"""The results as rows of a table: `python -m tests.chaos.rows RESULTS [README]` puts them into the README."""
+"""The results as rows of a table: `python -m tests.chaos.rows RESULTS [DOCUMENT]` puts them into a document."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ def table(rows: Iterable[Row]) -> str:
 def main(arguments: Sequence[str]) -> None:
     found = f"{table(read(Path(arguments[0])))}\n\n{LEGEND}"
     print(found)
-    for readme in map(Path, arguments[1:]):
-        readme.write_text(put_between_markers(readme.read_text(encoding="utf-8"), TABLE, found), encoding="utf-8")
+    for document in map(Path, arguments[1:]):
+        text = document.read_text(encoding="utf-8")
+        document.write_text(put_between_markers(text, TABLE, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The results of a run, as they go into the README."""
+"""The results of a run, as they go into docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def test_rows_of_one_fault_are_added_up():
 
 
 def test_rows_are_kept_in_a_file_and_written_between_the_markers(tmp_path, monkeypatch):
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, document = tmp_path / "results", tmp_path / "reliability.md"
     monkeypatch.setenv(RESULTS, str(results))
     write(ROW)
     assert read(results) == [ROW]
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    main([str(results), str(readme)])
-    assert readme.read_text().startswith(f"before\n{BEGIN}\n| fault | runs |")
-    assert "| broker killed |" in readme.read_text()
-    assert "old" not in readme.read_text()
-    assert readme.read_text().endswith(f"{END}\nafter\n")
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    main([str(results), str(document)])
+    assert document.read_text().startswith(f"before\n{BEGIN}\n| fault | runs |")
+    assert "| broker killed |" in document.read_text()
+    assert "old" not in document.read_text()
+    assert document.read_text().endswith(f"{END}\nafter\n")
 
 
 def test_text_without_markers_is_refused():

@@ -27,7 +27,7 @@ PASSWORD = "secret-of-the-account"
 
 
 class Right(NamedTuple):
-    """An operation on one of the topics or on the group; `what` names it as the README does."""
+    """An operation on one of the topics or on the group; `what` names it as docs/security.md does."""
 
     operation: AclOperation
     what: str
@@ -204,8 +204,9 @@ def test_the_table_has_every_right_of_every_command():
     assert tables.first_cells(document, "acls") == [f"`{name}` without {right}" for name, right in PAIRS]
 
 
-def test_the_readme_has_a_line_for_every_right():
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Rights")[2].partition("\n## ")[0]
+def test_the_table_of_rights_has_a_line_for_every_right():
+    document = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = document.partition("## Rights")[2].partition("\n## ")[0]
     for name, right in PAIRS:
         row = next(row for row in section.splitlines() if row.startswith("|") and f"`{name}`" in row)
         assert f"{right.operation.name} on" in row, f"{name}: {right}"

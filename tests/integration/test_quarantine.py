@@ -110,7 +110,7 @@ def test_partition_with_an_undecodable_record_waits_and_can_be_led_past_it(damag
     assert worker.stop() == 0
     assert {p: at for p, at in scene.committed().items() if p != SOUND} == dict.fromkeys(REASONS, BAD)
 
-    # As the log and the README say.
+    # As the log and docs/operations.md say.
     for line in errors:
         step_over(scene, line["hint"])
     worker = scene.ready("again")

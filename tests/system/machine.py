@@ -65,7 +65,7 @@ class Machine:
         self._end()
 
     def install_worker(self) -> None:
-        """Install the worker as README says, from wheels and without a package index."""
+        """Install the worker as docs/operations.md says, from wheels and without a package index."""
         self.sh("PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /shared/systemd/install.sh /wheels/gigaoffice_worker-*.whl")
 
     # Commands

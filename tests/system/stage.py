@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "systemd,systemd-sysv,python3,python3-venv,ca-certificates"
-SHIPPED = ("gigaoffice_worker", "requirements", "systemd", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("gigaoffice_worker", "requirements", "systemd", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def debian() -> Path:

@@ -103,16 +103,16 @@ def test_one_run_out_of_order_is_enough_for_a_no():
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nbehind\n")
-    report.into_readme(readme, "new")
-    report.into_readme(readme, "newer")
-    assert readme.read_text() == f"before\n{report.BEGIN}\nnewer\n{report.END}\nbehind\n"
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nbehind\n")
+    report.into_document(document, "new")
+    report.into_document(document, "newer")
+    assert document.read_text() == f"before\n{report.BEGIN}\nnewer\n{report.END}\nbehind\n"
 
 
-def test_a_readme_without_markers_is_left_alone(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("no markers")
+def test_a_document_without_markers_is_left_alone(tmp_path):
+    document = tmp_path / "performance.md"
+    document.write_text("no markers")
     with pytest.raises(ValueError, match="has no"):
-        report.into_readme(readme, "new")
-    assert readme.read_text() == "no markers"
+        report.into_document(document, "new")
+    assert document.read_text() == "no markers"
