@@ -22,6 +22,7 @@ from gigaoffice_worker.broker.connection_log import ConnectionErrors
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client, watch
+from gigaoffice_worker.broker.kafka_python.network import mend_network
 from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
@@ -157,13 +158,16 @@ def open_consumer(during: str, config: Config, timeout: float, **changes: Any) -
     with constructing(during, config):
         client = KafkaConsumer(**{**consumer_kwargs(reachable(config, timeout)), **changes})
     watch(client)
+    mend_network(client, config.kafka.bootstrap_servers)
     return client
 
 
 def open_producer(during: str, config: Config, timeout: float, suffix: str = "", **changes: Any) -> KafkaProducer:
     """Make a producer with `changes` to the worker's arguments. Raises WorkerErrors only, which `during` begins."""
     with constructing(during, config):
-        return KafkaProducer(**{**producer_kwargs(reachable(config, timeout), suffix), **changes})
+        client = KafkaProducer(**{**producer_kwargs(reachable(config, timeout), suffix), **changes})
+    mend_network(client, config.kafka.bootstrap_servers)
+    return client
 
 
 def reachable(config: Config, timeout: float) -> Config:

@@ -5,18 +5,22 @@ Nothing but the consumer thread may call it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from gigaoffice_worker.broker.error_table import commit_error
+from gigaoffice_worker.broker.error_table import commit_error, describe
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
 from gigaoffice_worker.broker.kafka_python import group
 from gigaoffice_worker.broker.kafka_python.fetching import set_aside
 from gigaoffice_worker.core.records import Record
+
+log = structlog.get_logger(__name__)
 
 
 class Membership(NamedTuple):
@@ -41,6 +45,7 @@ class Consumer:
         self._topic = topic
         self._watermarks: dict[int, int] = {}
         self._session = group.Session(client)
+        self._polling = group.Polling(client)
 
     def subscribe(self, on_revoked: Callable[[], None], on_assigned: Callable[[frozenset[int]], None]) -> None:
         """Join the group at the next poll. The functions are called within `poll`, and must not raise."""
@@ -59,15 +64,13 @@ class Consumer:
     def poll(self, timeout: float, limit: int) -> dict[int, list[Record]]:
         """Return at most `limit` records by partition, waiting up to `timeout` seconds for the first.
 
-        Raises OutOfRangeError, UndecodableError, FencedError, and whatever else the client raises.
+        Raises OutOfRangeError, UndecodableError, FencedError, and whatever else the client raises. Then the client's
+        positions may have passed records that nobody has received: each partition needs a `seek` to where it stands.
         """
         try:
-            batches = group.poll_once(self._client, timeout, limit)
+            batches = self._polling.once(timeout, limit)
         except kafka_errors.OffsetOutOfRangeError as error:
             raise OutOfRangeError({tp.partition: at for tp, at in error.args[0].items()}) from error
-        except kafka_errors.NoOffsetForPartitionError:
-            # A partition that has no position yet: the engine gives it one before it is resumed.
-            return {}
         except kafka_errors.FencedInstanceIdError as error:
             raise FencedError from error
         except UndecodableError as error:
@@ -87,6 +90,10 @@ class Consumer:
         """
         return self._session.left()
 
+    def silent_for(self) -> float:
+        """Return for how many seconds no broker has answered; 0 while one does."""
+        return group.silent_for(self._client)
+
     def coordinator_known(self) -> bool:
         """Say whether the group's coordinator has been found."""
         return group.coordinator_known(self._client)
@@ -105,7 +112,7 @@ class Consumer:
         wanted = [self._at(partition) for partition in partitions]
         try:
             found = group.committed(self._client, wanted, timeout)
-        except kafka_errors.KafkaError as error:
+        except Exception as error:
             raise commit_error(error) from error
         return {tp.partition: Committed(at.offset, at.metadata or "") for tp, at in found.items()}
 
@@ -137,12 +144,13 @@ class Consumer:
         }
         try:
             group.commit_once(self._client, offsets, timeout)
-        except kafka_errors.KafkaError as error:
+        except Exception as error:
             raise commit_error(error) from error
 
     def request_watermarks(self, partitions: Iterable[int]) -> None:
-        """Ask the brokers for the high watermarks; the answers arrive during later polls."""
-        group.request_watermarks(self._client, map(self._at, partitions), self._watermarks.__setitem__)
+        """Ask the brokers for the high watermarks; the answers arrive during later polls, or never."""
+        with contextlib.suppress(Exception):
+            group.request_watermarks(self._client, map(self._at, partitions), self._watermarks.__setitem__)
 
     def watermark(self, partition: int) -> int | None:
         """Return the newest known high watermark: the position behind the last record that can be read."""
@@ -155,7 +163,10 @@ class Consumer:
 
     def close(self, timeout: float) -> None:
         """Leave the group (a static member stays) and free the connections, within `timeout` seconds."""
-        self._client.close(autocommit=False, timeout_ms=int(timeout * 1000))
+        try:
+            self._client.close(autocommit=False, timeout_ms=int(timeout * 1000))
+        except Exception as error:  # noqa: BLE001  # the group finds out by itself, and the process ends
+            log.warning("The consumer did not leave its group", error=describe(error))
 
     def _at(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)

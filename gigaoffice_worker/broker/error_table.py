@@ -330,9 +330,13 @@ def send_failure(exc: BaseException) -> SendFailure:
     return rule(exc).send
 
 
-def commit_error(exc: kafka.KafkaError) -> Exception:
-    """Return what a commit, or the question before it, that failed with an exception of the client is raised as."""
-    kind = rule(exc).commit or (CommitRetriableError if exc.retriable else CommitRefusedError)
+def commit_error(exc: Exception) -> Exception:
+    """Return what a commit, or the question before it, that failed with an exception of the client is raised as.
+
+    What is no error of Kafka's comes from the network, TLS among it, and may pass.
+    """
+    passes = getattr(exc, "retriable", not isinstance(exc, kafka.KafkaError))
+    kind = rule(exc).commit or (CommitRetriableError if passes else CommitRefusedError)
     return kind(f"{type(exc).__name__}: {exc}")
 
 

@@ -9,19 +9,25 @@ import ast
 import importlib
 import inspect
 import re
+import socket
+import time
 from operator import attrgetter
 from pathlib import Path
 
+import kafka.conn
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.conn import BrokerConnection, ConnectionStates
 from kafka.consumer.fetcher import Fetcher
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.protocol.metadata import MetadataRequest
 from kafka.record import default_records, legacy_records
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from gigaoffice_worker.broker import kafka_python
 from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, PunctualClient
+from gigaoffice_worker.broker.kafka_python.clock import STEADY
 
 PACKAGE = Path(kafka_python.__file__).parents[3]
 WALL = Path(kafka_python.__file__).parent
@@ -30,9 +36,25 @@ NOBODY = {"bootstrap_servers": "127.0.0.1:1", "api_version": (2, 1, 0), "metrics
 
 ON_A_CONSUMER = (
     "_poll_once",
+    "_client._closed",
+    "_client._conns",
+    "_client._lock",
+    "_client._maybe_refresh_metadata",
+    "_client._wake_lock",
+    "_client._wake_w",
+    "_client._waking",
+    "_client.cluster._bootstrap_brokers",
+    "_client.cluster._generate_bootstrap_brokers",
+    "_client.cluster._last_successful_refresh_ms",
+    "_client.cluster.brokers",
+    "_client.cluster.config",
+    "_client.cluster.is_bootstrap",
+    "_client.cluster.request_update",
     "_client.poll",
+    "_client.wakeup",
     "_coordinator._generation.generation_id",
     "_coordinator._generation.member_id",
+    "_coordinator._offset_fetch_futures",
     "_coordinator._send_offset_commit_request",
     "_coordinator.coordinator_unknown",
     "_coordinator.ensure_coordinator_ready",
@@ -47,6 +69,8 @@ ON_A_CONSUMER = (
     "_fetcher._send_list_offsets_requests",
     "_fetcher.beginning_offsets",
     "_fetcher.end_offsets",
+    "_fetcher.fetched_records",
+    "_update_fetch_positions",
     "_subscription.assignment",
 )
 ON_A_PRODUCER = (
@@ -76,6 +100,12 @@ ELSEWHERE = ("_buffer",)
 
 # What is replaced, or called with arguments that the public interface does not promise.
 SIGNATURES = {
+    "kafka.client_async:KafkaClient._maybe_refresh_metadata": ["self", "wakeup"],
+    "kafka.client_async:KafkaClient.wakeup": ["self"],
+    "kafka.cluster:ClusterMetadata.brokers": ["self"],
+    "kafka.conn:BrokerConnection.close": ["self", "error"],
+    "kafka.conn:BrokerConnection.connected": ["self"],
+    "kafka.conn:BrokerConnection.connecting": ["self"],
     "kafka.client_async:KafkaClient.poll": ["self", "timeout_ms", "future"],
     "kafka.client_async:KafkaClient.send": ["self", "node_id", "request", "wakeup", "request_timeout_ms"],
     "kafka.producer.sender:Sender._failed_produce": ["self", "batches", "node_id", "error"],
@@ -84,6 +114,8 @@ SIGNATURES = {
     "kafka.producer.producer_batch:ProducerBatch.__init__": ["self", "tp", "records", "now"],
     "kafka.record.memory_records:MemoryRecordsBuilder.append": ["self", "timestamp", "key", "value", "headers"],
     "kafka.consumer.group:KafkaConsumer._poll_once": ["self", "timer", "max_records", "update_offsets"],
+    "kafka.consumer.group:KafkaConsumer._update_fetch_positions": ["self", "timeout_ms"],
+    "kafka.consumer.fetcher:Fetcher.fetched_records": ["self", "max_records", "update_offsets"],
     "kafka.consumer.fetcher:Fetcher._parse_fetched_data": ["self", "completed_fetch"],
     "kafka.consumer.fetcher:Fetcher._send_list_offsets_requests": ["self", "timestamps"],
     "kafka.consumer.fetcher:Fetcher.beginning_offsets": ["self", "partitions", "timeout_ms"],
@@ -171,6 +203,17 @@ def test_fetched_records_show_their_bytes():
     assert MemoryRecords(b"bytes")._buffer == b"bytes"
     parameters = list(inspect.signature(Fetcher.PartitionRecords.__init__).parameters)
     assert parameters[:4] == ["self", "fetch_offset", "tp", "records"]
+
+
+def test_connections_tell_when_they_began_and_what_they_are_asked():
+    """In flight are (future, when it was sent, when it times out), by correlation id."""
+    connection = BrokerConnection("127.0.0.1", 1, socket.AF_INET, api_version=(2, 1, 0))
+    assert connection.last_attempt == 0
+    assert connection.in_flight_requests == {}
+    connection.state = ConnectionStates.CONNECTED
+    connection._send(MetadataRequest[1]([]), blocking=False)
+    [(_, sent, _)] = connection.in_flight_requests.values()
+    assert sent == pytest.approx(STEADY.time() if kafka.conn.time is STEADY else time.time(), abs=5)
 
 
 def test_decoders_that_we_replace_are_there():

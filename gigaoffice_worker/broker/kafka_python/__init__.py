@@ -26,12 +26,31 @@ a release that renames one fails there; other tests guard what the mends promise
 `test_producer::test_request_without_an_answer_is_written_at_once` | `send` marks it whether or not it is done |
 | `close` flushes, and raises before it stops anything; the sender's end trips over batches on the wire | \
 `sender`: force_stop | `test_producer::test_stopped_producer_frees_its_thread` | `close(0)` ends the thread |
+| `wakeup` looks at its flag outside of its lock: hundreds of threads write a byte each, the socket is full, and the \
+writer waits for 3 s holding the lock that the network needs | `network`: looks again under the lock | \
+`test_network::test_a_thousand_threads_that_wake_the_network_at_once_write_one_byte` | it looks under its lock |
+| an error of TLS comes out of `poll`, and the connection stays as it was until it times out | \
+`network`: closes what was being connected, or else all | \
+`test_network::test_connection_that_fails_with_an_error_of_tls_is_closed` | the client closes it |
+| the configured servers are forgotten with the first metadata: a cluster under other addresses is never found | \
+`network`: asks them, too, when no broker has answered for 5 s; one that falls silent without a word takes the \
+client's request time-out first | \
+`test_client_faults::test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configured_ones` | \
+the client bootstraps again (KIP-899) |
+| a question what is committed that timed out is kept, and its late answer taken for that to the next one | \
+`group`: the client forgets it | \
+`test_client_faults::test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question` | it is not kept |
+| `poll` raises behind records that it took, and the positions have passed them | `group`: Polling returns them; \
+after any other error the engine seeks | \
+`test_consumer::test_records_that_were_taken_are_returned_although_the_network_fails_behind_them` | it does not |
+| a partition without a position keeps `poll` from the others | `group`: the client looks for no positions | \
+`test_consumer::test_partition_without_a_position_does_not_hold_up_the_others` | it fetches the others meanwhile |
 | `poll` spins through the last millisecond | `group`: one round of it at a time | \
-`test_session::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | it waits to the end |
+`test_consumer::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | it waits to the end |
 | a rebalance that a poll left pending is forgotten, and the assignment with it | `group`: asks to join again | \
-`test_session::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | `need_rejoin` minds a pending join |
+`test_consumer::test_rebalance_that_a_poll_left_pending_is_gone_on_with` | `need_rejoin` minds a pending join |
 | generation and session have no public names | `group`: generation, Session | \
-`test_session::test_answered_heartbeat_renews_the_session` | they have |
+`test_consumer::test_answered_heartbeat_renews_the_session` | they have |
 | `commit` sends again until its time is up, also to a topic that was created anew | `group`: commit_once | \
 `test_topics::test_topic_deleted_under_commits_again_and_again_is_never_begun_in_the_middle` | \
 one try can be asked for |

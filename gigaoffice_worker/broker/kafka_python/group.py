@@ -9,21 +9,60 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 from kafka.util import Timer
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
+from gigaoffice_worker.broker.kafka_python.network import Reach
+
+log = structlog.get_logger(__name__)
 
 _LATEST = -1
 
 
-def poll_once(client: KafkaConsumer, timeout: float, limit: int) -> Mapping[TopicPartition, list[Any]]:
-    """Poll in one round: the client's `poll` would spin through the last millisecond of its time."""
-    _go_on_joining(client)
-    batches: Mapping[TopicPartition, list[Any]] = client._poll_once(Timer(int(timeout * 1000)), limit)
-    return batches
+class Polling:
+    """The rounds of one consumer's polling. Whoever polls gives each partition its position, by `seek`."""
+
+    def __init__(self, client: KafkaConsumer) -> None:
+        self._client = client
+        self._taken: Mapping[TopicPartition, list[Any]] = {}
+        _leave_positions_alone(client)
+        fetched_records = client._fetcher.fetched_records
+
+        def fetch_and_note(max_records: int | None = None, update_offsets: bool = True) -> Any:  # noqa: FBT001, FBT002
+            found = fetched_records(max_records, update_offsets)
+            self._taken = found[0]
+            return found
+
+        client._fetcher.fetched_records = fetch_and_note
+
+    def once(self, timeout: float, limit: int) -> Mapping[TopicPartition, list[Any]]:
+        """Poll in one round: the client's `poll` would spin through the last millisecond of its time.
+
+        Records that were taken are returned, also where something fails behind that: the positions have passed them.
+        """
+        self._taken = {}
+        _go_on_joining(self._client)
+        try:
+            found: Mapping[TopicPartition, list[Any]] = self._client._poll_once(Timer(int(timeout * 1000)), limit)
+        except Exception as error:
+            if not self._taken:
+                raise
+            log.warning("Polling failed behind the records that it took", error=f"{type(error).__name__}: {error}")
+            return self._taken
+        return found
+
+
+def _leave_positions_alone(client: KafkaConsumer) -> None:
+    """See to it that a partition without a position does not hold up the others.
+
+    The client would ask for what is committed before each fetch, as long as the poll may take, and raise where nothing
+    is.
+    """
+    client._update_fetch_positions = lambda timeout_ms=None: True  # noqa: ARG005  # as the client calls it
 
 
 def _go_on_joining(client: KafkaConsumer) -> None:
@@ -43,6 +82,12 @@ def generation(client: KafkaConsumer) -> tuple[str, int] | None:
     if known.generation_id < 0 or not known.member_id:
         return None
     return known.member_id, known.generation_id
+
+
+def silent_for(client: KafkaConsumer) -> float:
+    """Return for how many seconds no broker has answered; 0 while one does."""
+    reach: Reach = client._client.reach
+    return reach.silent_for
 
 
 def coordinator_known(client: KafkaConsumer) -> bool:
@@ -79,11 +124,18 @@ def committed(
 ) -> dict[TopicPartition, OffsetAndMetadata]:
     """Return what is committed for those partitions that have something, by one question.
 
-    Raises the client's errors, KafkaTimeoutError among them.
+    The client keeps a question that timed out, by the partitions that it is about, and takes its answer for that to the
+    next question about the same ones, however old it is by then. So it is made to forget. Raises the client's errors,
+    KafkaTimeoutError among them.
     """
-    found: dict[TopicPartition, OffsetAndMetadata] = client._coordinator.fetch_committed_offsets(
-        list(places), timeout_ms=int(timeout * 1000)
-    )
+    coordinator = client._coordinator
+    coordinator._offset_fetch_futures.clear()
+    try:
+        found: dict[TopicPartition, OffsetAndMetadata] = coordinator.fetch_committed_offsets(
+            list(places), timeout_ms=int(timeout * 1000)
+        )
+    finally:
+        coordinator._offset_fetch_futures.clear()
     return found
 
 
