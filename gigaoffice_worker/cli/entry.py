@@ -6,14 +6,18 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 
 from gigaoffice_worker._version import __version__
-from gigaoffice_worker.cli import check, dev, dlq, health, run, send, terminal, topics
+from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 WRONG_USAGE = 2
+
+COMMANDS = ("run", "check", "topics", "health", "send", "dlq", "dev")
+"""Each is a module here. Only the one that is asked for is imported: `health` runs every few seconds."""
 
 _EPILOG = """\
 Everything is configured by environment variables; `gigaoffice-worker check --offline` lists them with their values.
@@ -45,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outcome(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
+    parser = build_parser(_named(sys.argv[1:] if arguments is None else arguments))
     asked = parser.parse_args(arguments)
     if "act" not in asked:
         parser.print_help(sys.stderr)
         return WRONG_USAGE
-    if asked.act is not health.act:  # a container may ask for its health from wherever it stands
+    if asked.command != "health":  # a container may ask for its health from wherever it stands
         _refuse_a_deleted_directory()
     if asked.env_file:
         _take_over(asked.env_file)
@@ -59,8 +63,19 @@ def _outcome(arguments: Sequence[str] | None) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def _named(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the command that is named, or all of them where none is."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--env-file":
+            next(words, None)
+        elif not word.startswith("-"):
+            return [word] if word in COMMANDS else COMMANDS
+    return COMMANDS
+
+
+def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of these commands."""
     parser = argparse.ArgumentParser(
         prog="gigaoffice-worker",
         description="A Kafka worker that answers GigaOffice requests.",
@@ -72,9 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_env_file(parser, default=None)
     everywhere = argparse.ArgumentParser(add_help=False)
     _add_env_file(everywhere, default=argparse.SUPPRESS)  # else it would undo what stands before the command
-    commands = terminal.Commands(parser.add_subparsers(title="commands", metavar="COMMAND"), everywhere)
-    for command in (run, check, topics, health, send, dlq, dev):
-        command.add(commands)
+    commands = terminal.Commands(parser.add_subparsers(title="commands", metavar="COMMAND", dest="command"), everywhere)
+    for name in names:
+        import_module(f"{__package__}.{name}").add(commands)
     return parser
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import ipaddress
+import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.core.visible import visible
-
-if TYPE_CHECKING:
-    from gigaoffice_worker.config import SidePort
 
 READY = "/readyz"
 LIVE = "/livez"
@@ -25,6 +22,25 @@ Ask a running worker's /readyz, or /livez with --live, over the loopback interfa
 METRICS_HOST and METRICS_PORT say where it listens; with METRICS_PORT=0 the port is read from $RUNTIME_DIRECTORY/port.
 Exit code 0: the answer is good; 1: it is not, or there is none in time.
 """
+
+
+class SidePort(Protocol):
+    """Where a worker's side port is, as the configuration has it."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def runtime_directory(self) -> str | None: ...
+
+
+class Place(NamedTuple):
+    """The part of the configuration that this command needs."""
+
+    host: str
+    port: int
+    runtime_directory: str | None
 
 
 class Reply(NamedTuple):
@@ -50,11 +66,23 @@ def add(commands: terminal.Commands) -> None:
 
 def act(asked: argparse.Namespace) -> int:
     """Print the worker's answer; 0 if it is good, else 1."""
-    from gigaoffice_worker.config import load
-
-    reply = ask(load().side_port, LIVE if asked.live else READY, asked.timeout)
+    reply = ask(side_port(os.environ), LIVE if asked.live else READY, asked.timeout)
     print("\n".join(map(visible, reply.text.rstrip().split("\n"))))
     return 0 if reply.good else 1
+
+
+def side_port(environ: Mapping[str, str]) -> Place:
+    """Read where the worker listens: these three variables alone, for a container asks every few seconds.
+
+    To load and check the whole configuration costs three times as much as the question, and what else is wrong with
+    it is not what was asked. Raises ConfigurationError if the port is none.
+    """
+    text = environ.get("METRICS_PORT", "").strip() or "9464"
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65_535):
+        raise ConfigurationError(f"METRICS_PORT={text[:80]!r}: must be a whole number from 0 to 65535")
+    host = environ.get("METRICS_HOST", "").strip() or "127.0.0.1"
+    # systemd separates several directories by colons; the first is the unit's own.
+    return Place(host, int(text), environ.get("RUNTIME_DIRECTORY", "").strip().partition(":")[0] or None)
 
 
 def ask(side_port: SidePort, path: str, timeout: float) -> Reply:
@@ -79,13 +107,9 @@ def ask(side_port: SidePort, path: str, timeout: float) -> Reply:
 def reachable_host(host: str) -> str:
     """Return the address at which a server bound to `host` is reached from this machine."""
     bare = host.removeprefix("[").removesuffix("]")
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        return bare  # a name
-    if not address.is_unspecified:
-        return bare
-    return "127.0.0.1" if address.version == 4 else "::1"
+    if set(bare) <= {"0", ":"} and ":" in bare:  # IPv6 for "every address", however many zeros it is written with
+        return "::1"
+    return "127.0.0.1" if bare == "0.0.0.0" else bare  # noqa: S104  # a comparison
 
 
 def _port(side_port: SidePort) -> int:
@@ -96,9 +120,10 @@ def _port(side_port: SidePort) -> int:
             "METRICS_PORT=0 and no RUNTIME_DIRECTORY: nothing says which port the worker picked",
             hint="Give the worker a METRICS_PORT, or set RUNTIME_DIRECTORY for it and for this command.",
         )
-    path = Path(side_port.runtime_directory, "port")
+    path = os.path.join(side_port.runtime_directory, "port")  # noqa: PTH118  # pathlib costs more than the question
     try:
-        return int(path.read_text(encoding="ascii"))
+        with open(path, encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read(16))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it holds no number"
         raise terminal.FoundWantingError(

@@ -10,13 +10,13 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-import structlog
-
 from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
     from gigaoffice_worker.config import Config
     from gigaoffice_worker.observe.logs import LogSink
     from gigaoffice_worker.observe.metrics import Metrics
@@ -29,8 +29,6 @@ _DESCRIPTION = """\
 Create and verify the topics, then read requests, have each one handled and publish its response, until SIGTERM
 or SIGINT: then what is in flight is finished and committed. A second signal ends the wait. SIGHUP is ignored.
 """
-
-log = structlog.get_logger(__name__)
 
 
 def add(commands: terminal.Commands) -> None:
@@ -53,8 +51,17 @@ def act(asked: argparse.Namespace) -> NoReturn:  # noqa: ARG001  # it has no arg
     metrics = Metrics(__version__)
     sink = _open_logs(config, metrics)
     for name in ignored:
-        log.warning("Variable ignored: this worker is one process and keeps its metrics in memory", variable=name)
+        event = "Variable ignored: this worker is one process and keeps its metrics in memory"
+        _log().warning(event, variable=name)
     _end(_outcome(config, metrics), sink)
+
+
+def _log() -> FilteringBoundLogger:
+    # Imported late: the other commands declare themselves in a fraction of the time that structlog takes to load.
+    import structlog
+
+    log: FilteringBoundLogger = structlog.get_logger(__name__)
+    return log
 
 
 def _outcome(config: Config, metrics: Metrics) -> int:
@@ -67,17 +74,17 @@ def _outcome(config: Config, metrics: Metrics) -> int:
 
         _tune_the_interpreter()
         for warning in config.warnings:
-            log.warning("Configuration warning", warning=warning)
+            _log().warning("Configuration warning", warning=warning)
         with prints_as_log_lines():
             return Worker(config, metrics=metrics).run()
     except WorkerError as error:
         tell_left_out()
-        log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
+        _log().error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
         _tell_whoever_does_not_read_the_log(error)
         return error.exit_code
-    except BaseException as error:  # SystemExit too, out of somebody's handler: the log has to know it
+    except BaseException as error:  # noqa: BLE001  # SystemExit too, out of somebody's handler: the log has to know it
         tell_left_out()
-        log.critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
+        _log().critical("Worker stopped", error=repr(error), exit_code=_UNEXPECTED, exc_info=error)
         return _UNEXPECTED
 
 
@@ -117,7 +124,7 @@ def _refused(error: ConfigurationError) -> int:
     terminal.report(error)
     if not sys.stdout.isatty():
         sink = configure("INFO", "auto")
-        log.error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
+        _log().error("Worker stopped", error=str(error), hint=error.hint, exit_code=error.exit_code)
         sink.close()
     return error.exit_code
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import logging
 import os
 import sys
 import time
@@ -130,6 +128,8 @@ def command_logs(config: Config, *, least: str | None = None) -> Iterator[LogSin
 
 
 def _keep_the_client_quiet(stack: contextlib.ExitStack) -> None:
+    import logging
+
     # Its loggers go on, because the broker room listens to what they say of refused connections.
     client = logging.getLogger("kafka")
     stack.callback(setattr, client, "propagate", client.propagate)
@@ -148,6 +148,8 @@ def hide_secrets(config: Config, sink: LogSink) -> None:
 
 
 def _secrets(value: object) -> Iterator[Secret]:
+    import dataclasses
+
     from gigaoffice_worker.config import Secret
 
     if isinstance(value, Secret):

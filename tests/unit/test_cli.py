@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from gigaoffice_worker import __version__
-from gigaoffice_worker.cli import main
+from gigaoffice_worker.cli import health, main
 from gigaoffice_worker.cli.entry import environment_additions
 from gigaoffice_worker.cli.health import reachable_host
 from gigaoffice_worker.cli.outgoing import read_request, read_requests
 from gigaoffice_worker.cli.samples import sample_requests
 from gigaoffice_worker.cli.terminal import UsageError
-from gigaoffice_worker.config import VARIABLES
+from gigaoffice_worker.config import VARIABLES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "127.0.0.1:1"  # nothing listens on the first port of all
@@ -470,6 +470,43 @@ def test_health_waits_no_longer_than_it_was_told(silent_server):
     assert_one_message(done, 1, "timed out")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"METRICS_HOST": "0.0.0.0", "METRICS_PORT": "8080"},  # noqa: S104
+        {"METRICS_HOST": " worker ", "METRICS_PORT": " 0 ", "RUNTIME_DIRECTORY": "/run/a:/run/b"},
+        {"METRICS_HOST": "", "METRICS_PORT": "", "RUNTIME_DIRECTORY": ""},
+    ],
+)
+def test_health_reads_the_place_of_the_worker_as_the_configuration_does(given):
+    found = load(given).side_port
+    assert health.side_port(given) == (found.host, found.port, found.runtime_directory)
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "1e3", "²"])
+def test_health_of_a_port_that_is_none_is_a_wrong_configuration(port):
+    assert_one_message(command("health", METRICS_PORT=port), 78, "METRICS_PORT")
+
+
+def test_health_loads_nothing_that_it_does_not_need():
+    script = "import sys; from gigaoffice_worker.cli import main; main(['health']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean({"METRICS_PORT": "1"}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    loaded = set(done.stdout.split())
+    assert "gigaoffice_worker.cli.health" in loaded
+    heavy = {"asyncio", "environs", "kafka", "marshmallow", "prometheus_client", "structlog", "waitress"}
+    assert loaded & heavy == set()
+    assert "gigaoffice_worker.config" not in loaded
+
+
 def test_an_interrupt_ends_a_command_quietly(silent_server):
     host, _, port = silent_server.rpartition(":")
     del host
@@ -481,9 +518,9 @@ def test_an_interrupt_ends_a_command_quietly(silent_server):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        # environs is among the last things that are imported before the worker is asked.
+        # http.client is the last thing that is imported before the worker is asked.
         imports = iter(process.stderr.readline, "")
-        assert any("gigaoffice_worker.config" in line and "config." not in line for line in imports)
+        assert any(line.endswith(" http.client\n") for line in imports)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(20) == 130
