@@ -27,6 +27,9 @@ _MAX_STACK_FRAMES = 30
 class LogSink:
     """Where all log lines of the process go: rendered by the caller's thread, written by one of the sink's own."""
 
+    level: str
+    """The least level that is logged."""
+
     def __init__(self, lines: LineFormat, writer: BackgroundWriter) -> None:
         self._lines = lines
         self._writer = writer
@@ -36,6 +39,14 @@ class LogSink:
     def hide(self, secret: str) -> None:
         """Print asterisks instead of `secret` from now on, wherever it turns up (at least four characters)."""
         self._lines.hide(secret)
+
+    def set_level(self, level: str) -> None:
+        """Log lines of this level and above from now on, also through loggers that exist. Raises ValueError."""
+        threshold = logging.getLevelNamesMapping().get(level.upper())
+        if not threshold:
+            raise ValueError(f"{level!r} is no level: DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        self.level = level.upper()
+        _let_pass(threshold)
 
     def emit(self, level: str, event: object, facts: Mapping[str, object], created: float) -> None:
         """Write one record of the moment `created` (Unix seconds). Never blocks, never raises."""
@@ -78,7 +89,6 @@ def configure(
     outlet = _outlet()
     if outlet.sink is not None:
         raise RuntimeError("logs are configured already; close the sink first")
-    threshold = logging.getLevelNamesMapping()[level.upper()]
     output = sys.stdout if stream is None else stream
     terminal = _is_terminal(output)
     lines = LineFormat(console=format == "console" or (format == "auto" and terminal), colour=terminal)
@@ -87,8 +97,9 @@ def configure(
         return lines.line("warning", "Log lines dropped", {"dropped": missing}, time.time())
 
     sink = LogSink(lines, BackgroundWriter(output, gap=gap, on_dropped=on_dropped, capacity=capacity))
-    _bind_structlog(outlet, sink, threshold)
-    _bind_stdlib(sink, threshold)
+    _bind_structlog(outlet, sink)
+    _bind_stdlib(sink)
+    sink.set_level(level)
     _bind_hooks(sink)
     atexit.register(sink.close)
     sink.on_close(partial(atexit.unregister, sink.close))
@@ -139,6 +150,10 @@ class _Outlet:
     debug = info = warning = warn = error = exception = critical = fatal = log = msg = ignore
 
 
+_METHODS = (
+    *("debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "msg"),
+    *("is_enabled_for", "get_effective_level"),
+)
 _LEVEL_OF_METHOD = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info", "log": "info"}
 
 
@@ -147,27 +162,41 @@ def _outlet() -> _Outlet:
     return factory if isinstance(factory, _Outlet) else _Outlet()
 
 
-def _bind_structlog(outlet: _Outlet, sink: LogSink, threshold: int) -> None:
+class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]  # made at run time
+    """What every logger becomes at its first use and stays: so a new level is set on the class, not on each of them."""
+
+    @classmethod
+    def let_pass(cls, threshold: int) -> None:
+        """Do nothing from now on for what is below `threshold`."""
+        filtering = structlog.make_filtering_bound_logger(threshold)
+        for name in _METHODS:
+            setattr(cls, name, getattr(filtering, name))
+
+
+def _let_pass(threshold: int) -> None:
+    _Logger.let_pass(threshold)
+    logging.getLogger().setLevel(threshold)
+    for name, floor in FLOORS.items():
+        logging.getLogger(name).setLevel(max(floor, threshold))
+
+
+def _bind_structlog(outlet: _Outlet, sink: LogSink) -> None:
     outlet.sink = sink
     structlog.configure(
         processors=outlet.processors,
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=_Logger,
         logger_factory=outlet,
         cache_logger_on_first_use=True,
     )
     sink.on_close(partial(setattr, outlet, "sink", None))
 
 
-def _bind_stdlib(sink: LogSink, threshold: int) -> None:
+def _bind_stdlib(sink: LogSink) -> None:
     bridge = StdlibBridge(sink.emit, context=structlog.contextvars.get_contextvars, limiter=RateLimiter())
     root = logging.getLogger()
     sink.summarize_by(bridge.flush_summaries)
-    for name, floor in FLOORS.items():
-        logger = logging.getLogger(name)
+    for logger in (root, *map(logging.getLogger, FLOORS)):
         sink.on_close(partial(logger.setLevel, logger.level))
-        logger.setLevel(max(floor, threshold))
-    sink.on_close(partial(root.setLevel, root.level))
-    root.setLevel(threshold)
     root.addHandler(bridge)
     sink.on_close(partial(root.removeHandler, bridge))
     logging.captureWarnings(True)

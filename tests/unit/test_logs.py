@@ -944,3 +944,30 @@ def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_tracebac
     assert line["error_type"] == "ConnectionResetError"
     assert line["error"] == "reset by peer"
     assert "traceback" not in line
+
+
+# The level
+
+
+def test_level_changes_for_loggers_that_are_in_use_already():
+    stream = io.StringIO()
+    sink = configure("INFO", "json", stream=stream)
+    try:
+        log, library = structlog.get_logger("early"), logging.getLogger("some.library")
+        log.info("one")
+        log.debug("not told")
+        sink.set_level("debug")
+        log.debug("two")
+        library.debug("three")
+        assert sink.level == "DEBUG"
+        assert logging.getLogger("kafka").level == logging.INFO  # below that it tells passwords
+        sink.set_level("ERROR")
+        log.warning("not told")
+        library.warning("not told")
+        log.error("four")
+        with pytest.raises(ValueError, match="is no level"):
+            sink.set_level("LOUD")
+    finally:
+        sink.close()
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("message", line["event"]) for line in told] == ["one", "two", "three", "four"]
