@@ -21,10 +21,12 @@ from gigaoffice_worker.core.errors import WorkerError
 from gigaoffice_worker.core.records import Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.engine.engine import Engine
+from gigaoffice_worker.engine.orders import Orders
 from gigaoffice_worker.engine.status import Observer
 from gigaoffice_worker.engine.topic_watch import TopicWatch
 from gigaoffice_worker.handlers.loading import Handler, load, prepare
 from gigaoffice_worker.observe import tracing
+from gigaoffice_worker.observe.control import ControlSocket
 from gigaoffice_worker.observe.health import State
 from gigaoffice_worker.observe.logs import dump_stacks, tell_left_out
 from gigaoffice_worker.observe.metrics import Metrics
@@ -86,7 +88,10 @@ class Worker:
             self._pages.by_path(),
             self._metrics.registry,
             runtime_directory=port.runtime_directory,
+            names=port.allowed_hosts,
+            wait=port.port_wait,
         )
+        self._control = ControlSocket(port.runtime_directory, Orders(lambda: self._engine).commands())
 
     # The story
 
@@ -106,7 +111,8 @@ class Worker:
         """Open the side port, load the handler, see to the topics, and start the threads."""
         config = self._config
         log.info("Worker starting", version=__version__, handler=config.worker.handler, pid=os.getpid())
-        self._side_port.start()
+        self._side_port.start(self._stop)
+        self._control.start()
         self._handler = handler = self._handler_to_use()
         handler.register_metrics(self._metrics.registry)
         self._enter(State.VERIFYING_TOPICS)
@@ -131,6 +137,7 @@ class Worker:
             self._spans.close(max(_FLUSH_WITHIN[0], min(_FLUSH_WITHIN[1], self._drain_until - time.monotonic())))
         if self._handler is not None and (engine is None or engine.pool.join(0.5)):
             _close_handler(self._handler)
+        self._control.close()
         self._side_port.close(time.monotonic() + 1.0)
         self._topics.close()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gigaoffice_worker import __version__
+from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import completion
 from gigaoffice_worker.cli.outline import Option, Outline, outline
 from gigaoffice_worker.config import VARIABLES
@@ -58,7 +58,7 @@ def _page(program: Outline) -> Iterator[str]:
     yield from (".SH ENVIRONMENT", "Every secret NAME can be given as a file in NAME_FILE instead.")
     for variable in VARIABLES:
         default = f" (default: {variable.default})" if variable.default else ""
-        yield from _item(variable.name, f"{variable.meaning}; {variable.allowed}{default}")
+        yield from _item(variable.name, f"{variable.meaning}; {variable.kind.allowed}{default}")
     for title, items in (("SIGNALS", _SIGNALS), ("FILES", _FILES)):
         yield f".SH {title}"
         for name, meaning in items.items():

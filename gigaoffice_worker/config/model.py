@@ -218,8 +218,15 @@ class SidePort:
 
     host: str = env("METRICS_HOST", "127.0.0.1", kinds.TEXT, "address of the side port")
     port: int = env("METRICS_PORT", "9464", whole(0, 65_535), "side port for metrics and health; 0 picks a free one")
+    port_wait: float = env("METRICS_PORT_WAIT", "10", seconds(0), "seconds for which a port that is taken is tried")
+    allowed_hosts: tuple[str, ...] = env(
+        "METRICS_ALLOWED_HOSTS",
+        "",
+        kinds.HOSTS,
+        "names besides its own by which the side port answers; addresses always do, * is any",
+    )
     runtime_directory: str | None = env(
-        "RUNTIME_DIRECTORY", "", kinds.DIRECTORY, "set by systemd: where the number of a picked port is written"
+        "RUNTIME_DIRECTORY", "", kinds.DIRECTORY, "set by systemd: for the control socket and a picked port's number"
     )
 
 

@@ -44,6 +44,14 @@ def rate(value: str) -> Rate:
     return Rate(int(found[1]), int(found[2]))
 
 
+def hosts(value: str) -> tuple[str, ...]:
+    """Read a list of host names without ports; `*` stands for any."""
+    names = tuple(filter(None, (name.strip() for name in value.split(","))))
+    if wrong := [name for name in names if name != "*" and not HOST.fullmatch(name)]:
+        raise ValidationError(f"must be host names separated by commas, or *, but {wrong[0]!r} is none")
+    return names
+
+
 def servers(value: str) -> tuple[str, ...]:
     """Read a list of `host:port`, and name every entry that is none."""
     entries = [entry.strip() for entry in value.split(",") if entry.strip()]

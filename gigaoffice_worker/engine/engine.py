@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gigaoffice_worker.observe.spans import Spans  # importing it costs time and memory
 
 _HOLD_DRAIN = "draining"
+_HOLD_OPERATOR = "operator"
 
 
 class Engine:
@@ -106,6 +107,21 @@ class Engine:
         self.delivery.start()
         self.pool.start()
         self.consumer.start()
+
+    @property
+    def paused(self) -> bool:
+        """Whether an operator stopped intake."""
+        return self.consumer.intake.stopped_by_operator
+
+    def pause(self) -> None:
+        """Take in and start nothing until `resume`; what runs ends, and the group is not left."""
+        self.consumer.intake.stopped_by_operator = True
+        self.dispatcher.hold(_HOLD_OPERATOR)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.consumer.intake.stopped_by_operator = False
+        self.dispatcher.release(_HOLD_OPERATOR)
 
     def drain(self, deadline: float) -> None:
         """Start no attempt any more, settle what is in flight, commit and leave, until `deadline` (monotonic)."""

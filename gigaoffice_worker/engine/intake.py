@@ -67,6 +67,7 @@ class Intake:
         # Replaced and never changed, so that observers may read it without a lock.
         self.paused: Mapping[int, str] = {}
         self.trouble: str | None = None
+        self.stopped_by_operator = False
         self._failures = 0
         self._next_watermarks = 0.0
 
@@ -177,6 +178,8 @@ class Intake:
         everywhere = "bytes" if over else None
         if draining:
             everywhere = "draining"
+        elif self.stopped_by_operator:
+            everywhere = "operator"
         elif self._dispatcher.intake_stopped() is not None:
             everywhere = "storm-guard"
         wanted = _HOLDING.reasons(

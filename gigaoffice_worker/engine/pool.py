@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -138,8 +139,9 @@ class Pool:
             if made.ended is not AttemptEnd.INVALID:
                 self._metrics.attempt_ended(made.ended, made.seconds)
             if made.ended is AttemptEnd.ANSWERED:
-                if made.seconds >= TELL_FROM:
-                    log.info("Request answered", **_facts(work, number, made))
+                if made.seconds >= TELL_FROM or log.is_enabled_for(logging.DEBUG):
+                    tell = log.info if made.seconds >= TELL_FROM else log.debug
+                    tell("Request answered", **_facts(work, number, made))
             elif made.failure is not None:
                 self._tell_failed(work, number, made.failure, retried=outcome is None)
             if outcome is not None and self._deliver(work, outcome):

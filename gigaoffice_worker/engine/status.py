@@ -113,6 +113,8 @@ class Observer:
             yield Trouble("draining", "the worker drains")
         yield from self._not_live(engine, now)
         yield from self._cluster_trouble()
+        if engine.paused:
+            yield Trouble("paused", "an operator stopped intake (ctl pause); ctl resume lets it go on")
         yield from _membership_trouble(engine, now)
         for topic, why in trouble.items():
             yield Trouble("delivery-blocked", f"outcomes cannot be delivered to {topic}: {why}")

@@ -106,6 +106,13 @@ def configure(
     return sink
 
 
+def set_level(level: str) -> None:
+    """Set the least level that is logged, by name. Raises ValueError for one that there is none of."""
+    sink = _outlet().sink
+    if sink is not None:
+        sink.set_level(level)
+
+
 def tell_left_out() -> None:
     """Say how many repeated lines were left out, before a line that is to be the last one."""
     sink = _outlet().sink

@@ -133,11 +133,28 @@ def test_side_port_that_is_taken_ends_with_78(scene):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code, error = end_of(scene.worker(METRICS_PORT=port))
+        code, error = end_of(scene.worker(METRICS_PORT=port, METRICS_PORT_WAIT="0.5"))
     assert code == 78
     assert "METRICS_PORT" in error
     assert port in error
     assert scene.topics.requests not in wire.topics(scene.bootstrap)
+
+
+def test_side_port_that_is_freed_in_time_does_not_keep_a_restart_down(scene):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with scene.worker(METRICS_PORT=str(port)) as worker:
+            worker.wait_until(
+                lambda: any(line["event"].startswith("Side port taken") for line in worker.logs()), 20, "the wait"
+            )
+            taken.close()
+            event = eventually(
+                lambda: next((line for line in worker.logs() if line["event"] == "Side port open"), None), "the port"
+            )
+            assert event["port"] == port
+            assert worker.stop() == 0
 
 
 @pytest.mark.parametrize(

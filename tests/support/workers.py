@@ -131,6 +131,14 @@ class WorkerProcess:
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
+    @property
+    def control_socket(self) -> Path:
+        return self._runtime / "control.sock"
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Say something to it as an operator does."""
+        return run_command(self._environment, "ctl", *arguments)
+
     # What it says
 
     def port(self) -> int:

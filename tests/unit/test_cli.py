@@ -256,7 +256,7 @@ def test_run_refuses_a_handler_that_cannot_be_loaded():
 
 
 def test_run_refuses_a_side_port_that_is_taken(silent_server):
-    done = command("run", METRICS_PORT=silent_server.rpartition(":")[2])
+    done = command("run", METRICS_PORT=silent_server.rpartition(":")[2], METRICS_PORT_WAIT="0.3")
     assert_one_message(done, 78, "METRICS_PORT")
     assert_stopped(done, 78)
 
