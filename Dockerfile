@@ -17,10 +17,11 @@ WORKDIR /source
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY requirements requirements
 COPY gigaoffice_worker gigaoffice_worker
-# pip stays behind in a virtual environment of its own.
+# pip stays behind in a virtual environment of its own, and so does what builds the wheel, which has a lock too.
 RUN python3 -m venv /tools \
  && python3 -m venv --without-pip /opt/gigaoffice-worker \
- && /tools/bin/pip wheel --no-deps --wheel-dir /wheel . \
+ && /tools/bin/pip install --require-hashes --only-binary :all: --requirement requirements/build.txt \
+ && /tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
  && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install \
     --require-hashes --only-binary :all: --requirement "requirements/${REQUIREMENTS}" \
  && /tools/bin/pip --python /opt/gigaoffice-worker/bin/python install --no-deps --no-index /wheel/*.whl

@@ -29,12 +29,13 @@ lint: $(STAMP) ## ruff, mypy and the layering
 LOCK := --quiet --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
   --no-emit-trusted-host --unsafe-package gigaoffice-worker
 
-lock: $(STAMP) ## what the image installs, anew, by hashes: requirements/ (ARGS="--upgrade")
+lock: $(STAMP) ## what the image and systemd/install.sh install, anew, by hashes: requirements/ (ARGS="--upgrade")
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
 	$(BIN)/pip-compile $(LOCK) --extra http -o requirements/image.txt $(ARGS) pyproject.toml
 	$(BIN)/pip-compile $(LOCK) --extra http --extra gigachat -o requirements/image-gigachat.txt $(ARGS) pyproject.toml
+	$(BIN)/pip-compile $(LOCK) --only-build-deps --build-deps-for wheel -o requirements/build.txt $(ARGS) pyproject.toml
 	sed -i -e '/^# WARNING/,$$d' -e 's/ (pyproject.toml)//' \
-	  -e '1i # What the image installs, each file by its hash. Written by `make lock`; change pyproject.toml, not this.' \
+	  -e '1i # What is installed, each file by its hash. Written by `make lock`; change pyproject.toml, not this.' \
 	  requirements/*.txt
 
 audit: $(STAMP) ## lock and licences, an SBOM (sbom.json), known weaknesses of what the image installs

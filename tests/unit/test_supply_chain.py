@@ -55,10 +55,18 @@ def test_each_licence_may_be_shipped(package):
     assert LICENCES.search(named), named
 
 
-def test_the_image_installs_nothing_without_a_hash():
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    installs = re.findall(r"pip --python [^&]* install [^&]*", dockerfile.replace("\\\n", ""))
-    assert len(installs) == 2
+def test_what_builds_the_wheel_is_locked():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]
+    pins = locked("build.txt")
+    for requirement in map(Requirement, build["requires"]):
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize("script", ["Dockerfile", "systemd/install.sh"])
+def test_nothing_is_installed_without_a_hash(script):
+    text = (ROOT / script).read_text("utf-8").replace("\\\n", "")
+    installs = [each for each in re.findall(r"pip[^&\n]*? (?:install|wheel) [^&\n]*", text) if not each.startswith("#")]
+    assert len(installs) >= 3
     for line in installs:
-        # The second one is the worker's own wheel, made of this source.
-        assert "--require-hashes" in line or "--no-deps --no-index" in line
+        # Without a hash comes only the worker's own wheel, made of this source, by tools that have one.
+        assert "--require-hashes" in line or "--no-deps --no-index" in line or "--no-build-isolation" in line, line
