@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from gigaoffice_worker.observe.repeats import LEFT_OUT, RateLimiter, Suppressed, template
 
 Emit = Callable[[str, str, Mapping[str, object], float], None]
 
 # The least level of loggers that would otherwise say too much: at DEBUG the Kafka client prints passwords and payloads
 # and the HTTP client's transport prints headers; at INFO the HTTP client prints a line for each call.
 FLOORS: Mapping[str, int] = {
-    "kafka": logging.INFO,
+    "kafka": logging.INFO,  # and told from WARNING on, see StdlibBridge
     "gigachat": logging.ERROR,  # warns of each refusal, with its address; the handler's error says it too
     "httpcore": logging.WARNING,
     "httpx": logging.WARNING,
@@ -33,7 +32,6 @@ _EVENTS: Mapping[str, str] = {
     "py": "Python warning",
 }
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 class StdlibBridge(logging.Handler):
@@ -41,6 +39,8 @@ class StdlibBridge(logging.Handler):
 
     What the worker's own libraries say is data: it goes to the fact `message`, and `event` is a constant. Of all other
     loggers, the handler's and those of its libraries, the message is the event. `context` gives facts to add.
+    What the Kafka client says at INFO is left out unless `tells_all`: what matters of it the worker says itself. It is
+    logged all the same, because the broker room listens to it.
     """
 
     def __init__(self, emit: Emit, *, context: Callable[[], Mapping[str, object]], limiter: RateLimiter) -> None:
@@ -48,17 +48,20 @@ class StdlibBridge(logging.Handler):
         self._emit = emit
         self._context = context
         self._limiter = limiter
+        self.tells_all = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; what can't be read becomes a line that says so."""
         root = record.name.partition(".")[0]
         if record.levelno < _floor(record.name):  # somebody lowered the level of one of its children
             return
+        if root == "kafka" and record.levelno < logging.WARNING and not self.tells_all:
+            return
         suppressed = 0
         if root in RATE_LIMITED:
             for old in self._limiter.sweep(record.created):
                 self._summarize(old, record.created)
-            allowed = self._limiter.admit((record.name, str(record.msg)), record.created)
+            allowed = self._limiter.admit((record.name, template(str(record.msg))), record.created, record.levelno)
             if allowed is None:
                 return
             suppressed = allowed
@@ -73,88 +76,9 @@ class StdlibBridge(logging.Handler):
             self._summarize(old, now)
 
     def _summarize(self, old: Suppressed, now: float) -> None:
-        facts = {"logger": old.logger, "template": old.template, "suppressed": old.lines}
-        self._emit("info", "Repeated messages left out", facts, now)
-
-
-@dataclass(frozen=True, slots=True)
-class Suppressed:
-    """Lines of one logger and one message template that were left out; an empty template stands for many."""
-
-    logger: str
-    template: str
-    lines: int
-
-
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    filled: float  # when, in the caller's seconds
-    suppressed: int = 0
-
-    def take(self, now: float, *, burst: float, per_second: float) -> bool:
-        self.tokens = min(burst, self.tokens + max(0.0, now - self.filled) * per_second)
-        self.filled = now
-        if self.tokens < 1.0:
-            return False
-        self.tokens -= 1.0
-        return True
-
-
-class RateLimiter:
-    """A token bucket for each (logger, message template): `burst` lines at once, then one every `interval` seconds.
-
-    The first line of a template always passes, unless dozens of templates are new: then they are data in disguise
-    (a message put together before it was logged) and share one bucket. At most `size` templates are remembered.
-    """
-
-    def __init__(self, *, burst: int = 3, interval: float = 10.0, new_burst: int = 50, size: int = 256) -> None:
-        self._burst = float(burst)
-        self._per_second = 1.0 / interval
-        self._new_burst = float(new_burst)
-        self._new = _Bucket(tokens=float(new_burst), filled=0.0)
-        self._size = size
-        self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
-        self._forgotten: list[Suppressed] = []
-        self._swept = 0.0
-
-    def admit(self, key: tuple[str, str], now: float) -> int | None:
-        """Return how many lines like this one were left out before it, or None when it is to be left out itself."""
-        logger, template = key[0], _NUMBERS.sub("#", key[1][:300])
-        bucket = self._buckets.get((logger, template))
-        if bucket is None:
-            if not self._new.take(now, burst=self._new_burst, per_second=1.0):
-                self._new.suppressed += 1
-                return None
-            bucket = self._remember((logger, template), now)
-        self._buckets.move_to_end((logger, template))
-        if not bucket.take(now, burst=self._burst, per_second=self._per_second):
-            bucket.suppressed += 1
-            return None
-        suppressed, bucket.suppressed = bucket.suppressed, 0
-        return suppressed
-
-    def sweep(self, now: float, *, idle: float = 60.0) -> list[Suppressed]:
-        """Return, at most every `idle` seconds, what was left out by templates that did not come again."""
-        if now - self._swept < idle:
-            return []
-        self._swept = now
-        found, self._forgotten = self._forgotten, []
-        for (logger, template), bucket in list(self._buckets.items()):
-            if bucket.suppressed and now - bucket.filled >= idle:
-                found.append(Suppressed(logger, template, bucket.suppressed))
-                bucket.suppressed = 0
-        if self._new.suppressed:
-            found.append(Suppressed("", "", self._new.suppressed))
-            self._new.suppressed = 0
-        return found
-
-    def _remember(self, key: tuple[str, str], now: float) -> _Bucket:
-        if len(self._buckets) >= self._size:
-            (logger, template), oldest = self._buckets.popitem(last=False)
-            if oldest.suppressed and len(self._forgotten) < self._size:
-                self._forgotten.append(Suppressed(logger, template, oldest.suppressed))
-        return self._buckets.setdefault(key, _Bucket(tokens=self._burst, filled=now))
+        logger, text = old.cause or ("", "")
+        facts = {"logger": logger, "template": text, "suppressed": old.lines}
+        self._emit(level_name(old.level), LEFT_OUT, facts, now)
 
 
 def level_name(number: int) -> str:

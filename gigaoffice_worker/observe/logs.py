@@ -15,9 +15,10 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from gigaoffice_worker.observe.log_bridge import FLOORS, RateLimiter, StdlibBridge
+from gigaoffice_worker.observe.log_bridge import FLOORS, StdlibBridge
 from gigaoffice_worker.observe.log_lines import LineFormat
 from gigaoffice_worker.observe.log_writer import CAPACITY, BackgroundWriter
+from gigaoffice_worker.observe.repeats import OwnRepeats, RateLimiter
 
 _EXIT_FLUSH = 2.0  # seconds for the last lines of a process that ends without close()
 _MAX_STACKS = 100
@@ -34,7 +35,9 @@ class LogSink:
         self._lines = lines
         self._writer = writer
         self._undo: list[Callable[[], object]] = []
-        self._summarize: Callable[[float], object] = lambda now: None  # noqa: ARG005
+        self._tells_all = False
+        self._own = OwnRepeats(self.emit)
+        self._others: StdlibBridge | None = None
 
     def hide(self, secret: str) -> None:
         """Print asterisks instead of `secret` from now on, wherever it turns up (at least four characters)."""
@@ -46,7 +49,16 @@ class LogSink:
         if not threshold:
             raise ValueError(f"{level!r} is no level: DEBUG, INFO, WARNING, ERROR or CRITICAL")
         self.level = level.upper()
+        self._tells_all = threshold <= logging.DEBUG
+        if self._others is not None:
+            self._others.tells_all = self._tells_all
         _let_pass(threshold)
+
+    def tell(self, level: str, event: object, facts: Mapping[str, object], created: float) -> None:
+        """Write one record of ours, unless it repeats a cause that was told often just now; at DEBUG all are told."""
+        left_out = 0 if self._tells_all else self._own.admit(level, event, facts, created)
+        if left_out is not None:
+            self.emit(level, event, {**facts, "suppressed": left_out} if left_out else facts, created)
 
     def emit(self, level: str, event: object, facts: Mapping[str, object], created: float) -> None:
         """Write one record of the moment `created` (Unix seconds). Never blocks, never raises."""
@@ -54,11 +66,13 @@ class LogSink:
 
     def tell_left_out(self) -> None:
         """Say how many repeated lines were left out and not told yet."""
-        self._summarize(time.time())
+        self._own.tell(time.time(), idle=0.0)
+        if self._others is not None:
+            self._others.flush_summaries(time.time())
 
-    def summarize_by(self, summarize: Callable[[float], object]) -> None:
-        """Let `summarize(now)` say what was left out: when asked, and when the sink closes."""
-        self._summarize = summarize
+    def listen_by(self, bridge: StdlibBridge) -> None:
+        """Let `bridge` hand the records of other loggers to this sink; what they left out is told at the end."""
+        self._others = bridge
         self.on_close(self.tell_left_out)
 
     def close(self, timeout: float = _EXIT_FLUSH) -> None:
@@ -149,7 +163,7 @@ class _Outlet:
         """Write the record: as structlog's last processor, so that nothing is left for the logger's methods."""
         if self.sink is not None:
             event = event_dict.pop("event", "")
-            self.sink.emit(_LEVEL_OF_METHOD.get(method, method), event, event_dict, time.time())
+            self.sink.tell(_LEVEL_OF_METHOD.get(method, method), event, event_dict, time.time())
         return ""
 
     def ignore(self, line: str) -> None: ...
@@ -196,12 +210,13 @@ def _bind_structlog(outlet: _Outlet, sink: LogSink) -> None:
         cache_logger_on_first_use=True,
     )
     sink.on_close(partial(setattr, outlet, "sink", None))
+    sink.on_close(partial(_Logger.let_pass, logging.DEBUG))
 
 
 def _bind_stdlib(sink: LogSink) -> None:
     bridge = StdlibBridge(sink.emit, context=structlog.contextvars.get_contextvars, limiter=RateLimiter())
     root = logging.getLogger()
-    sink.summarize_by(bridge.flush_summaries)
+    sink.listen_by(bridge)
     for logger in (root, *map(logging.getLogger, FLOORS)):
         sink.on_close(partial(logger.setLevel, logger.level))
     root.addHandler(bridge)

@@ -23,10 +23,11 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.observe.log_bridge import RateLimiter, StdlibBridge, Suppressed
+from gigaoffice_worker.observe.log_bridge import StdlibBridge
 from gigaoffice_worker.observe.log_lines import MASK, MAX_LINE, LineFormat
 from gigaoffice_worker.observe.log_writer import BackgroundWriter
 from gigaoffice_worker.observe.logs import configure, dump_stacks, tell_left_out
+from gigaoffice_worker.observe.repeats import OwnRepeats, RateLimiter, Suppressed, template
 
 ROOT = Path(__file__).parents[2]
 UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -511,8 +512,8 @@ def test_exception_of_a_library_is_told_like_ours(log):
 def test_a_library_line_whose_arguments_do_not_fit_is_not_lost():
     told = []
     bridge = StdlibBridge(lambda *line: told.append(line), context=dict, limiter=RateLimiter())
-    for template, argument in (("%d things", "three"), ("%s things", Wicked())):
-        bridge.handle(logging.makeLogRecord({"name": "a.library", "levelno": 30, "msg": template, "args": (argument,)}))
+    for text, argument in (("%d things", "three"), ("%s things", Wicked())):
+        bridge.handle(logging.makeLogRecord({"name": "a.library", "levelno": 30, "msg": text, "args": (argument,)}))
     assert [event for _, event, _, _ in told] == [
         "%d things (arguments not shown: TypeError)",
         "%s things (arguments not shown: ValueError)",
@@ -557,6 +558,75 @@ def test_lines_of_a_handlers_own_library_are_not_thinned_out(log):
     assert len(log.lines()) == 100
 
 
+# Our own repeats
+
+
+def test_two_thousand_records_that_fail_alike_are_a_few_lines_and_their_number():
+    stream = io.StringIO()
+    sink = configure("INFO", "json", stream=stream)
+    for number in range(2_000):
+        structlog.get_logger().warning(
+            "Request goes to the dead letter queue", error_type="InvalidRequestError", request_id=f"r-{number}"
+        )
+    structlog.get_logger().warning("Request goes to the dead letter queue", error_type="TypeError", at="a.py:1 f")
+    sink.close()
+    *told, other, summary = map(json.loads, stream.getvalue().splitlines())
+    assert [line["request_id"] for line in told] == [f"r-{number}" for number in range(10)]
+    assert other["error_type"] == "TypeError"
+    assert {
+        "event": "Repeated messages left out",
+        "level": "warning",
+        "of": "Request goes to the dead letter queue",
+        "error_type": "InvalidRequestError",
+        "suppressed": 1_990,
+    }.items() <= summary.items()
+
+
+def test_the_next_line_of_a_cause_says_how_many_were_left_out_before_it():
+    told = []
+    repeats = OwnRepeats(lambda *line: told.append(line))
+    facts = {"error_type": "TimeoutError", "at": "a.py:7 handle"}
+    admitted = [repeats.admit("warning", "Attempt failed", facts, 100.0 + 0.01 * n) for n in range(50)]
+    assert admitted == [0] * 10 + [None] * 40
+    assert repeats.admit("warning", "Attempt failed", facts, 112.0) == 40
+    assert repeats.admit("warning", "Attempt failed", {**facts, "at": "a.py:8 handle"}, 112.0) == 0
+
+
+def test_partitions_stacks_and_what_is_told_of_good_things_are_never_left_out():
+    stream = io.StringIO()
+    sink = configure("INFO", "json", stream=stream)
+    for number in range(100):
+        structlog.get_logger().error("Offset out of range", topic="requests", partition=number)
+        structlog.get_logger().warning("Thread stack", stack=f"File {number}")
+        structlog.get_logger().info("Request answered", request_id=number)
+    sink.close()
+    assert len(stream.getvalue().splitlines()) == 300
+
+
+def test_at_debug_nothing_of_ours_is_left_out():
+    stream = io.StringIO()
+    sink = configure("DEBUG", "json", stream=stream)
+    for _ in range(100):
+        structlog.get_logger().warning("Attempt failed", error_type="TimeoutError")
+    sink.close()
+    assert len(stream.getvalue().splitlines()) == 100
+
+
+# What the Kafka client says
+
+
+@pytest.mark.parametrize("level, told", [("INFO", ["of note"]), ("ERROR", []), ("DEBUG", ["connected", "of note"])])
+def test_the_client_speaks_from_warning_on_unless_everything_is_asked_for(level, told):
+    stream = io.StringIO()
+    sink = configure(level, "json", stream=stream)
+    client = logging.getLogger("kafka.conn")
+    client.info("connected")
+    client.warning("of note")
+    client.debug("a password")
+    sink.close()
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == told
+
+
 def test_first_line_passes_then_a_few_then_one_each_interval():
     limiter = RateLimiter(burst=3, interval=10.0)
     key = ("kafka.conn", "connecting to %s")
@@ -569,8 +639,8 @@ def test_first_line_passes_then_a_few_then_one_each_interval():
 
 def test_numbers_in_a_message_make_no_new_template():
     limiter = RateLimiter(burst=1)
-    assert limiter.admit(("kafka", "node 1 at 0xdeadbeef"), 1.0) == 0
-    assert limiter.admit(("kafka", "node 2 at 0x12ab"), 1.0) is None
+    assert limiter.admit(("kafka", template("node 1 at 0xdeadbeef")), 1.0) == 0
+    assert limiter.admit(("kafka", template("node 2 at 0x12ab")), 1.0) is None
 
 
 def test_data_in_the_place_of_templates_is_limited_as_a_whole():
@@ -578,15 +648,15 @@ def test_data_in_the_place_of_templates_is_limited_as_a_whole():
     words = [f"payload {'abcdefghij'[n % 10] * (n // 10 + 1)}" for n in range(5_000)]
     passed = [word for word in words if limiter.admit(("kafka", word), 1.0) is not None]
     assert len(passed) == 50
-    assert Suppressed("", "", 4_950) in limiter.sweep(100.0)
+    assert Suppressed((), 4_950, logging.INFO) in limiter.sweep(100.0)
     assert len(limiter._buckets) <= 100
 
 
 def test_forgotten_templates_are_still_counted():
     limiter = RateLimiter(burst=1, size=2)
-    for template in ("a", "a", "b", "c"):
-        limiter.admit(("kafka", template), 1.0)
-    assert limiter.sweep(100.0) == [Suppressed("kafka", "a", 1)]
+    for text in ("a", "a", "b", "c"):
+        limiter.admit(("kafka", text), 1.0, logging.ERROR)
+    assert limiter.sweep(100.0) == [Suppressed(("kafka", "a"), 1, logging.ERROR)]
     assert limiter.sweep(101.0) == []
 
 
