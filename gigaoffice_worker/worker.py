@@ -26,6 +26,7 @@ from gigaoffice_worker.engine.status import Observer
 from gigaoffice_worker.engine.topic_watch import TopicWatch
 from gigaoffice_worker.handlers.loading import Handler, load, prepare
 from gigaoffice_worker.observe import tracing
+from gigaoffice_worker.observe.announcer import Announcer
 from gigaoffice_worker.observe.control import ControlSocket
 from gigaoffice_worker.observe.health import State
 from gigaoffice_worker.observe.logs import dump_stacks, tell_left_out
@@ -39,6 +40,7 @@ log = structlog.get_logger(__name__)
 EXIT_DRAINED = 0
 EXIT_ABANDONED = 70
 _TICK = 0.25
+_LOOK_EVERY = 1.0
 # What is left of the drain time for leaving the group and closing clients once handlers have been given up.
 _CLOSE_WITHIN = 4.0
 # Seconds for the last spans: at least, and at most if the drain leaves so many.
@@ -77,6 +79,8 @@ class Worker:
         self._drain_until = 0.0
         self._service_manager = ServiceManager(os.environ)
         self._stacks_dumped = False
+        self._announcer = Announcer()
+        self._next_look = 0.0
         self._told_storm: str | None = None
         self._told_refusal: str | None = None
         self._metrics.observe(self._observer.snapshot)
@@ -204,9 +208,16 @@ class Worker:
         if self._observer.state is State.JOINING and joined:
             self._observer.state = State.RUNNING
             log.info("Worker running", group=self._config.consumer.group)
+        self._tell_of_readiness()
         self._tell_of_the_login(self._logins.refusal)
         self._tell_of_the_storm(engine.dispatcher.admission.guard.reason)
         self._service_manager.serving(self._observer.snapshot, joined=joined, live=self._is_live())
+
+    def _tell_of_readiness(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_EVERY
+            self._announcer.look(self._observer.snapshot().not_ready, now)
 
     def _tell_of_the_login(self, refusal: str | None) -> None:
         if refusal and not self._told_refusal:

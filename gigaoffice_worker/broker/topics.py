@@ -157,6 +157,7 @@ class _Workflow:
         log.debug("Topic listing started", topics=names)
         existing = self._attempts(_LISTING, lambda client: client.describe(names))
         log.debug("Topic listing succeeded", existing=sorted(existing))
+        log.info("Cluster reached", servers=self._config.kafka.bootstrap_servers)
         return existing
 
     def _create(self, spec: TopicSpec) -> None:
