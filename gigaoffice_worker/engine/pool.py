@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import structlog
 
@@ -16,6 +15,7 @@ from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
 from gigaoffice_worker.engine.processor import Processor
+from gigaoffice_worker.observe.failures import Failures
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ class Pool:
         self._busy: dict[threading.Thread, tuple[Work, int]] = {}
         self._threads: set[threading.Thread] = set()
         self._abandoned: set[threading.Thread] = set()
-        self.last_failure: dict[str, object] | None = None
+        self.failures = Failures()
 
     def start(self) -> None:
         for _ in range(self._size):
@@ -97,7 +97,7 @@ class Pool:
             self._metrics.attempt_ended(AttemptEnd.TIMED_OUT, limit)
             if outcome is Late.LOST:
                 continue  # Another member answers it.
-            self._tell_failed(work, number, failure, retried=outcome is None)
+            self._tell_failed(work, number, failure, outcome)
             if isinstance(outcome, Outcome) and self._deliver(work, outcome):
                 self._dispatcher.free(work)
 
@@ -143,18 +143,21 @@ class Pool:
                     tell = log.info if made.seconds >= TELL_FROM else log.debug
                     tell("Request answered", **_facts(work, number, made))
             elif made.failure is not None:
-                self._tell_failed(work, number, made.failure, retried=outcome is None)
+                self._tell_failed(work, number, made.failure, outcome)
             if outcome is not None and self._deliver(work, outcome):
                 done = work
 
-    def _tell_failed(self, work: Work, number: int, failure: Failure, *, retried: bool) -> None:
+    def _tell_failed(self, work: Work, number: int, failure: Failure, outcome: Outcome | None) -> None:
         """Log a failure without the handler's message, which may quote the request; the dead letter has it."""
-        event = (
-            "Attempt failed, the request will be tried again" if retried else "Request goes to the dead letter queue"
-        )
-        facts = {"request_id": work.id, "attempt": number, "error_type": failure.type, **where(work)}
-        self.last_failure = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
-        log.warning(event, **facts)
+        facts: dict[str, object] = {"request_id": work.id, "attempt": number, **where(work)}
+        place = {"at": failure.at} if failure.at else {}
+        if outcome is None:
+            event = "Attempt failed, the request will be tried again"
+        else:
+            event = "Request goes to the dead letter queue"
+            facts["reason"] = outcome.reason.value if outcome.reason else None
+        self.failures.note(failure.type, failure.at, event=event, **facts)
+        log.warning(event, error_type=failure.type, **place, **facts)
 
 
 def where(work: Work) -> dict[str, object]:

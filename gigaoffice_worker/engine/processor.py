@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
+from gigaoffice_worker.core.frames import own_frame
 from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
 from gigaoffice_worker.core.results import UnusableResultError, encode_result, failure_told
@@ -95,7 +96,7 @@ def _answered(result: object, seconds: float) -> Attempt:
 def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
     """Say what an error means; one that comes when the time is used up is a time-out, whatever its handler calls it."""
     failed = AttemptEnd.TIMED_OUT if overdue else AttemptEnd.FAILED
-    failure = Failure(type(error).__name__, _message(error))
+    failure = Failure(type(error).__name__, _message(error), str(own_frame(error.__traceback__) or ""))
     match error:
         case InvalidRequestError():  # the payload did not convert to the type that the handler names: it did not run
             return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))

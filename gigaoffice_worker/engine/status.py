@@ -65,7 +65,7 @@ class Observer:
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
-            last_error=engine.pool.last_failure,
+            failures=engine.pool.failures.kinds(),
             consumer_running=engine.consumer.thread.is_alive(),
             topics=self._topics.seen,
         )
@@ -222,6 +222,6 @@ def _idle(state: State, uptime: float, not_ready: list[Trouble], topics: TopicsS
         standby=False,
         not_live=[],
         not_ready=not_ready,
-        last_error=None,
+        failures=[],
         topics=topics,
     )

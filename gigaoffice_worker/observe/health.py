@@ -95,7 +95,7 @@ class Snapshot:
     standby: bool
     not_live: Sequence[Trouble]
     not_ready: Sequence[Trouble]
-    last_error: Mapping[str, Any] | None
+    failures: Sequence[Mapping[str, Any]]
     consumer_running: bool = False
     topics: TopicsSeen = TopicsSeen()
 

@@ -34,6 +34,7 @@ PREFIX = "gigaoffice_worker_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
 # So many durations are sorted into their buckets at once.
 _SORT_FROM = 256
+_REASONS = frozenset(reason.value for reason in Reason)
 
 
 class Metrics:
@@ -123,12 +124,18 @@ class Metrics:
             counter.inc(number)
         self.end_to_end.observe_all(seconds)
 
-    def totals(self) -> dict[str, float]:
-        """Return what has been counted since the start, for those who ask twice and take the difference."""
+    def totals(self) -> dict[str, Any]:
+        """Return what has been counted since the start, for those who ask twice and take the difference.
+
+        `outcomes` and `dead_letters` (by reason) hold what was seen at least once.
+        """
         calls, seconds = self.handler_duration.count_and_sum()
         return {
             "finished": total(self.requests),
-            "dead_lettered": sum(total(dead) for dead in self._dead.values()),
+            "outcomes": _by_label(self.requests),
+            "dead_letters": {
+                name: number for name, number in _by_label(self.messages_failed).items() if name in _REASONS
+            },
             "handler_calls": calls,
             "handler_seconds": round(seconds, 6),
         }
@@ -247,6 +254,11 @@ class _Gauges(Collector):
             not_ready.add_metric([reason], 1)
         yield not_ready
         yield from _per_partition(now)
+
+
+def _by_label(counter: Counter) -> dict[str, int]:
+    samples = (each for family in counter.collect() for each in family.samples if each.name.endswith("_total"))
+    return {next(iter(each.labels.values())): int(each.value) for each in samples if each.value}
 
 
 def total(counter: Counter) -> int:

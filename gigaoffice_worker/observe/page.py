@@ -49,24 +49,33 @@ def _template() -> str:
 
 def _plain(document: Mapping[str, Any]) -> str:
     ready = "ready" if document["ready"] else "not ready"
+    totals = document["totals"]
     rows = [
         ("state", f"{document['state']}, {ready}"),
         *((f"why not ready ({number})", reason) for number, reason in enumerate(document["not_ready"], 1)),
         *document["requests"].items(),
         ("shared gate", "closed" if document["gate"]["closed"] else "open"),
         ("storm guard", document["storm_guard"]["error_type"] if document["storm_guard"]["open"] else "quiet"),
+        ("finished", _counts(totals["outcomes"])),
+        ("dead letters", _counts(totals["dead_letters"])),
         *((f"partition {each['partition']}", _partition(each)) for each in document["partitions"]),
-        ("last failed request", _failure(document["last_error"])),
+        *((f"failure {number}", _failure(each)) for number, each in enumerate(document["failures"], 1)),
     ]
     cells = "".join(f"<tr><th>{html.escape(str(name))}<td>{html.escape(str(value))}</tr>" for name, value in rows)
     return f"<table>{cells}</table>"
 
 
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
+
+
 def _partition(row: Mapping[str, Any]) -> str:
-    return f"lag {row['lag']}, position {row['position']}, committed {row['committed']}, paused {row['paused']}"
+    oldest = row["oldest"]
+    behind = f", oldest unfinished {oldest['request_id'] or 'without id'} ({oldest['stage']})" if oldest else ""
+    return f"lag {row['lag']}, position {row['position']}, committed {row['committed']}, paused {row['paused']}{behind}"
 
 
-def _failure(error: Mapping[str, Any] | None) -> str:
-    if error is None:
-        return "none since the start"
-    return f"{error['at']}: {error['error_type']}, request {error['request_id'] or 'without id'}"
+def _failure(kind: Mapping[str, Any]) -> str:
+    place = f" at {kind['place']}" if kind["place"] else ""
+    request = kind["request_id"] or "without id"
+    return f"{kind['count']} times {kind['error_type']}{place}, the newest {kind['at']}: request {request}"

@@ -73,5 +73,5 @@ def snapshot(**facts) -> Snapshot:
     )
     seconds = dict.fromkeys(("uptime", "oldest_in_flight", "gate_opens_in"), 0.0)
     no = dict.fromkeys(("dlq_blocked", "gate_closed", "standby"), False)
-    nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "last_error": None}
+    nothing = {"partitions": [], "holds": [], "not_live": [], "not_ready": [], "storm_reason": None, "failures": []}
     return Snapshot(**{"state": State.RUNNING, **idle, **seconds, **no, **nothing, **facts})

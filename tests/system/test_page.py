@@ -93,8 +93,21 @@ def test_values_and_lines_move_by_themselves(opened, send):
 
 def test_oldest_unfinished_request_is_named_while_it_runs(opened, send):
     page = opened()
-    send({"seconds": 6})
-    eventually(lambda: re.search(r"\d+ · running · attempt 1 · ", page.text()), "the request to show", timeout=15)
+    send({"id": "slow-one", "seconds": 6})
+    running = re.compile(r"slow-one · running · attempt 1 · .* · offset \d+")
+    eventually(lambda: running.search(page.text()), "the request to show", timeout=15)
+
+
+def test_answers_and_dead_letters_are_told_apart_and_the_letters_have_reasons(opened, send):
+    page = opened()
+    send(*[{"id": f"bad-{number}", "raise": "no good"} for number in range(5)], {"seconds": 0.01})
+    text = eventually(lambda: (seen := page.text()) and "attempts-exhausted" in seen and seen, "the reason", timeout=15)
+    assert re.search(r"\d+ attempts-exhausted", text)
+    failures = "[...document.querySelectorAll('#failures tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+    kind = next(row for row in page.evaluate(failures) if "bad-" in row[3])
+    assert int(kind[2]) >= 5
+    assert "desk.py" in kind[1]
+    assert kind[5] == "dead letter: attempts-exhausted"
 
 
 def test_worker_that_does_not_answer_is_said_until_it_does(opened, worker):
@@ -129,10 +142,14 @@ def test_nothing_that_others_have_named_becomes_markup(opened, send):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_fits_and_can_be_read(opened, width, dark):
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_page_fits_and_can_be_read(opened, send, width, dark):
+    send({"id": "long-" + "x" * 200, "raise": "no good"})
     page = opened(width=width, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Nothing lies off-screen inside of something that scrolls by itself.
+    beyond = f"[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > {width} + 1).length"
+    assert page.evaluate(beyond) == 0
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 3 * 128) is dark
     assert page.evaluate(CONTRAST) >= 4.5

@@ -20,8 +20,9 @@ def document(**changed: object) -> dict[str, object]:
         "requests": {"queued": 3, "running": 1},
         "gate": {"closed": False},
         "storm_guard": {"open": False, "error_type": None},
-        "last_error": None,
-        "partitions": [{"partition": 0, "lag": 4, "position": 9, "committed": 5, "paused": None}],
+        "totals": {"outcomes": {}, "dead_letters": {}},
+        "failures": [],
+        "partitions": [{"partition": 0, "lag": 4, "position": 9, "committed": 5, "paused": None, "oldest": None}],
         **changed,
     }
 
@@ -57,13 +58,16 @@ def test_status_that_reads_like_a_place_to_be_filled_stays_text() -> None:
 
 
 def test_last_failure_guard_and_gate_are_told_without_scripts() -> None:
-    failure = {"at": "12:00", "error_type": "ValueError", "request_id": "r-1"}
+    failure = {"at": "12:00", "error_type": "ValueError", "request_id": "r-1", "place": "a.py:7 f", "count": 3}
+    totals = {"outcomes": {"completed": 9, "dead_lettered": 2}, "dead_letters": {"rejected": 2}}
     guard = {"open": True, "error_type": "ModelDownError"}
-    page = status_page(document(last_error=failure, storm_guard=guard, gate={"closed": True}))
+    page = status_page(document(failures=[failure], totals=totals, storm_guard=guard, gate={"closed": True}))
     for row in (
         "<th>shared gate<td>closed",
         "<th>storm guard<td>ModelDownError",
-        "<th>last failed request<td>12:00: ValueError, request r-1",
+        "<th>finished<td>9 completed, 2 dead_lettered",
+        "<th>dead letters<td>2 rejected",
+        "<th>failure 1<td>3 times ValueError at a.py:7 f, the newest 12:00: request r-1",
     ):
         assert row in page
 

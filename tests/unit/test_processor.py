@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -102,6 +103,13 @@ def test_a_value_that_is_no_request_never_reaches_the_handler() -> None:
     assert nameless.id == ""
 
 
+def place_of(made: Attempt) -> str:
+    """Return where the error came from, which is here."""
+    assert made.failure is not None
+    assert re.fullmatch(r"tests/unit/test_processor\.py:\d+ \S+", made.failure.at)
+    return made.failure.at
+
+
 class SpecialError(TransientError):
     """An error of a handler's own."""
 
@@ -125,7 +133,7 @@ class SpecialError(TransientError):
 def test_an_error_is_told_by_its_kind(error: BaseException, ended: AttemptEnd, retry_after: float | None) -> None:
     made = raising(error)
     assert (made.ended, made.retry_after, made.result) == (ended, retry_after, None)
-    assert made.failure == Failure(type(error).__name__, str(error))
+    assert made.failure == Failure(type(error).__name__, str(error), place_of(made))
 
 
 @pytest.mark.parametrize("asked_for", ["5", math.nan, -1, -math.inf, [], object()])
@@ -150,10 +158,11 @@ class MuteError(Exception):
 
 
 def test_errors_that_are_badly_made_are_failures_like_any_other() -> None:
-    assert raising(BareError()) == Attempt(AttemptEnd.FAILED, pytest.approx(0, abs=1), failure=Failure("BareError", ""))
+    bare = raising(BareError())
+    assert (bare.ended, bare.failure) == (AttemptEnd.FAILED, Failure("BareError", "", place_of(bare)))
     made = raising(MuteError())
     assert made.ended is AttemptEnd.FAILED
-    assert made.failure == Failure("MuteError", "(the error has no readable message)")
+    assert made.failure == Failure("MuteError", "(the error has no readable message)", place_of(made))
 
 
 def test_a_message_without_end_is_cut() -> None:
@@ -190,7 +199,7 @@ def test_a_failure_at_the_deadline_is_a_time_out_unless_it_says_otherwise(error,
 
     made = Processor(handler, 0.0).attempt(work_with())
     assert made.ended is ended
-    assert made.failure == Failure(type(error).__name__, str(error))
+    assert made.failure == Failure(type(error).__name__, str(error), place_of(made))
 
 
 def test_a_result_that_is_no_json_is_unusable_and_its_type_and_place_are_logged() -> None:
