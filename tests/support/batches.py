@@ -28,11 +28,13 @@ _RECORDS_AT = 61
 
 
 class RawRecord(NamedTuple):
-    """A record whose header names are bytes."""
+    """A record whose header names are bytes. `delta` None is its place in the batch."""
 
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[bytes, bytes | None], ...] = ()
+    delta: int | None = None
+    attributes: int = 0
 
 
 def varint(number: int) -> bytes:
@@ -44,9 +46,17 @@ def varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-def encoded(delta: int, record: RawRecord) -> bytes:
-    """Return a record as it stands in a batch."""
-    parts = [b"\x00", varint(0), varint(delta), _sized(record.key), _sized(record.value), varint(len(record.headers))]
+def encoded(place: int, record: RawRecord) -> bytes:
+    """Return a record as it stands at a place in a batch."""
+    delta = place if record.delta is None else record.delta
+    parts = [
+        bytes([record.attributes]),
+        varint(0),
+        varint(delta),
+        _sized(record.key),
+        _sized(record.value),
+        varint(len(record.headers)),
+    ]
     for name, value in record.headers:
         parts += [_sized(name), _sized(value)]
     body = b"".join(parts)
@@ -62,7 +72,7 @@ def batch(
 ) -> bytes:
     """Return a batch of the records, its content packed by `pack`, and with `codec` in its attributes."""
     records = list(records)
-    content = pack(b"".join(encoded(delta, record) for delta, record in enumerate(records)))
+    content = pack(b"".join(encoded(place, record) for place, record in enumerate(records)))
     at = int(time.time() * 1000) if timestamp is None else timestamp
     behind = _BEHIND_CHECKSUM.pack(codec, len(records) - 1, at, at, -1, -1, -1, len(records)) + content
     before = _BEFORE_CHECKSUM.pack(0, 4 + 1 + 4 + len(behind), -1, 2)
@@ -137,7 +147,7 @@ def flip_a_bit(one: bytearray) -> None:
 def set_codec(codec: int) -> Callable[[bytearray], None]:
     def change(one: bytearray) -> None:
         one[_ATTRIBUTES_AT : _ATTRIBUTES_AT + 2] = struct.pack(">h", codec)
-        _sign(one)
+        sign(one)
 
     return change
 
@@ -147,7 +157,7 @@ def set_content(content: bytes) -> Callable[[bytearray], None]:
 
     def change(one: bytearray) -> None:
         one[_RECORDS_AT : _RECORDS_AT + len(content)] = content
-        _sign(one)
+        sign(one)
 
     return change
 
@@ -161,7 +171,7 @@ def set_length(length: int) -> Callable[[bytearray], None]:
     return change
 
 
-def _sign(one: bytearray) -> None:
+def sign(one: bytearray) -> None:
     one[_CHECKSUM_AT : _CHECKSUM_AT + 4] = struct.pack(">I", crc32c(bytes(one[_ATTRIBUTES_AT:])))
 
 

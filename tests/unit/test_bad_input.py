@@ -20,7 +20,7 @@ from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 
 from gigaoffice_worker.broker.errors import UndecodableError
-from gigaoffice_worker.broker.kafka_python import fetching
+from gigaoffice_worker.broker.kafka_python import checked_batch, fetching
 from gigaoffice_worker.broker.kafka_python.fetching import (
     batch_end,
     limit_the_client,
@@ -156,6 +156,58 @@ def test_damaged_batch_is_told_without_quoting_it(content, reason):
     assert caught.value.partition == 3
     assert reason in caught.value.reason
     assert SECRET.decode() not in caught.value.reason
+
+
+def lying(*deltas: int) -> bytes:
+    return batch([RawRecord(b"k", b"{}", delta=delta) for delta in deltas])
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("deltas", [(0, 0, 0), (2, 1, 0), (0, 1_000_000), (-1,), (5, 1), (1,), (0, 2, 1)], ids=str)
+def test_nothing_is_handed_on_of_a_batch_whose_offsets_lie(deltas, large, monkeypatch):
+    """Else the first of them would move the position past others, or past the end of the log."""
+    limit_the_client()
+    if large:
+        monkeypatch.setattr(checked_batch, "_KEPT_RECORDS", 0)
+    reader = Reader(at(20, good()) + at(21, lying(*deltas)) + at(21 + len(deltas), good()), position=20)
+    assert reader.read() == [20]
+    with pytest.raises(UndecodableError) as caught:
+        reader.read()
+    assert (caught.value.offset, caught.value.behind) == (21, 21 + len(deltas))
+    assert "do not rise" in caught.value.reason
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_records_before_a_damaged_one_of_their_batch_are_read(large, monkeypatch):
+    limit_the_client()
+    if large:
+        monkeypatch.setattr(checked_batch, "_KEPT_RECORDS", 0)
+    odd = RawRecord(b"k", b"{}", attributes=0xFF)
+    reader = Reader(at(4, batch([RawRecord(b"k", b"{}"), odd, RawRecord(b"k", b"{}")])), position=4)
+    assert reader.read() == [4]
+    with pytest.raises(UndecodableError) as caught:
+        reader.read()
+    assert (caught.value.offset, caught.value.behind) == (5, 7)
+
+
+def test_batch_that_holds_more_than_it_says_is_waited_before():
+    """Behind its last record the position would be the next batch's, and what is left over forgotten."""
+    limit_the_client()
+    reader = Reader(batch([RawRecord(None, b"{}")] * 2, pack=lambda content: content + SECRET))
+    with pytest.raises(UndecodableError) as caught:
+        reader.read()
+    assert (caught.value.offset, caught.value.behind) == (0, 2)
+
+
+def test_offsets_missing_from_a_batch_are_no_lie():
+    """Compaction removes records, also the first and the last of a batch."""
+    limit_the_client()
+    kept = bytearray(batch([RawRecord(b"k", b"{}", delta=1), RawRecord(b"k", b"{}", delta=3)]))
+    kept[23:27] = (5).to_bytes(4, "big")
+    set_codec(0)(kept)
+    reader = Reader(bytes(kept))
+    assert reader.read() == [1, 3]
+    assert reader.fetcher._subscriptions.position(PLACE).offset == 6
 
 
 @pytest.mark.parametrize("error_code", [2, -1, 76])

@@ -22,12 +22,13 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.protocol.metadata import MetadataRequest
-from kafka.record import default_records, legacy_records
+from kafka.record import default_records, legacy_records, memory_records
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from gigaoffice_worker.broker import kafka_python
 from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, PunctualClient
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
+from tests.support.batches import batch
 
 PACKAGE = Path(kafka_python.__file__).parents[3]
 WALL = Path(kafka_python.__file__).parent
@@ -97,6 +98,7 @@ ON_A_PRODUCER = (
 )
 ON_AN_ADMIN = ("_client.api_version", "_client.least_loaded_node", "_client.poll")
 ELSEWHERE = ("_buffer",)
+ON_A_BATCH = ("_buffer", "_maybe_uncompress", "_next_record_index", "_num_records", "_pos", "__next__", "last_offset")
 
 # What is replaced, or called with arguments that the public interface does not promise.
 SIGNATURES = {
@@ -216,7 +218,13 @@ def test_connections_tell_when_they_began_and_what_they_are_asked():
     assert sent == pytest.approx(STEADY.time() if kafka.conn.time is STEADY else time.time(), abs=5)
 
 
-def test_decoders_that_we_replace_are_there():
+@pytest.mark.parametrize("name", ON_A_BATCH)
+def test_fetched_batches_have_what_we_touch(name):
+    attrgetter(name)(default_records.DefaultRecordBatch(batch([])))
+
+
+def test_decoders_and_batches_that_we_replace_are_there():
+    assert "DefaultRecordBatch" in vars(memory_records)
     assert {"gzip_decode", "lz4_decode", "zstd_decode"} <= vars(default_records).keys()
     assert {"gzip_decode", "lz4_decode"} <= vars(legacy_records).keys()
 

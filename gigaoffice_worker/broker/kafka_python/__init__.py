@@ -11,6 +11,9 @@ a release that renames one fails there; other tests guard what the mends promise
 | an error while decoding comes out of `poll` without its partition, again and again | \
 `fetching`: UndecodableError names partition, offset and the next batch; the dead data are dropped | \
 `test_bad_input::test_what_stands_before_is_read_and_then_the_place_is_named` | `poll` names the place, and goes on |
+| offsets that repeat, fall or lie beyond their batch are believed; attributes of a record are read as a long number | \
+`checked_batch`: a batch is looked through before the first of its records is handed on | \
+`test_bad_input::test_nothing_is_handed_on_of_a_batch_whose_offsets_lie` | the client holds them against the batch |
 | a batch may unpack to gigabytes | `fetching`: decoders that stop at 64 MiB or twenty times the size | \
 `test_bad_input::test_client_unpacks_as_much_as_it_is_let_and_no_more` | the client has such a limit |
 | `send` takes a future and a dozen checks a record: 0.64 of a plain loop's throughput | \

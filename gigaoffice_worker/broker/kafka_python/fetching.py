@@ -18,9 +18,10 @@ import zstandard
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
-from kafka.record import default_records, legacy_records
+from kafka.record import default_records, legacy_records, memory_records
 
 from gigaoffice_worker.broker.errors import UndecodableError
+from gigaoffice_worker.broker.kafka_python.checked_batch import CheckedBatch, LyingOffsetsError
 
 UNPACKED_AT_LEAST: Final = 64 * 1024 * 1024
 UNPACKED_TIMES: Final = 20
@@ -33,6 +34,7 @@ _LZ4_SHRINKS_TO: Final = 256
 # Base offset, length, leader epoch, magic, checksum, attributes, last offset delta.
 _HEADER: Final = struct.Struct(">qiibIhi")
 _BEFORE_LENGTH_COUNTS: Final = 12
+_MAGIC_AT: Final = 16
 
 # What the broker answered instead of records: it cannot read them either.
 _UNREADABLE: Final = (
@@ -80,12 +82,16 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
     def __init__(self, fetch_offset: int, tp: TopicPartition, records: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(fetch_offset, tp, records, *arguments, **options)
         self._raw: bytes = records._buffer
+        # Formats before Kafka 0.11 have no batch that could be checked as a whole.
+        self._before_checks = self._raw[_MAGIC_AT : _MAGIC_AT + 1] in {b"\0", b"\1"}
 
     def take(self, n: int | None = None) -> list[Any]:
+        offset = self.next_fetch_offset
         try:
             records: list[Any] = super().take(n)
+            if self._before_checks:
+                _require_rising(records, offset)
         except Exception as error:
-            offset = self.next_fetch_offset
             behind = batch_end(self._raw, offset)
             raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
         return records
@@ -93,6 +99,13 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
     def drain(self) -> None:
         super().drain()
         self._raw = b""
+
+
+def _require_rising(records: list[Any], position: int) -> None:
+    for record in records:
+        if record.offset < position:
+            raise LyingOffsetsError
+        position = record.offset + 1
 
 
 def batch_end(raw: bytes, offset: int) -> int | None:
@@ -110,7 +123,11 @@ def batch_end(raw: bytes, offset: int) -> int | None:
 
 
 def limit_the_client() -> None:
-    """Give the client decoders that stop where a batch unpacks to too much. To be called before a client is made."""
+    """Give the client batches that are checked, and decoders that stop where one unpacks to too much.
+
+    To be called before a client is made.
+    """
+    memory_records.DefaultRecordBatch = CheckedBatch
     for module in (default_records, legacy_records):
         for name, decode in (("gzip_decode", gzip_decode), ("lz4_decode", lz4_decode), ("zstd_decode", zstd_decode)):
             if hasattr(module, name):
