@@ -43,6 +43,8 @@ _TICK = 0.25
 _LOOK_EVERY = 1.0
 # What is left of the drain time for leaving the group and closing clients once handlers have been given up.
 _CLOSE_WITHIN = 4.0
+# A stop that takes longer than this says which calls it waits for.
+_TELL_WAIT_AFTER = 1.0
 # Seconds for the last spans: at least, and at most if the drain leaves so many.
 _FLUSH_WITHIN = (0.5, 5.0)
 
@@ -67,6 +69,8 @@ class Worker:
         self._handler: Handler | None = None
         self._stop = threading.Event()
         self._signals = 0
+        # How many calls hang, once they are too many to go on.
+        self._hanging = 0
         self._death: BaseException | None = None
         self._metrics = metrics or Metrics(__version__)
         self._topics = TopicWatch(config, self._metrics, self._topics_changed)
@@ -199,11 +203,9 @@ class Worker:
         engine.pool.abandon_overdue(self._config.worker.attempt_timeout)
         if self._spans is not None:
             self._spans.end_overdue()
-        if engine.pool.all_hanging:
-            message = f"{engine.pool.abandoned} handler calls hang beyond WORKER_ATTEMPT_TIMEOUT"
-            raise HangingHandlersError(
-                message, hint="the handler must keep its deadline; what was in flight is redelivered"
-            )
+        if engine.pool.too_many_hang:
+            self._hanging = engine.pool.abandoned
+            self._stop.set()
         joined = engine.consumer.ownership.joined
         if self._observer.state is State.JOINING and joined:
             self._observer.state = State.RUNNING
@@ -271,11 +273,21 @@ class Worker:
         deadline = self._drain_until = time.monotonic() + timeout
         log.info("Worker draining", in_flight=engine.dispatcher.counts().running, timeout=timeout)
         engine.drain(deadline if self._signals < 2 else time.monotonic())
+        tell_at: float | None = time.monotonic() + _TELL_WAIT_AFTER
         while not engine.consumer.join(_TICK) and time.monotonic() < deadline + _CLOSE_WITHIN:
             engine.pool.abandon_overdue(self._config.worker.attempt_timeout)
+            if tell_at is not None and time.monotonic() >= tell_at:
+                tell_at = None
+                engine.pool.tell_running("Stop waits for a handler call")
             self._service_manager.draining(self._observer.snapshot())
+        engine.pool.tell_running("Stop abandons a handler call that still runs")
         if isinstance(self._death, WorkerError):
             raise self._death
+        if self._hanging:
+            message = f"{self._hanging} handler calls hang beyond WORKER_ATTEMPT_TIMEOUT"
+            raise HangingHandlersError(
+                message, hint="the handler must keep its deadline; what was in flight is redelivered"
+            )
         code = EXIT_DRAINED if engine.consumer.clean else EXIT_ABANDONED
         counts = engine.dispatcher.counts()
         tell_left_out()

@@ -187,6 +187,9 @@ class Worker:
         "WORKER_RETRY_MAX_DELAY", "60", seconds(0), "longest delay between attempts, in seconds"
     )
     attempt_timeout: float = env("WORKER_ATTEMPT_TIMEOUT", "120", seconds(0.001), "seconds for one handler call")
+    retry_after_max: float = env(
+        "WORKER_RETRY_AFTER_MAX", "300", seconds(0), "longest pause a provider's Retry-After may ask for, in seconds"
+    )
     max_request_bytes: int = env(
         "WORKER_MAX_REQUEST_BYTES",
         "8388608",
@@ -237,6 +240,9 @@ class Logs:
     level: str = env("LOG_LEVEL", "INFO", kinds.LEVEL, "least level that is logged")
     format: Literal["auto", "json", "console"] = env(
         "LOG_FORMAT", "auto", one_of("auto", "json", "console"), "auto: JSON unless standard output is a terminal"
+    )
+    tracebacks: Literal["frames", "full", "off"] = env(
+        "LOG_TRACEBACKS", "frames", one_of("frames", "full", "off"), "of a handler's exception: places only, or all"
     )
 
 

@@ -11,11 +11,15 @@ from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.work import Work
 
+# A call that hangs costs a thread until the process ends: a request gets no third one.
+_MOST_OVERDUE = 2
+
 
 class Retry(NamedTuple):
-    """Another attempt, not before `due` (seconds of the monotonic clock)."""
+    """Another attempt, not before `due` (seconds of the monotonic clock), which is in `wait` seconds."""
 
     due: float
+    wait: float
 
 
 class Judgement:
@@ -49,7 +53,8 @@ class Judgement:
             case AttemptEnd.SHARED:
                 work.attempt -= 1
                 reason = made.failure.type if made.failure else "TransientError"
-                return Retry(self._admission.gate.close(now, reason, made.retry_after, self._rng))
+                until = self._admission.gate.close(now, reason, made.retry_after, self._rng)
+                return Retry(until, until - now)
         return self._failed(work, made, now)
 
     def _failed(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
@@ -58,9 +63,12 @@ class Judgement:
             work.attempt -= 1
             self._admission.failed_probes += work is self._admission.probe
             series = max(self._admission.failed_probes, work.attempt + 1)
-            return Retry(now + self._policy.delay_after(series, self._rng, made.retry_after))
-        if not self._policy.exhausted(work.attempt):
-            return Retry(now + self._policy.delay_after(work.attempt, self._rng, made.retry_after))
+            wait = self._policy.delay_after(series, self._rng, made.retry_after)
+            return Retry(now + wait, wait)
+        work.overdue += made.hung
+        if not self._policy.exhausted(work.attempt) and work.overdue < _MOST_OVERDUE:
+            wait = self._policy.delay_after(work.attempt, self._rng, made.retry_after)
+            return Retry(now + wait, wait)
         failure = made.failure or Failure("Unknown", "")
         self._admission.exhausted(now, failure.type)
         reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED

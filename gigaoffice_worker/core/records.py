@@ -156,7 +156,8 @@ class AttemptEnd(StrEnum):
 class Attempt(NamedTuple):
     """What came of one handler call of `seconds`: a `result` as JSON, or a failure.
 
-    `retry_after` is what the handler asked for, in seconds.
+    `retry_after` is what the handler asked for, in seconds; `raised` is its exception, for the log. A `hung` one has
+    not come back yet and was given up.
     """
 
     ended: AttemptEnd
@@ -164,3 +165,5 @@ class Attempt(NamedTuple):
     result: bytes | None = None
     failure: Failure | None = None
     retry_after: float | None = None
+    raised: BaseException | None = None
+    hung: bool = False

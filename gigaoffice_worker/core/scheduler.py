@@ -142,6 +142,14 @@ class Scheduler:
         work.stage = Stage.WAITING_RETRY
         heapq.heappush(self._retries, _Retry(due, work.number, work))
 
+    def withdraw(self, work: Work) -> None:
+        """Take back a request that waits for its next attempt, because it needs none; its lane stays closed."""
+        if self._remove(work):
+            self._queued -= 1
+            return
+        self._retries = [retry for retry in self._retries if retry.work is not work]
+        heapq.heapify(self._retries)
+
     def free(self, work: Work, now: float) -> None:
         """Open the lane of a request that needs no further attempt, so that the next one in it may run."""
         if work.lane is None:

@@ -63,6 +63,10 @@ class Work:
     # Counts how often a thread took it. An attempt that did not count is a run all the same, so that the late result
     # of one run is never mistaken for the next one's.
     run: int = 0
+    # How often a run of it was given up because it was overdue, the last such run, and its seconds until then.
+    overdue: int = 0
+    overdue_run: int = 0
+    overdue_seconds: float = 0.0
     ready_at: float = 0.0
     first_at: float | None = None
     started_at: float = 0.0

@@ -15,11 +15,13 @@ from enum import Enum
 
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.judgement import Judgement, Retry
-from gigaoffice_worker.core.records import Attempt, Outcome
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
 
+# The ends of an attempt that settle its request for good, however late they come.
+_WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.UNUSABLE})
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0
 
@@ -113,12 +115,14 @@ class Dispatcher:
         one = self._idle.calls_are_quick or self.admission.probing or self.admission.opens_at(now) > now
         self._idle.wake(1 if one else max(1, self._scheduler.ready))
 
-    def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Late | None:
-        """Note what came of run number `run`: an outcome to deliver, None for a retry, or why it is too late."""
+    def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
+        """Note what came of run number `run`: an outcome to deliver, a retry, or why it is too late."""
         with self._lock:
             if self._running.get(work) != run:
-                return Late.ABANDONED
+                return self._conclude_late(work, run, made)
             del self._running[work]
+            if made.hung:
+                work.overdue_run, work.overdue_seconds = run, made.seconds
             if self._observed:
                 self._changed.notify_all()
             now = self._clock()
@@ -136,12 +140,32 @@ class Dispatcher:
                 self._scheduler.retry(work, judged.due)
                 # The leader may wait for a later due time.
                 self._wake(now)
-                return None
+                return judged
             if probed:
                 self._wake(now)
             work.stage = Stage.DELIVERING
             self._delivering.add(work)
             return judged
+
+    def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
+        """Take the result of a run that was given up, if the next one has not begun: it is paid for."""
+        waits = work.run == work.overdue_run == run and work.stage in (Stage.QUEUED, Stage.WAITING_RETRY)
+        if not waits or made.ended not in _WORTH_TAKING:
+            return Late.ABANDONED
+        if work.assignment.lost:
+            return Late.LOST
+        now = self._clock()
+        self._scheduler.withdraw(work)
+        work.seconds += made.seconds - work.overdue_seconds
+        work.failure = made.failure
+        judged = self._judgement.of(work, made, now)
+        if isinstance(judged, Retry):  # The storm guard has tripped meanwhile, and wants nothing to end badly.
+            self._scheduler.retry(work, judged.due)
+            return Late.ABANDONED
+        self._wake(now)
+        work.stage = Stage.DELIVERING
+        self._delivering.add(work)
+        return judged
 
     # Delivery
 

@@ -20,6 +20,7 @@ from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.failure_log import FailureLog
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Handler, Processor
 from gigaoffice_worker.observe.metrics import Metrics
@@ -55,9 +56,10 @@ class Engine:
         self.pool = Pool(
             config.worker.concurrency,
             self.dispatcher,
-            Processor(spans.around(handler) if spans else handler, timeout),
+            Processor(spans.around(handler) if spans else handler, timeout, config.worker.retry_after_max),
             lambda work, outcome: self.delivery.deliver(work, outcome, self._request_partitions),
             metrics,
+            FailureLog(config.worker.max_attempts, config.logs.tracebacks),
             died,
         )
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import structlog
 
-from gigaoffice_worker.core.messages import last_values
+from gigaoffice_worker.core.judgement import Retry
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
-from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.engine.call_stack import call_stack
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
+from gigaoffice_worker.engine.failure_log import FailureLog, where
 from gigaoffice_worker.engine.processor import Processor
-from gigaoffice_worker.observe.failures import Failures
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 # A handler call that took this long is worth a line of its own; quicker ones are told at DEBUG, or the log would cost
 # more than the work.
 TELL_FROM = 0.1
+# So many calls are told with their stacks when the worker stops and has to wait for them.
+_MAX_TOLD = 10
 
 
 class Pool:
@@ -38,6 +40,7 @@ class Pool:
         processor: Processor,
         deliver: Callable[[Work, Outcome], bool],
         metrics: Metrics,
+        failures: FailureLog,
         died: Callable[[BaseException], None],
     ) -> None:
         self._size = size
@@ -45,13 +48,13 @@ class Pool:
         self._processor = processor
         self._deliver = deliver
         self._metrics = metrics
+        self.failures = failures
         self._died = died
         self._lock = threading.Lock()
         self._started = 0
         self._busy: dict[threading.Thread, tuple[Work, int]] = {}
         self._threads: set[threading.Thread] = set()
         self._abandoned: set[threading.Thread] = set()
-        self.failures = Failures()
 
     def start(self) -> None:
         for _ in range(self._size):
@@ -72,9 +75,9 @@ class Pool:
             return len(self._abandoned)
 
     @property
-    def all_hanging(self) -> bool:
-        """Whether more threads hang in abandoned calls than the pool has."""
-        return self.abandoned > self._size
+    def too_many_hang(self) -> bool:
+        """Whether more than twice as many threads hang in abandoned calls as the pool has."""
+        return self.abandoned > 2 * self._size
 
     def join(self, timeout: float) -> bool:
         """Wait for the threads that are not abandoned; False when one is still busy after `timeout` seconds."""
@@ -85,30 +88,54 @@ class Pool:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
+    # Calls that do not come back
+
     def abandon_overdue(self, limit: float) -> None:
         """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
         for work, run in self._dispatcher.running(longer_than=limit):
-            number = work.attempt
-            failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds")
-            outcome = self._dispatcher.conclude(work, run, Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure))
-            if outcome is Late.ABANDONED:
+            number, thread = work.attempt, self._thread_of(work, run)
+            at, stack = call_stack(thread) if thread is not None else ("", "")
+            failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds", at)
+            made = Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure, hung=True)
+            judged = self._dispatcher.conclude(work, run, made)
+            if judged is Late.ABANDONED:
                 continue  # It came back in this very moment.
-            self._replace(work, run)
+            self._replace(thread)
             self._metrics.attempt_ended(AttemptEnd.TIMED_OUT, limit)
-            if outcome is Late.LOST:
+            if judged is Late.LOST:
                 continue  # Another member answers it.
-            self._tell_failed(work, number, failure, outcome)
-            if isinstance(outcome, Outcome) and self._deliver(work, outcome):
+            if work.overdue == 1:
+                facts = {"request_id": work.id, "attempt": number, "at": at, "seconds": limit, **where(work)}
+                log.warning("Handler call hangs: given up, its thread replaced", **facts, stack=stack)
+            self._tell_failed(work, number, made, judged)
+            if isinstance(judged, Outcome) and self._deliver(work, judged):
                 self._dispatcher.free(work)
 
-    def _replace(self, work: Work, run: int) -> None:
-        with self._lock:
-            # A copy, since the threads write to it without a lock. A thread that came back just now is not in it.
-            for thread, busy_with in list(self._busy.items()):
-                if busy_with == (work, run):
-                    self._abandoned.add(thread)
-                    self._threads.discard(thread)
+    def tell_running(self, event: str) -> None:
+        """Log each call that runs, with its request and its stack; of many, those that have run for longest."""
+        running = sorted(self._dispatcher.running(), key=lambda each: each[0].started_at)
+        for work, run in running[:_MAX_TOLD]:
+            thread = self._thread_of(work, run)
+            at, stack = call_stack(thread) if thread is not None else ("", "")
+            seconds = round(time.monotonic() - work.started_at, 3)
+            facts = {"request_id": work.id, "attempt": work.attempt, "at": at, "seconds": seconds, **where(work)}
+            log.warning(event, **facts, stack=stack, calls=len(running))
+
+    def _thread_of(self, work: Work, run: int) -> threading.Thread | None:
+        """Return the thread that is busy with a run; None when it has just come back."""
+        # A copy, since the threads write to it without a lock.
+        found = (thread for thread, busy_with in list(self._busy.items()) if busy_with == (work, run))
+        return next(found, None)
+
+    def _replace(self, thread: threading.Thread | None) -> None:
+        """Start a thread in the place of one whose run was given up: that one ends when its call comes back."""
+        if thread is not None:
+            with self._lock:
+                self._abandoned.add(thread)
+                self._threads.discard(thread)
         self._start_thread()
+
+    # The threads
 
     def _run(self) -> None:
         try:
@@ -126,45 +153,43 @@ class Pool:
             if run == 1:
                 self._metrics.queue_wait.observe(work.started_at - work.received_at)
             made = self._processor.attempt(work)
-            outcome = self._dispatcher.conclude(work, run, made)
+            judged = self._dispatcher.conclude(work, run, made)
             del self._busy[me]
-            if isinstance(outcome, Late):
-                self._metrics.late_results_dropped.inc()
-                log.warning(
-                    "Late result dropped", reason=outcome.value, request_id=work.id, attempt=number, **where(work)
-                )
-                if outcome is Late.ABANDONED:
-                    return
+            if judged is Late.ABANDONED or work.overdue_run == run:
+                self._end_late(work, number, made, judged)
+                return  # Another thread has taken its place.
+            if judged is Late.LOST:
+                self._drop(work, number, judged)
                 continue
             if made.ended is not AttemptEnd.INVALID:
                 self._metrics.attempt_ended(made.ended, made.seconds)
-            if made.ended is AttemptEnd.ANSWERED:
-                if made.seconds >= TELL_FROM or log.is_enabled_for(logging.DEBUG):
-                    tell = log.info if made.seconds >= TELL_FROM else log.debug
-                    tell("Request answered", **_facts(work, number, made))
-            elif made.failure is not None:
-                self._tell_failed(work, number, made.failure, outcome)
-            if outcome is not None and self._deliver(work, outcome):
+            if made.ended is not AttemptEnd.ANSWERED:
+                self._tell_failed(work, number, made, judged)
+            elif made.seconds >= TELL_FROM or log.is_enabled_for(logging.DEBUG):
+                tell = log.info if made.seconds >= TELL_FROM else log.debug
+                tell("Request answered", **_facts(work, number, made))
+            if isinstance(judged, Outcome) and self._deliver(work, judged):
                 done = work
 
-    def _tell_failed(self, work: Work, number: int, failure: Failure, outcome: Outcome | None) -> None:
-        """Log a failure without the handler's message, which may quote the request; the dead letter has it."""
-        facts: dict[str, object] = {"request_id": work.id, "attempt": number, **where(work)}
-        place = {"at": failure.at} if failure.at else {}
-        if outcome is None:
-            event = "Attempt failed, the request will be tried again"
-        else:
-            event = "Request goes to the dead letter queue"
-            facts["reason"] = outcome.reason.value if outcome.reason else None
-        self.failures.note(failure.type, failure.at, event=event, **facts)
-        log.warning(event, error_type=failure.type, **place, **facts)
+    def _end_late(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
+        """Deliver what an overdue call has brought after all, if it came in time for its request."""
+        if isinstance(judged, Late):
+            self._drop(work, number, judged)
+            return
+        log.info("Overdue call came back before its request was tried again", **_facts(work, number, made))
+        self._tell_failed(work, number, made, judged)
+        if isinstance(judged, Outcome) and self._deliver(work, judged):
+            self._dispatcher.free(work)
 
+    def _drop(self, work: Work, number: int, why: Late) -> None:
+        self._metrics.late_results_dropped.inc()
+        log.warning("Late result dropped", reason=why.value, request_id=work.id, attempt=number, **where(work))
 
-def where(work: Work) -> dict[str, object]:
-    """Return the facts that say which record a log line is about, and which trace it belongs to."""
-    record = work.record
-    place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-    return {**place, **trace_fields(last_values(record.headers))}
+    def _tell_failed(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
+        if isinstance(judged, Retry):
+            self.failures.retried(work, number, made, judged.wait)
+        elif isinstance(judged, Outcome) and judged.reason is not None:
+            self.failures.dead(work, number, made, judged.reason)
 
 
 def _facts(work: Work, number: int, made: Attempt) -> dict[str, object]:

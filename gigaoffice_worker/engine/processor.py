@@ -19,10 +19,8 @@ from gigaoffice_worker.core.work import Work
 
 Handler = Callable[[Request], Any]
 
-# What a handler's error may say and ask for. A response must not outgrow its topic by an error's text, and nothing may
-# wait for ever.
+# A response must not outgrow its topic by an error's text.
 LONGEST_MESSAGE = 10_000
-LONGEST_RETRY_AFTER = 24 * 3600.0
 # Timers of handlers that keep their deadline are not exact.
 _EARLY = 0.01
 
@@ -40,11 +38,15 @@ _REQUEST_ID: Final = _context_variable("request_id")
 
 
 class Processor:
-    """Runs attempts; called by several handler threads at once."""
+    """Runs attempts; called by several handler threads at once.
 
-    def __init__(self, handler: Handler, attempt_timeout: float) -> None:
+    An attempt may take `attempt_timeout` seconds, and what a handler's error asks for is cut at `retry_after_max`.
+    """
+
+    def __init__(self, handler: Handler, attempt_timeout: float, retry_after_max: float = 300.0) -> None:
         self._handler = handler
         self._attempt_timeout = attempt_timeout
+        self._retry_after_max = retry_after_max
 
     def attempt(self, work: Work) -> Attempt:
         """Run one attempt to its end, whatever the handler raises. Fills in the request's id."""
@@ -75,7 +77,8 @@ class Processor:
             result = self._handler(request)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
             seconds = time.monotonic() - started
-            return _failed(error, seconds, overdue=seconds > self._attempt_timeout - _EARLY)
+            overdue = seconds > self._attempt_timeout - _EARLY
+            return _failed(error, seconds, self._retry_after_max, overdue=overdue)
         finally:
             _REQUEST_ID.reset(bound)
             if trace:
@@ -88,36 +91,51 @@ def _answered(result: object, seconds: float) -> Attempt:
     try:
         encoded = encode_result(result)
     except UnusableResultError as error:
-        log.warning("Result of the handler cannot be used", type=error.kind, place=error.place)
-        return Attempt(AttemptEnd.UNUSABLE, seconds, failure=Failure("UnusableResult", str(error)))
+        return Attempt(AttemptEnd.UNUSABLE, seconds, failure=Failure("UnusableResult", str(error)), raised=error)
     return Attempt(AttemptEnd.ANSWERED, seconds, encoded, failure_told(encoded))
 
 
-def _failed(error: BaseException, seconds: float, *, overdue: bool) -> Attempt:
-    """Say what an error means; one that comes when the time is used up is a time-out, whatever its handler calls it."""
+def _failed(error: BaseException, seconds: float, longest_wait: float, *, overdue: bool) -> Attempt:
+    """Say what an error means; one that comes when the time is used up is a time-out, whatever its handler calls it.
+
+    Whatever the error does when it is looked at (a property that raises, a text that is none) is its request's failure.
+    """
     failed = AttemptEnd.TIMED_OUT if overdue else AttemptEnd.FAILED
-    failure = Failure(type(error).__name__, _message(error), str(own_frame(error.__traceback__) or ""))
-    match error:
-        case InvalidRequestError():  # the payload did not convert to the type that the handler names: it did not run
-            return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
-        case RejectedError():
-            return Attempt(AttemptEnd.REJECTED, seconds, failure=failure)
-        case TransientError():
+    name = _readable(lambda: type(error).__name__, "Exception")
+    failure = Failure(name, _readable(lambda: str(error)), _place(error))
+    try:
+        if isinstance(error, InvalidRequestError):
+            # The payload did not convert to the type that the handler names: it did not run.
+            return Attempt(AttemptEnd.INVALID, 0.0, failure=failure._replace(type="InvalidRequest", at=""))
+        if isinstance(error, RejectedError):
+            return Attempt(AttemptEnd.REJECTED, seconds, failure=failure, raised=error)
+        if isinstance(error, TransientError):
             # A class of the handler's own may have skipped the constructor.
             ended = AttemptEnd.SHARED if getattr(error, "shared", False) else failed
-            return Attempt(ended, seconds, failure=failure, retry_after=_delay(getattr(error, "retry_after", None)))
-    return Attempt(failed, seconds, failure=failure)
+            wait = _delay(getattr(error, "retry_after", None), longest_wait)
+            return Attempt(ended, seconds, failure=failure, retry_after=wait, raised=error)
+    except BaseException as broken:  # noqa: BLE001  # code of the handler's own runs here
+        log.warning("Error of the handler cannot be read", error_type=failure.type, cause=type(broken).__name__)
+    return Attempt(failed, seconds, failure=failure, raised=error)
 
 
-def _message(error: BaseException) -> str:
+def _readable(text: Callable[[], str], otherwise: str = "(the error has no readable message)") -> str:
     try:
-        return str(error)[:LONGEST_MESSAGE]
-    except Exception:  # noqa: BLE001  # an exception that cannot say what it is must not end the thread
-        return "(the error has no readable message)"
+        # By the plain type's own method: a subclass may do anything.
+        return str.__getitem__(text(), slice(LONGEST_MESSAGE))
+    except BaseException:  # noqa: BLE001  # code of the handler's own runs here
+        return otherwise
 
 
-def _delay(asked_for: object) -> float | None:
+def _place(error: BaseException) -> str:
+    try:
+        return str(own_frame(error.__traceback__) or "")
+    except BaseException:  # noqa: BLE001  # code of the handler's own runs here
+        return ""
+
+
+def _delay(asked_for: object, longest: float) -> float | None:
     """Return the seconds that a handler asked for, if they are some: its mistake must not stop the worker."""
     if not isinstance(asked_for, int | float) or not asked_for >= 0:  # NaN is not
         return None
-    return float(min(asked_for, LONGEST_RETRY_AFTER))
+    return float(min(asked_for, longest))

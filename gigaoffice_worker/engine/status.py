@@ -65,7 +65,7 @@ class Observer:
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, now)),
-            failures=engine.pool.failures.kinds(),
+            failures=engine.pool.failures.newest.kinds(),
             consumer_running=engine.consumer.thread.is_alive(),
             topics=self._topics.seen,
         )

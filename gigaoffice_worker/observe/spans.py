@@ -76,7 +76,7 @@ class Spans:
                 raise
             finally:
                 context.detach(token)
-            failed = isinstance(result, dict) and result.get("success") is False
+            failed = type(result) is dict and result.get("success") is False
             self._end(span, "HandlerFailure" if failed else None)
             return result
 

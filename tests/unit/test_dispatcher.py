@@ -14,6 +14,7 @@ from typing import Self
 import pytest
 
 from gigaoffice_worker.core.admission import StormLimits
+from gigaoffice_worker.core.judgement import Retry
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Ordering
@@ -25,7 +26,9 @@ from tests.support.waiting import eventually
 ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, b'{"a":1}')
 REJECTED = Attempt(AttemptEnd.REJECTED, 1.0, failure=Failure("RejectedError", "no"))
 INVALID = Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", "not JSON"))
+UNUSABLE = Attempt(AttemptEnd.UNUSABLE, 1.0, failure=Failure("UnusableResult", "no JSON"))
 FAILED = Attempt(AttemptEnd.FAILED, 1.0, failure=Failure("ValueError", "bad"))
+HUNG = Attempt(AttemptEnd.TIMED_OUT, 9.0, failure=Failure("AttemptTimeout", "late"), hung=True)
 TIMED_OUT = Attempt(AttemptEnd.TIMED_OUT, 9.0, failure=Failure("AttemptTimeout", "late"))
 
 
@@ -85,7 +88,7 @@ class Scene:
                 work is probe and at <= self.time.now for at, work in scheduler.retries()
             )
 
-    def run(self, made: Attempt) -> tuple[Work, Outcome | Late | None]:
+    def run(self, made: Attempt) -> tuple[Work, Outcome | Retry | Late]:
         work = self.take()
         return work, self.dispatcher.conclude(work, work.run, made)
 
@@ -134,7 +137,7 @@ def test_a_failure_is_tried_again_until_the_attempts_are_used_up(made: Attempt, 
     scene.offer(b"k")
     for attempt, delay in ((1, 1.0), (2, 2.0)):
         work, outcome = scene.run(made)
-        assert outcome is None
+        assert isinstance(outcome, Retry)
         assert (work.attempt, work.stage) == (attempt, Stage.WAITING_RETRY)
         assert scene.dispatcher.counts() == Counts(0, 0, 1, 0)
         scene.time.now += delay - 0.01
@@ -176,7 +179,7 @@ def test_an_invalid_value_counts_no_attempt() -> None:
 def test_a_failing_request_keeps_its_key_closed_and_delays_no_other() -> None:
     scene = Scene()
     first, second, other = scene.offer(b"a", b"a", b"b")
-    assert scene.run(FAILED) == (first, None)
+    assert scene.run(FAILED)[0] is first
     assert scene.run(ANSWERED)[0] is other
     assert scene.idle
     scene.time.now += 60
@@ -198,13 +201,12 @@ def test_a_key_opens_when_its_thread_comes_back_from_publishing() -> None:
 # Results that come too late
 
 
-def test_the_result_of_an_abandoned_attempt_is_dropped() -> None:
+def test_the_result_of_an_abandoned_attempt_is_dropped_once_the_next_has_begun() -> None:
     scene = Scene()
     scene.offer(b"k")
     work = scene.take()
     run = work.run
-    assert scene.dispatcher.conclude(work, run, TIMED_OUT) is None
-    assert scene.dispatcher.conclude(work, run, ANSWERED) is Late.ABANDONED
+    assert isinstance(scene.dispatcher.conclude(work, run, HUNG), Retry)
     scene.time.now += 60
     again = scene.take()
     assert (again, again.attempt) == (work, 2)
@@ -225,6 +227,70 @@ def test_a_late_result_is_told_apart_even_when_the_attempt_did_not_count() -> No
     assert probe.attempt == 1
     assert scene.dispatcher.conclude(probe, first, ANSWERED) is Late.ABANDONED
     assert scene.dispatcher.running() == [(probe, probe.run)]
+
+
+@pytest.mark.parametrize("made", [ANSWERED, REJECTED, UNUSABLE], ids=["answered", "rejected", "unusable"])
+@pytest.mark.parametrize("is_due", [False, True], ids=["waiting", "due"])
+def test_a_result_that_comes_before_the_retry_begins_is_taken(made: Attempt, is_due: bool) -> None:  # noqa: FBT001
+    scene = Scene()
+    scene.offer(b"k", b"k", b"other")
+    work = scene.take()
+    other = scene.take()
+    scene.time.now += 9
+    scene.dispatcher.conclude(work, work.run, HUNG)
+    if is_due:
+        scene.time.now += 60
+        scene.dispatcher.conclude(other, other.run, ANSWERED)
+        scene.dispatcher.free(other)
+        scene.dispatcher._scheduler._promote_due(scene.time.now)
+    outcome = scene.dispatcher.conclude(work, work.run, made._replace(seconds=12.0))
+    assert isinstance(outcome, Outcome)
+    assert (work.stage, work.seconds) == (Stage.DELIVERING, 12.0)
+    assert scene.dispatcher.counts().waiting_retry == 0
+    assert scene.idle
+    # It counts once: whatever comes of that run later is too late.
+    assert scene.dispatcher.conclude(work, work.run, ANSWERED) is Late.ABANDONED
+    scene.dispatcher.free(work)
+    assert scene.take().record.offset == 1
+
+
+def test_a_failure_that_comes_late_changes_nothing() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    work = scene.take()
+    scene.dispatcher.conclude(work, work.run, HUNG)
+    assert scene.dispatcher.conclude(work, work.run, FAILED) is Late.ABANDONED
+    assert (work.stage, work.attempt) == (Stage.WAITING_RETRY, 1)
+    assert scene.dispatcher.counts() == Counts(0, 0, 1, 0)
+
+
+def test_a_late_result_for_a_lost_partition_is_dropped() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    work = scene.take()
+    scene.dispatcher.conclude(work, work.run, HUNG)
+    scene.dispatcher.forget(scene.partition.assignment)
+    assert scene.dispatcher.conclude(work, work.run, ANSWERED) is Late.LOST
+    assert scene.dispatcher.counts() == Counts(0, 0, 0, 0)
+
+
+def test_a_request_whose_second_call_hangs_too_gets_no_third() -> None:
+    scene = Scene(attempts=9)
+    scene.offer(b"k")
+    for made in (FAILED, HUNG, FAILED):
+        assert isinstance(scene.run(made)[1], Retry)
+        scene.time.now += 60
+    work, outcome = scene.run(HUNG)
+    assert outcome == Outcome(failure=HUNG.failure, reason=Reason.TIMED_OUT)
+    assert work.attempt == 4
+
+
+def test_a_call_that_ends_by_its_deadline_does_not_hang() -> None:
+    scene = Scene(attempts=3)
+    scene.offer(b"k")
+    for _ in range(2):
+        assert isinstance(scene.run(TIMED_OUT)[1], Retry)
+        scene.time.now += 60
 
 
 def test_the_result_for_a_lost_partition_is_dropped_and_never_delivered() -> None:
@@ -329,7 +395,7 @@ def test_a_shared_failure_closes_the_gate_for_all_and_counts_no_attempt() -> Non
     scene.offer(b"a", b"b")
     for _ in range(3):
         work, outcome = scene.run(shared(10.0))
-        assert outcome is None
+        assert isinstance(outcome, Retry)
         assert (work.attempt, work.stage) == (0, Stage.WAITING_RETRY)
         assert scene.idle
         scene.time.now = scene.dispatcher.admission.gate.until
@@ -387,7 +453,7 @@ def test_in_a_storm_one_request_at_a_time_probes_and_keeps_its_attempts() -> Non
     probe = scene.take()
     for _ in range(5):
         assert scene.idle
-        assert scene.dispatcher.conclude(probe, probe.run, FAILED) is None
+        assert isinstance(scene.dispatcher.conclude(probe, probe.run, FAILED), Retry)
         assert (probe.attempt, probe.stage) == (0, Stage.WAITING_RETRY)
         assert scene.partition.assignment.tracker.oldest is probe
         scene.time.now += 60
@@ -420,7 +486,7 @@ def test_what_ran_when_the_guard_tripped_is_not_dead_lettered() -> None:
     for _ in range(4):
         scene.end(FAILED)
     assert scene.dispatcher.admission.guard.reason == "ValueError"
-    assert scene.dispatcher.conclude(bystander, bystander.run, FAILED) is None
+    assert isinstance(scene.dispatcher.conclude(bystander, bystander.run, FAILED), Retry)
     assert (bystander.attempt, bystander.stage) == (0, Stage.WAITING_RETRY)
 
 

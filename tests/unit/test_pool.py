@@ -17,6 +17,7 @@ from gigaoffice_worker.core.records import Outcome, Reason, Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.dispatcher import Counts
+from gigaoffice_worker.engine.failure_log import FailureLog
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Processor
 from gigaoffice_worker.observe.metrics import Metrics, total
@@ -51,9 +52,16 @@ class Call:
 class Scene:
     """A pool whose clock the test puts forward: no call needs to take as long as it seems to have taken."""
 
-    def __init__(self, size: int, *, attempts: int = 3, deliver: Callable[[Work, Outcome], bool] | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        attempts: int = 3,
+        delay: float = 0.0,
+        deliver: Callable[[Work, Outcome], bool] | None = None,
+    ) -> None:
         self.passed = 0.0
-        policy = RetryPolicy(attempts, delay=0.0, max_delay=0.0)
+        policy = RetryPolicy(attempts, delay, max_delay=delay)
         self.dispatcher = dispatcher(policy, clock=lambda: time.monotonic() + self.passed)
         self.metrics = Metrics("0")
         self.calls: queue.Queue[Call] = queue.Queue()
@@ -64,9 +72,10 @@ class Scene:
         self.pool = Pool(
             size,
             self.dispatcher,
-            Processor(self._handler, 30.0),
+            Processor(self._handler, 30.0, 300.0),
             deliver or self._deliver,
             self.metrics,
+            FailureLog(attempts),
             self.died.append,
         )
 
@@ -208,17 +217,80 @@ def test_a_request_whose_last_attempt_hangs_is_dead_lettered_as_timed_out() -> N
         assert scene.call().request.offset == 1
 
 
-def test_hanging_calls_are_counted_until_there_are_more_than_threads() -> None:
+def test_hanging_calls_are_counted_until_there_are_more_than_twice_the_threads() -> None:
     with running(2, attempts=10) as scene:
+        scene.offer(*[None] * 4)
+        calls = [scene.call(), scene.call()]
+        for _ in range(2):
+            scene.overdue()
+            assert not scene.pool.too_many_hang
+            calls += [scene.call(), scene.call()]
+        assert scene.pool.abandoned == 4
+        scene.overdue()
+        assert scene.pool.abandoned == 6
+        assert scene.pool.too_many_hang
+        for call in calls[:2]:
+            call.answer(None)
+        eventually(lambda: not scene.pool.too_many_hang, "some have come back", interval=0.001)
+
+
+def test_a_result_that_comes_before_the_retry_is_delivered_and_its_thread_ends() -> None:
+    with running(1, delay=600.0) as scene, capture_logs() as logs:
+        scene.offer(b"k", b"k")
+        hanging = scene.call()
+        scene.overdue()
+        assert scene.pool.abandoned == 1
+        hanging.answer("late, but paid for")
+        assert scene.outcome() == (0, answered("late, but paid for"))
+        assert scene.call().request.offset == 1
+        eventually(lambda: scene.pool.abandoned == 0, "its thread ends", interval=0.001)
+        assert scene.alive == 1
+        assert scene.dropped() == 0
+    assert "Overdue call came back before its request was tried again" in [line["event"] for line in logs]
+
+
+def test_the_stack_of_a_hanging_call_is_logged_once_for_its_request() -> None:
+    with running(1, attempts=9) as scene, capture_logs() as logs:
         scene.offer(None)
-        for hanging in range(1, 4):
-            assert not scene.pool.all_hanging
+        for _ in range(2):
             scene.call()
             scene.overdue()
-            assert scene.pool.abandoned == hanging
-        assert scene.pool.all_hanging
-        scene.made[0].answer(None)
-        eventually(lambda: not scene.pool.all_hanging, "one of them has come back", interval=0.001)
+        _, outcome = scene.outcome()
+    [line] = [line for line in logs if line["event"] == "Handler call hangs: given up, its thread replaced"]
+    assert (line["request_id"], line["seconds"]) == ("requests-0-0", 9.0)
+    assert line["at"].endswith("Call.wait")
+    assert "Scene._handler" in line["stack"].splitlines()[0]
+    assert "Event.wait" in line["stack"]
+    assert outcome.failure is not None
+    assert outcome.failure.at == line["at"]
+
+
+def test_calls_that_run_are_told_with_their_stacks() -> None:
+    with running(2) as scene, capture_logs() as logs:
+        scene.offer(None)
+        scene.call()
+        scene.pool.tell_running("Stop waits for a handler call")
+    [line] = logs
+    assert (line["request_id"], line["attempt"], line["calls"]) == ("requests-0-0", 1, 1)
+    assert "Call.wait" in line["stack"]
+
+
+def test_a_failed_attempt_is_told_with_its_place_and_what_happens_next() -> None:
+    with running(1, attempts=2, delay=0.001) as scene, capture_logs() as logs:
+        scene.offer(None)
+        for _ in range(2):
+            scene.call().fail(ValueError("the customer's secret"))
+        _, outcome = scene.outcome()
+    retried, dead = logs
+    assert (retried["attempt"], retried["max_attempts"], retried["error_type"]) == (1, 2, "ValueError")
+    assert 0 <= retried["retry_in"] <= 0.001
+    assert (dead["attempt"], dead["reason"]) == (2, "attempts-exhausted")
+    for line in logs:
+        assert line["at"].endswith("Call.fail.<locals>.fails")
+        assert line["traceback"].splitlines()[0] == "ValueError"
+        assert "secret" not in repr(line)
+    assert outcome.failure is not None
+    assert outcome.failure.at == dead["at"]
 
 
 def test_an_abandoned_call_of_a_lost_partition_is_neither_delivered_nor_tried_again() -> None:

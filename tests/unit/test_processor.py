@@ -11,9 +11,10 @@ import pytest
 import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Headers, Request
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Headers, Reason, Request
 from gigaoffice_worker.core.work import Work
-from gigaoffice_worker.engine.processor import LONGEST_MESSAGE, LONGEST_RETRY_AFTER, Processor
+from gigaoffice_worker.engine.failure_log import FailureLog
+from gigaoffice_worker.engine.processor import LONGEST_MESSAGE, Processor
 from tests.support.making import assignment, record
 
 
@@ -25,7 +26,7 @@ def work_with(
 
 
 def attempt(handler: Any, work: Work | None = None) -> Attempt:
-    return Processor(handler, 30.0).attempt(work or work_with())
+    return Processor(handler, 30.0, 300.0).attempt(work or work_with())
 
 
 def raising(error: BaseException) -> Attempt:
@@ -52,7 +53,7 @@ def test_a_handler_is_given_the_request_whole() -> None:
 
 def test_a_deadline_never_runs_below_zero() -> None:
     seen: list[Request] = []
-    Processor(seen.append, -1.0).attempt(work_with())
+    Processor(seen.append, -1.0, 300.0).attempt(work_with())
     assert seen[0].deadline.remaining() == 0
 
 
@@ -142,9 +143,10 @@ def test_a_wish_that_is_no_number_of_seconds_is_no_wish(asked_for: Any, shared: 
     assert raising(TransientError(retry_after=asked_for, shared=shared)).retry_after is None
 
 
-@pytest.mark.parametrize("asked_for", [math.inf, 1e12, 10**400])
-def test_no_request_waits_for_ever(asked_for: float) -> None:
-    assert raising(TransientError(retry_after=asked_for)).retry_after == LONGEST_RETRY_AFTER
+@pytest.mark.parametrize("asked_for", [math.inf, 1e12, 10**400, 301])
+@pytest.mark.parametrize("shared", [True, False])
+def test_no_request_waits_for_longer_than_is_allowed(asked_for: float, shared: bool) -> None:  # noqa: FBT001
+    assert raising(TransientError(retry_after=asked_for, shared=shared)).retry_after == 300
 
 
 class BareError(TransientError):
@@ -152,17 +154,74 @@ class BareError(TransientError):
         """Leave out what the class above has set."""
 
 
-class MuteError(Exception):
-    def __str__(self) -> str:
-        raise LookupError
+def test_an_error_that_skipped_the_constructor_is_a_failure_like_any_other() -> None:
+    made = raising(BareError())
+    assert (made.ended, made.retry_after) == (AttemptEnd.FAILED, None)
+    assert made.failure is not None
+    assert (made.failure.type, made.failure.message) == ("BareError", "")
 
 
-def test_errors_that_are_badly_made_are_failures_like_any_other() -> None:
-    bare = raising(BareError())
-    assert (bare.ended, bare.failure) == (AttemptEnd.FAILED, Failure("BareError", "", place_of(bare)))
-    made = raising(MuteError())
-    assert made.ended is AttemptEnd.FAILED
-    assert made.failure == Failure("MuteError", "(the error has no readable message)", place_of(made))
+class Loud(str):
+    __slots__ = ()
+
+    def __getitem__(self, _index: object) -> str:
+        raise SystemExit
+
+
+class Vain(type):
+    @property
+    def __name__(cls) -> str:
+        raise SystemExit
+
+
+def misbehaving(where: str, raised: type[BaseException]) -> BaseException:
+    """Return an error that raises when it is looked at in one way."""
+
+    def fails(*_: object) -> object:
+        raise raised
+
+    kinds: dict[str, type[BaseException]] = {
+        "str": type("Odd", (ValueError,), {"__str__": fails}),
+        "text": type("Odd", (ValueError,), {"__str__": lambda _: Loud("x")}),
+        "retry_after": type("Odd", (BareError,), {"retry_after": property(fails)}),
+        "shared": type("Odd", (BareError,), {"shared": property(fails)}),
+        "truth": type("Odd", (BareError,), {"shared": type("Truth", (), {"__bool__": fails})()}),
+        "seconds": type("Odd", (BareError,), {"retry_after": type("Number", (int,), {"__ge__": fails})(5)}),
+        "class": type("Odd", (ValueError,), {"__class__": property(fails)}),
+        "traceback": type("Odd", (ValueError,), {"__traceback__": property(fails)}),
+        "equal": type("Odd", (ValueError,), {"__eq__": fails, "__hash__": fails}),
+        "cause": type("Odd", (ValueError,), {"__cause__": property(fails)}),
+        "name": Vain("Odd", (ValueError,), {}),
+    }
+    return kinds[where]()
+
+
+@pytest.mark.parametrize("raised", [LookupError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "where",
+    ["str", "text", "retry_after", "shared", "truth", "seconds", "class", "traceback", "equal", "cause", "name"],
+)
+def test_an_error_that_misbehaves_when_it_is_looked_at_is_its_requests_failure(
+    where: str, raised: type[BaseException]
+) -> None:
+    made = raising(misbehaving(where, raised))
+    assert (made.ended, made.retry_after, made.hung) == (AttemptEnd.FAILED, None, False)
+    assert made.failure is not None
+    assert made.failure.type in ("Odd", "Exception")
+    with structlog.testing.capture_logs() as lines:
+        FailureLog(5).retried(work_with(), 1, made, 1.0)
+        FailureLog(5, "full").dead(work_with(), 1, made, Reason.ATTEMPTS_EXHAUSTED)
+    assert len(lines) == 2
+
+
+def test_a_failure_names_the_line_of_the_handler() -> None:
+    def handler(request: Request) -> Any:
+        return json.loads(request.payload["query"])
+
+    failure = attempt(handler).failure
+    assert failure is not None
+    line = handler.__code__.co_firstlineno + 1
+    assert failure.at.endswith(f"test_processor.py:{line} {handler.__qualname__}")
 
 
 def test_a_message_without_end_is_cut() -> None:
@@ -197,19 +256,17 @@ def test_a_failure_at_the_deadline_is_a_time_out_unless_it_says_otherwise(error,
         assert request.deadline.remaining() == 0
         raise error
 
-    made = Processor(handler, 0.0).attempt(work_with())
+    made = Processor(handler, 0.0, 300.0).attempt(work_with())
     assert made.ended is ended
     assert made.failure == Failure(type(error).__name__, str(error), place_of(made))
 
 
 def test_a_result_that_is_no_json_is_unusable_and_its_type_and_place_are_logged() -> None:
-    with structlog.testing.capture_logs() as lines:
-        made = attempt(lambda _: {"rows": [object()]})
+    made = attempt(lambda _: {"rows": [object()]})
     message = "the result cannot be written as JSON: result['rows'][0] is of the type object"
-    assert (made.ended, made.result, made.failure) == (
-        AttemptEnd.UNUSABLE,
-        None,
-        Failure("UnusableResult", message),
-    )
+    assert (made.ended, made.result, made.failure) == (AttemptEnd.UNUSABLE, None, Failure("UnusableResult", message))
+    with structlog.testing.capture_logs() as lines:
+        FailureLog(5).dead(work_with(), 1, made, Reason.UNUSABLE_RESULT)
     (line,) = lines
-    assert (line["log_level"], line["type"], line["place"]) == ("warning", "object", "result['rows'][0]")
+    assert (line["log_level"], line["reason"]) == ("warning", "unusable-result")
+    assert (line["type"], line["in_result"]) == ("object", "result['rows'][0]")
