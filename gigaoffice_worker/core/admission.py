@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.work import Assignment, Work
+from gigaoffice_worker.core.work import Work
 
 _WINDOW = 60.0
+_LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
 
 
 class Admission:
@@ -29,26 +32,39 @@ class Admission:
         # Replaced and never changed, so that observers may read it without the lock.
         self._holds: frozenset[str] = frozenset()
         self._leased_until = math.inf
-        # The only request that may start while the storm guard stops intake; None: the next one will be it.
-        self.probe: Work | None = None
-        # How often probes have failed since the guard tripped.
-        self.failed_probes = 0
+        self.probes = Probes()
 
     def opens_at(self, now: float) -> float:
         """Return when an attempt may start: at most `now` for at once, infinity where something must happen first."""
         if self._holds or now > self._leased_until:
             return math.inf
-        return self.gate.until
+        if self.guard.reason is None:
+            return self.gate.until
+        return max(self.gate.until, self.probes.next_at)
+
+    @property
+    def preference(self) -> Callable[[Work], Any] | None:
+        """How to choose what starts next, the least first; None for the usual order."""
+        return self.probes.preference if self.guard.reason is not None else None
 
     @property
     def probing(self) -> bool:
-        """Whether only the probe may start."""
+        """Whether only a probe may start."""
         return self.guard.reason is not None
 
     def started(self, work: Work) -> None:
         """Note that an attempt of `work` begins."""
         if self.guard.reason is not None:
-            self.probe = work
+            self.probes.begin(work)
+
+    def intake_stopped(self, now: float) -> str | None:
+        """Return the error type for which the storm guard stops intake; None while it does not.
+
+        For one second in five it lets some in: what is in hand may be what fails, and the others are still to be read.
+        """
+        if self.guard.reason is None or (now - self.guard.tripped_at) % _LET_IN_EVERY >= _LET_IN_EVERY - _LET_IN_FOR:
+            return None
+        return self.guard.reason
 
     # Holds and the lease
 
@@ -77,10 +93,9 @@ class Admission:
     def passed(self, work: Work, now: float) -> None:
         """Note a request that was answered or rejected: the provider works."""
         self.gate.passed()
-        if work is self.probe:
-            self.probe = None
-            self.failed_probes = 0
-            self.guard.probe_passed()
+        if self.guard.reason is not None and work in self.probes:
+            self.guard.open()
+            self.probes = Probes()
         self.guard.finished(now, None)
 
     def invalid(self, work: Work, now: float) -> None:
@@ -88,27 +103,61 @@ class Admission:
         self.forget(work)
         self.guard.finished(now, None)
 
-    def unusable(self, work: Work, now: float, error_type: str) -> None:
-        """Note a result that cannot be written: the provider works, but most often every other result is like it."""
-        self.gate.passed()
-        self.forget(work)
-        self.guard.finished(now, error_type)
+    def failed_in_storm(self, work: Work, next_at: float) -> None:
+        """Note an attempt that failed in a storm; if it was the probe, the next one begins at `next_at`."""
+        self.probes.failed(work, next_at)
 
     def exhausted(self, now: float, error_type: str) -> None:
-        """Note a request that failed for the last time."""
+        """Note a request that our side has failed for good."""
         self.guard.finished(now, error_type)
 
     def forget(self, work: Work) -> None:
-        """Let another request probe, if `work` did: it will tell nothing."""
-        if work is self.probe:
-            self.probe = None
+        """Let another request probe, if `work` does: it will tell nothing."""
+        self.probes.forget(work)
 
-    def forget_lost(self, assignment: Assignment) -> bool:
-        """Let another request probe, if the probe is of this lost partition; say whether it was."""
-        if self.probe is None or self.probe.assignment is not assignment:
-            return False
-        self.probe = None
-        return True
+
+class Probes:
+    """The requests that try, one at a time, whether the provider works again: each time another one.
+
+    A request that has not probed yet is preferred, then one of a key and then of a partition that has been tried less.
+    Among equals chance decides: if most of what is in hand is good, a good one will soon be found, however many bad
+    ones are older.
+    """
+
+    def __init__(self) -> None:
+        self._running: Work | None = None
+        self._next_at = 0.0
+        self.failures = 0
+        # How often each request, key and partition has been tried.
+        self._tried: Counter[object] = Counter()
+
+    def __contains__(self, work: Work) -> bool:
+        """Say whether a request probes, or has done so: its answer may come late."""
+        return work in self._tried
+
+    @property
+    def next_at(self) -> float:
+        """When the next one may begin: infinity while one runs."""
+        return self._next_at if self._running is None else math.inf
+
+    def preference(self, work: Work) -> Any:
+        tried = self._tried
+        of_its_key = tried[work.lane] if work.lane is not None else 0
+        return tried[work], of_its_key, tried[work.assignment], random.random()  # noqa: S311  # chance, not secrecy
+
+    def begin(self, work: Work) -> None:
+        self._running = work
+        self._tried.update(kind for kind in (work, work.lane, work.assignment) if kind is not None)
+
+    def failed(self, work: Work, next_at: float) -> None:
+        if work is self._running:
+            self._running = None
+            self._next_at = next_at
+            self.failures += 1
+
+    def forget(self, work: Work) -> None:
+        if work is self._running:
+            self._running = None
 
 
 class Gate:
@@ -181,6 +230,7 @@ class StormGuard:
         self._total = 0
         self._errors: Counter[str] = Counter()
         self._reason: str | None = None
+        self.tripped_at = 0.0
 
     @property
     def reason(self) -> str | None:
@@ -205,9 +255,10 @@ class StormGuard:
         if count / self._total < self._limits.ratio:
             return False
         self._reason = worst
+        self.tripped_at = now
         return True
 
-    def probe_passed(self) -> None:
+    def open(self) -> None:
         """Open intake: a probing request was answered or rejected. What was seen before counts no more."""
         self._reason = None
         self._buckets.clear()

@@ -42,16 +42,13 @@ class Judgement:
             case AttemptEnd.REJECTED:
                 self._admission.passed(work, now)
                 return Outcome(failure=made.failure, reason=Reason.REJECTED)
-            case AttemptEnd.UNUSABLE:
-                failure = made.failure or Failure("UnusableResult", "")
-                self._admission.unusable(work, now, failure.type)
-                return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
             case AttemptEnd.INVALID:
                 work.attempt -= 1  # No handler was called.
                 self._admission.invalid(work, now)
                 return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
             case AttemptEnd.SHARED:
                 work.attempt -= 1
+                self._admission.forget(work)
                 reason = made.failure.type if made.failure else "TransientError"
                 until = self._admission.gate.close(now, reason, made.retry_after, self._rng)
                 return Retry(until, until - now)
@@ -59,17 +56,22 @@ class Judgement:
 
     def _failed(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
         if self._admission.probing:
-            # While nearly everything fails, an attempt says nothing about its request.
+            # While nearly everything fails, an attempt says nothing about its request, which stays unsettled.
             work.attempt -= 1
-            self._admission.failed_probes += work is self._admission.probe
-            series = max(self._admission.failed_probes, work.attempt + 1)
-            wait = self._policy.delay_after(series, self._rng, made.retry_after)
+            failures = self._admission.probes.failures
+            self._admission.failed_in_storm(work, now + self._policy.delay_after(failures + 1, self._rng))
+            wait = self._policy.delay_after(max(failures, work.attempt) + 1, self._rng, made.retry_after)
             return Retry(now + wait, wait)
+        failure = made.failure or Failure("Unknown", "")
+        if made.ended is AttemptEnd.UNUSABLE:
+            # Another attempt is paid for as well, and most often returns the same.
+            self._admission.gate.passed()
+            self._admission.exhausted(now, failure.type)
+            return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
         work.overdue += made.hung
         if not self._policy.exhausted(work.attempt) and work.overdue < _MOST_OVERDUE:
             wait = self._policy.delay_after(work.attempt, self._rng, made.retry_after)
             return Retry(now + wait, wait)
-        failure = made.failure or Failure("Unknown", "")
         self._admission.exhausted(now, failure.type)
         reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
         return Outcome(failure=failure, reason=reason)

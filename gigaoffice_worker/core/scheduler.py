@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gigaoffice_worker.core.work import Assignment, Lane, Stage, Work
 
@@ -84,17 +84,15 @@ class Scheduler:
         work.ready_at = now
         self._fresh.append(work)
 
-    def take(self, now: float, only: Work | None = None) -> Work | None:
-        """Return the request to run now, as begun at `now`; None when nothing, or not `only`, is ready."""
+    def take(self, now: float, preference: Callable[[Work], Any] | None = None) -> Work | None:
+        """Return the request to run now, as begun at `now`; None when nothing is ready.
+
+        It is the one for which `preference` gives the least, or the first in the usual order.
+        """
         if self._retries:
             self._promote_due(now)
-        if only is None:
-            work = self._pop()
-            if work is None:
-                return None
-        elif self._remove(only):
-            work = only
-        else:
+        work = self._pop() if preference is None else self._pop_preferred(preference)
+        if work is None:
             return None
         self._queued -= 1
         work.stage = Stage.RUNNING
@@ -117,6 +115,14 @@ class Scheduler:
         if freed and not (fresh and fresh[0].written_at < freed[0][0]):
             return heapq.heappop(freed)[2]
         return fresh.popleft() if fresh else None
+
+    def _pop_preferred(self, preference: Callable[[Work], Any]) -> Work | None:
+        ready = [*self._fresh, *(entry[2] for entry in self._freed)]
+        if not ready:
+            return None
+        work = min(ready, key=preference)
+        self._remove(work)
+        return work
 
     def _remove(self, work: Work) -> bool:
         """Take a request off what is ready; False when it is not."""

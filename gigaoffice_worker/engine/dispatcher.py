@@ -84,7 +84,7 @@ class Dispatcher:
             while not self._stopped:
                 work = None
                 if idle.may_take(me, now, returning=returning) and admission.opens_at(now) <= now:
-                    work = self._scheduler.take(now, only=admission.probe)
+                    work = self._scheduler.take(now, admission.preference)
                 if work is not None:
                     admission.started(work)
                     idle.took(me, now)
@@ -103,7 +103,7 @@ class Dispatcher:
         """Return how long the leader may wait unless it is woken."""
         due: float | None = self.admission.opens_at(now)
         if due is not None and due <= now:
-            if self._scheduler.ready and self.admission.probe is None:
+            if self._scheduler.ready:
                 return QUICK_CALL
             due = self._scheduler.next_due
         if due is None or due == math.inf:
@@ -126,10 +126,10 @@ class Dispatcher:
             if self._observed:
                 self._changed.notify_all()
             now = self._clock()
-            probed = work is self.admission.probe
+            probing = self.admission.probing
             if work.assignment.lost:
                 self.admission.forget(work)
-                if probed:
+                if probing:
                     self._wake(now)
                 return Late.LOST
             self._idle.ended(made.seconds)
@@ -141,7 +141,7 @@ class Dispatcher:
                 # The leader may wait for a later due time.
                 self._wake(now)
                 return judged
-            if probed:
+            if probing:
                 self._wake(now)
             work.stage = Stage.DELIVERING
             self._delivering.add(work)
@@ -229,8 +229,6 @@ class Dispatcher:
         with self._lock:
             assignment.lost = True
             self._scheduler.forget(assignment)
-            if self.admission.probe not in self._running and self.admission.forget_lost(assignment):
-                self._wake(self._clock())
             self._changed.notify_all()
 
     def advance(self, assignment: Assignment, position: int) -> None:
@@ -245,7 +243,7 @@ class Dispatcher:
         """
         with self._lock:
             in_hand = self._scheduler.queued or self._scheduler.waiting_retry or self._running
-            return self.admission.guard.reason if in_hand else None
+            return self.admission.intake_stopped(self._clock()) if in_hand else None
 
     def wait_quiet(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""

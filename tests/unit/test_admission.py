@@ -137,7 +137,7 @@ def test_a_guard_that_tripped_says_so_once() -> None:
 def test_a_probe_that_passed_opens_intake_and_ends_what_was_known() -> None:
     storm = guard()
     finish(storm, "E", 20)
-    storm.probe_passed()
+    storm.open()
     assert storm.reason is None
     assert not finish(storm, "E", 19)
     assert finish(storm, "E", 1)

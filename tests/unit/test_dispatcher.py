@@ -80,13 +80,7 @@ class Scene:
         with self.dispatcher.locked():
             if admission.opens_at(self.time.now) > self.time.now:
                 return True
-            due = sum(at <= self.time.now for at, _ in scheduler.retries())
-            if admission.probe is None:
-                return scheduler.ready + due == 0
-            probe = admission.probe
-            return probe not in [*scheduler._fresh, *(each for _, each in scheduler._freed)] and not any(
-                work is probe and at <= self.time.now for at, work in scheduler.retries()
-            )
+            return scheduler.ready + sum(at <= self.time.now for at, _ in scheduler.retries()) == 0
 
     def run(self, made: Attempt) -> tuple[Work, Outcome | Retry | Late]:
         work = self.take()
@@ -448,27 +442,80 @@ def test_invalid_requests_have_finished_too_and_thin_a_storm_out() -> None:
     assert scene.dispatcher.admission.guard.reason is None
 
 
-def test_in_a_storm_one_request_at_a_time_probes_and_keeps_its_attempts() -> None:
-    scene = in_a_storm()
-    probe = scene.take()
+def test_in_a_storm_one_request_at_a_time_probes_each_time_another_and_all_keep_their_attempts() -> None:
+    scene, probes = in_a_storm(others=5), []
     for _ in range(5):
+        probes.append(probe := scene.take())
         assert scene.idle
         assert isinstance(scene.dispatcher.conclude(probe, probe.run, FAILED), Retry)
         assert (probe.attempt, probe.stage) == (0, Stage.WAITING_RETRY)
-        assert scene.partition.assignment.tracker.oldest is probe
+        assert scene.idle
         scene.time.now += 60
-        assert scene.take() is probe
+    assert len(set(probes)) == 5
+    assert scene.partition.assignment.tracker.committable == 4
+    # When each has tried, they begin again.
+    assert scene.take() in probes
+
+
+def test_a_key_and_a_partition_that_have_been_tried_less_are_preferred() -> None:
+    other = Partition(1)
+    for _ in range(20):  # chance decides only among equals
+        scene = in_a_storm(others=0)
+        for works in (scene.offer(b"a", b"b"), scene.offer(b"a", b"c", partition=other)):
+            for work in works:
+                work.received_at = 1.0
+        first, second = scene.take(), None
+        scene.dispatcher.conclude(first, first.run, FAILED)
+        scene.time.now += 1.5
+        second = scene.take()
+        assert second.assignment is not first.assignment
+        scene.dispatcher.conclude(second, second.run, FAILED)
+        scene.time.now += 60
+        assert scene.take() not in (first, second)
 
 
 def test_probes_come_at_growing_distances() -> None:
     scene, waits = in_a_storm(), []
     for _ in range(5):
         scene.run(FAILED)
-        due = scene.dispatcher._scheduler.next_due
-        assert due is not None
-        waits.append(due - scene.time.now)
-        scene.time.now = due
+        opens = scene.dispatcher.admission.opens_at(scene.time.now)
+        waits.append(opens - scene.time.now)
+        scene.time.now = max(opens, scene.dispatcher._scheduler.next_due or 0.0)
     assert waits == [1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+def test_what_one_probe_asks_for_does_not_hold_the_others() -> None:
+    scene = in_a_storm()
+    scene.run(FAILED._replace(retry_after=600.0))
+    assert scene.dispatcher.admission.opens_at(scene.time.now) - scene.time.now == 1.0
+
+
+def test_a_probe_that_answers_late_opens_intake() -> None:
+    scene = in_a_storm()
+    probe = scene.take()
+    scene.dispatcher.conclude(probe, probe.run, HUNG)
+    assert isinstance(scene.dispatcher.conclude(probe, probe.run, ANSWERED), Outcome)
+    assert scene.dispatcher.admission.guard.reason is None
+
+
+def test_a_result_that_cannot_be_used_ends_a_request_and_counts_towards_a_storm() -> None:
+    scene = Scene(storm=STORM)
+    scene.offer(*[None] * 5)
+    for _ in range(4):
+        assert scene.run(UNUSABLE)[1] == Outcome(failure=UNUSABLE.failure, reason=Reason.UNUSABLE_RESULT)
+    assert scene.dispatcher.admission.guard.reason == "UnusableResult"
+    work, judged = scene.run(UNUSABLE)
+    assert isinstance(judged, Retry)
+    assert work.attempt == 0
+
+
+def test_intake_is_open_for_a_second_now_and_then_while_the_storm_lasts() -> None:
+    scene = in_a_storm()
+    found = []
+    for _ in range(10):
+        found.append(scene.dispatcher.intake_stopped())
+        scene.time.now += 1.0
+    assert found == 2 * [*4 * ["ValueError"], None]
 
 
 @pytest.mark.parametrize("made", [ANSWERED, REJECTED], ids=["answered", "rejected"])
@@ -490,11 +537,11 @@ def test_what_ran_when_the_guard_tripped_is_not_dead_lettered() -> None:
     assert (bystander.attempt, bystander.stage) == (0, Stage.WAITING_RETRY)
 
 
-def test_a_shared_failure_of_the_probe_leaves_it_the_probe() -> None:
+def test_a_shared_failure_of_the_probe_lets_another_probe() -> None:
     scene = in_a_storm()
     probe, _ = scene.run(shared(10.0))
     scene.time.now += 60
-    assert scene.take() is probe
+    assert scene.take() is not probe
 
 
 def test_a_probe_that_is_no_request_lets_another_probe() -> None:
@@ -505,22 +552,18 @@ def test_a_probe_that_is_no_request_lets_another_probe() -> None:
     assert scene.take() is not probe
 
 
-@pytest.mark.parametrize("when", ["running", "waiting"])
-def test_a_probe_of_a_lost_partition_lets_another_probe(when: str) -> None:
+def test_a_probe_of_a_lost_partition_lets_another_probe() -> None:
     scene, lost = Scene(attempts=1, storm=STORM), Partition(1)
     scene.offer(*[None] * 4)
     scene.offer(None, partition=lost)
-    (other,) = scene.offer(None)
     for _ in range(4):
         scene.end(FAILED)
     probe = scene.take()
     assert probe.assignment is lost.assignment
-    if when == "waiting":
-        scene.dispatcher.conclude(probe, probe.run, FAILED)
+    (other,) = scene.offer(None)
     scene.dispatcher.forget(lost.assignment)
-    if when == "running":
-        assert scene.idle
-        assert scene.dispatcher.conclude(probe, probe.run, FAILED) is Late.LOST
+    assert scene.idle
+    assert scene.dispatcher.conclude(probe, probe.run, FAILED) is Late.LOST
     assert scene.take() is other
 
 
@@ -694,13 +737,24 @@ def test_an_idle_pool_lets_another_request_probe_when_the_probe_is_lost() -> Non
     scene, lost = Scene(attempts=1, storm=STORM, clock=time.monotonic), Partition(1)
     scene.offer(*[None] * 4)
     scene.offer(None, partition=lost)
-    (other,) = scene.offer(None)
     for _ in range(4):
         scene.end(FAILED)
-    scene.run(FAILED._replace(retry_after=600.0))
+    probe = scene.take()
+    (other,) = scene.offer(None)
     with takers(scene, 2) as pool:
         scene.dispatcher.forget(lost.assignment)
+        scene.dispatcher.conclude(probe, probe.run, FAILED)
         assert pool.next() is other
+
+
+def test_an_idle_pool_wakes_for_the_next_probe() -> None:
+    scene = Scene(attempts=1, storm=STORM, clock=time.monotonic)
+    scene.offer(*[None] * 6)
+    for _ in range(4):
+        scene.end(FAILED)
+    probe, _ = scene.run(FAILED._replace(retry_after=600.0))
+    with takers(scene, 2) as pool:
+        assert pool.next() is not probe
 
 
 def test_a_thread_waits_for_what_is_due_whoever_else_takes_work() -> None:

@@ -85,15 +85,15 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.lanes.values()))
     @rule(data=st.data())
-    def take_only_one(self, data: st.DataObject) -> None:
+    def take_the_preferred(self, data: st.DataObject) -> None:
         wanted = data.draw(st.sampled_from([work for lane in self.lanes.values() for work in lane]))
-        work = self.scheduler.take(self.now, only=wanted)
+        work = self.scheduler.take(self.now, lambda each: each is not wanted)
         self.promote()
         if work is None:
-            assert wanted not in self.ready()
-        else:
-            assert work is wanted
-            self.note_taken(work)
+            assert not self.ready()
+            return
+        assert work is wanted or wanted not in self.ready()
+        self.note_taken(work)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), delay=st.integers(0, 5))
@@ -113,6 +113,16 @@ class Model(RuleBasedStateMachine):
         self.finished.add(work)
         if not work.assignment.lost:
             assert self.lane(work).pop(0) is work
+        self.scheduler.free(work, self.now)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        work = data.draw(st.sampled_from(list(self.waiting)))
+        del self.waiting[work]
+        self.finished.add(work)
+        assert self.lane(work).pop(0) is work
+        self.scheduler.withdraw(work)
         self.scheduler.free(work, self.now)
 
     @rule(partition=st.sampled_from([0, 1]))
