@@ -163,12 +163,17 @@ def test_dead_letter_is_the_record_byte_for_byte_with_the_reason_behind_it(shown
     assert letter.headers[: len(headers)] == [(header, text if text is not None else b"") for header, text in headers]
     added = dict(letter.headers[len(headers) :])
     nulls = [header for header, text in headers if text is None]
-    sometimes = {"dlq-null-headers": bool(nulls), "dlq-replays": "dlq-replays" in dict(headers)}
+    sometimes = {
+        "dlq-null-headers": bool(nulls),
+        "dlq-replays": "dlq-replays" in dict(headers),
+        "dlq-error-at": case.reason in {"rejected", "attempts-exhausted"},  # what the handler itself raised
+    }
     expected = ABOUT | SOURCE | {header for header, due in sometimes.items() if due}
     assert added.keys() - {"traceparent", "tracestate"} == expected
     assert [each for each in added.get("dlq-null-headers", b"").decode().split(",") if each] == nulls
     assert added["dlq-reason"].decode() == case.reason
     assert case.error in {None, added["dlq-error-type"].decode()}
+    assert re.fullmatch(r"|tests/support/handlers\.py:\d+ \w+", added.get("dlq-error-at", b"").decode())
     assert re.fullmatch(r"[A-Za-z]+", added["dlq-error-type"].decode())
     assert 0 < len(added["dlq-error-message"].decode()) <= 1000
     assert added["dlq-attempts"] == str(case.attempts).encode()
