@@ -146,6 +146,35 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             ],
         ),
     ],
+    "Limits and usage": [
+        Panel(
+            "Refused for its limit",
+            "Calls that the provider refused, and the share of time for which a limit held ready work back.",
+            "ops",
+            [
+                Query(_rate("provider_rejections_total"), "refused"),
+                Query(_rate("rate_limited_seconds_total"), "held back"),
+            ],
+        ),
+        Panel(
+            "Tokens",
+            "As handlers report them, a second.",
+            "short",
+            [Query(_rate("tokens_total", "direction, model"), "{{direction}} {{model}}")],
+        ),
+        Panel(
+            "Cost",
+            "An hour's, at the present rate.",
+            "short",
+            [Query(f"3600 * {_rate('cost_total', 'model')}", "{{model}}")],
+        ),
+        Panel(
+            "Wanted workers",
+            "What the backlog could use, and what there is.",
+            "short",
+            [_sum("wanted_workers", "wanted"), Query(f"sum (up{{{W}}})", "up")],
+        ),
+    ],
     "Lag": [
         Panel(
             "Lag in seconds",

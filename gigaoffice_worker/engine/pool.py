@@ -68,6 +68,11 @@ class Pool:
         thread.start()
 
     @property
+    def size(self) -> int:
+        """How many handler calls may run at once."""
+        return self._size
+
+    @property
     def abandoned(self) -> int:
         """How many abandoned threads are still alive."""
         with self._lock:

@@ -68,6 +68,7 @@ class Observer:
             failures=engine.pool.failures.newest.kinds(),
             consumer_running=engine.consumer.thread.is_alive(),
             topics=self._topics.seen,
+            concurrency=engine.pool.size,
         )
 
     def not_live(self) -> list[Trouble]:

@@ -98,6 +98,8 @@ class Snapshot:
     failures: Sequence[Mapping[str, Any]]
     consumer_running: bool = False
     topics: TopicsSeen = TopicsSeen()
+    # WORKER_CONCURRENCY, or what an operator made of it.
+    concurrency: int = 1
 
     @property
     def not_ready_codes(self) -> list[str]:

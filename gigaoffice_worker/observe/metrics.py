@@ -6,6 +6,7 @@ so they cannot be stale and a partition that is gone leaves nothing behind.
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
 from collections import Counter as Tally
@@ -31,6 +32,10 @@ from gigaoffice_worker.core.records import AttemptEnd, Outcome, Reason
 from gigaoffice_worker.observe.health import Snapshot
 
 PREFIX = "gigaoffice_worker_"
+WANTED_WORKERS = (
+    "How many workers the backlog of this worker's partitions could use: one for each WORKER_CONCURRENCY of it, "
+    "at most one a partition. The sum over the group is for an autoscaler."
+)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
 # So many durations are sorted into their buckets at once.
 _SORT_FROM = 256
@@ -81,6 +86,19 @@ class Metrics:
         self.late_results_dropped = self._counter(
             "late_results_dropped_total",
             "Results of abandoned attempts or of lost partitions, which count for nothing.",
+        )
+
+        # The provider, and what is paid for.
+        self.tokens = self._counter("tokens_total", "Tokens that handlers reported.", "direction", "model")
+        self.cost = self._counter("cost_total", "What calls cost, as handlers reported it, in their unit.", "model")
+        self.provider_rejections = self._counter(
+            "provider_rejections_total", "Calls that the provider refused for its limit."
+        )
+        self.rate_limited = self._counter(
+            "rate_limited_seconds_total", "Seconds for which a limit held work back that was ready."
+        )
+        self.unreadable_headers = self._counter(
+            "unreadable_headers_total", "Headers expires-at and ttl-ms that were no number, and were ignored."
         )
 
         # The Kafka side.
@@ -227,6 +245,7 @@ class _Gauges(Collector):
         yield _one("requests_queued", "Requests received and waiting for a thread or for their key.", now.queued)
         yield _one("requests_waiting_retry", "Requests that wait for their next attempt.", now.waiting_retry)
         yield _one("unsettled_outcomes", "Outcomes that are not acknowledged yet.", now.delivering)
+        yield _one("wanted_workers", WANTED_WORKERS, _wanted_workers(now))
         yield _one("assigned_partitions", "Partitions assigned to this worker.", len(now.partitions))
         yield _one(
             "paused_partitions",
@@ -254,6 +273,12 @@ class _Gauges(Collector):
             not_ready.add_metric([reason], 1)
         yield not_ready
         yield from _per_partition(now)
+
+
+def _wanted_workers(now: Snapshot) -> int:
+    backlog = sum(partition.lag or 0 for partition in now.partitions)
+    calls_at_once = max(1, now.concurrency)
+    return max(1, min(len(now.partitions), math.ceil(backlog / calls_at_once))) if now.partitions else 0
 
 
 def _by_label(counter: Counter) -> dict[str, int]:

@@ -12,6 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
+from gigaoffice_worker.core.records import Reason
 from gigaoffice_worker.observe.metrics import Metrics
 from tests.support.making import snapshot
 
@@ -93,7 +94,7 @@ def test_expression_can_be_parsed_and_selects_what_the_worker_exposes(expression
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_label_values_are_those_that_the_worker_gives(expression: str) -> None:
-    reasons = {"invalid-request", "rejected", "attempts-exhausted", "timed-out", "response-too-large", "publish"}
+    reasons = {*(reason.value for reason in Reason), "publish"}
     for selector in selectors(promql_parser.parse(expression)):
         if selector.name.endswith("messages_failed_total"):
             asked = {m.name: set(m.value.split("|")) for m in selector.matchers.matchers}
@@ -128,14 +129,18 @@ def test_every_alert_has_a_severity_and_says_what_is_wrong() -> None:
     for rule in rules():
         if "alert" in rule:
             assert rule["labels"]["severity"] in {"page", "ticket"}
-            assert rule["annotations"].keys() == {"summary", "description"}
+            assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         else:
             assert RECORDED.match(rule["record"])
 
 
-def test_every_alert_is_in_the_operations_guide() -> None:
-    guide = (DEPLOY.parent / "docs/operations.md").read_text().replace("`…Slow`", "`GigaOfficeWorkerDeadLettersSlow`")
-    assert [rule["alert"] for rule in rules() if "alert" in rule and f"`{rule['alert']}`" not in guide] == []
+def test_runbook_has_one_section_for_each_alert_and_each_alert_leads_there() -> None:
+    runbook = (DEPLOY.parent / "docs/runbook.md").read_text()
+    sections = re.findall(r"^### (\w+)\n\n\*\*(\w+)\.\*\* \w", runbook, re.MULTILINE)
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert sorted(sections) == sorted((rule["alert"], rule["labels"]["severity"].capitalize()) for rule in alerts)
+    for rule in alerts:
+        assert rule["annotations"]["runbook_url"] == f"runbook.md#{rule['alert'].lower()}"
 
 
 def test_not_ready_reasons_in_the_rules_are_codes_of_the_worker() -> None:
