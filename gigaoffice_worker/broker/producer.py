@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
+from kafka.partitioner import DefaultPartitioner
 
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.kafka_python.batching import Acknowledged, BatchWriter, Failed
-from gigaoffice_worker.broker.kafka_python.sender import force_stop, is_broken, mend_sender
+from gigaoffice_worker.broker.kafka_python.sender import force_stop, is_broken, knows_topic, mend_sender
 from gigaoffice_worker.core.records import OutgoingRecord
 
 __all__ = ["Acknowledged", "Failed", "Producer"]
@@ -24,12 +25,18 @@ class Producer:
         mend_sender(client)
         self._batches = BatchWriter(client)
 
-    def send(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> None:
+    def send(
+        self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed, *, smallest: bool = False
+    ) -> None:
         """Hand a record to the client; one of the callbacks runs later, mostly on the client's thread.
 
-        Raises TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
+        With `smallest` it goes in a batch of its own, packed by the codec that makes most of it. Raises
+        TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
         """
         try:
+            if smallest:
+                self._batches.append_smallest(record, self._partition(record), acknowledged, failed)
+                return
             if self._batches.append(record, acknowledged, failed):
                 return
             future = self._client.send(
@@ -44,6 +51,16 @@ class Producer:
             raise TopicUnavailableError(message) from error
         future.add_callback(lambda sent: acknowledged(sent.partition, sent.offset))
         future.add_errback(failed)
+
+    def knows(self, topic: str, timeout: float) -> bool:
+        """Say whether the cluster has the topic; where the client knows nothing of it, it asks for up to `timeout`."""
+        return knows_topic(self._client, topic, timeout)
+
+    def _partition(self, record: OutgoingRecord) -> int:
+        """Return the partition that a record belongs to: the one that is asked for, or what the client chooses."""
+        known = sorted(self._client.partitions_for(record.topic))
+        existing = self._existing(record)
+        return int(DefaultPartitioner()(record.key, known, known)) if existing is None else existing
 
     def _existing(self, record: OutgoingRecord) -> int | None:
         """Return the partition that is asked for, if the topic has it: what is known of topics can be out of date."""

@@ -31,3 +31,27 @@ class RetryPolicy:
         """
         jitter = self.ceiling(attempt) * random()
         return jitter if at_least is None else max(0.0, at_least) + min(jitter, 0.1 * max(0.0, at_least) + self.delay)
+
+
+class Backoff:
+    """When the next try is due: later with each failure in a row, up to `most` seconds behind it."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self.failures = 0
+        self.due = 0.0
+
+    def failed(self, now: float) -> None:
+        """Note a failed try."""
+        self.failures += 1
+        self.due = now + min(self._most, self._first * 2.0 ** min(self.failures - 1, 10))
+
+    def succeeded(self) -> None:
+        """Begin a new series."""
+        self.failures = 0
+        self.due = 0.0
+
+    def at_once(self) -> None:
+        """Wait no longer, in the same series."""
+        self.due = 0.0

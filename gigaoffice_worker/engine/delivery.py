@@ -4,11 +4,13 @@ Handler threads hand an outcome over and go on; nobody waits for an acknowledgem
 the consumer thread collects what is complete and settles the offsets. A topic in trouble holds everything newer back,
 so that order survives the repair (`output_topic`), and a client in doubt is replaced (`supervised_producer`); the
 delivery thread does both.
+
+Responses and dead letters have a client each: whatever the dead letter topic suffers from, answers go on. Only while
+responses cannot be delivered does no handler call start.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -27,7 +29,7 @@ from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# From this age of the oldest undelivered outcome on, no new handler call starts.
+# From this age of the oldest undelivered response on, no new handler call starts.
 BLOCKED_AFTER = 5.0
 HOLD = "delivery"
 _TICK = 0.25
@@ -52,12 +54,15 @@ Traced = Callable[[OutgoingRecord, Record, float], None]
 
 
 class Delivery:
-    """Owns the producer, the two output topics and the thread of repairs. `died` hears of that thread's end."""
+    """Owns the two output topics and the thread of repairs. `died` hears of that thread's end.
+
+    `make_producer` makes a producer under the worker's client id, with what it is given behind that.
+    """
 
     def __init__(
         self,
         encoder: RecordEncoder,
-        make_producer: Callable[[], Producer],
+        make_producer: Callable[[str], Producer],
         handler_calls: HandlerCalls,
         metrics: Metrics,
         died: Callable[[BaseException], None],
@@ -73,10 +78,19 @@ class Delivery:
         self._traced = traced
         self._clock = clock
         self._wake = threading.Event()
-        self._producer = SupervisedProducer(make_producer, delivery_timeout=delivery_timeout, clock=clock)
-        self._numbers = itertools.count()
-        self._responses = self._output_topic(encoder.responses, self._replace_response)
-        self._dlq = self._output_topic(encoder.dlq, lambda _refused: False)
+        self._responses = OutputTopic(
+            encoder.responses,
+            SupervisedProducer(lambda: make_producer(""), delivery_timeout=delivery_timeout, clock=clock),
+            on_acknowledged=self._on_acknowledged,
+            wake=self._wake.set,
+            replace=self._replace_response,
+        )
+        self._dlq = OutputTopic(
+            encoder.dlq,
+            SupervisedProducer(lambda: make_producer("dlq"), delivery_timeout=delivery_timeout, clock=clock),
+            on_acknowledged=self._on_acknowledged,
+            wake=self._wake.set,
+        )
         self._topics = {topic.name: topic for topic in (self._responses, self._dlq)}
         # Acknowledged and not collected; and outcomes of which something is left to do behind an acknowledgement.
         self._acknowledged: deque[PendingSend] = deque()
@@ -87,21 +101,12 @@ class Delivery:
         self.last_turn = clock()
         self.thread = threading.Thread(target=self._run, name="delivery", daemon=True)
 
-    def _output_topic(self, name: str, replace: Callable[[PendingSend], bool]) -> OutputTopic:
-        return OutputTopic(
-            name,
-            self._numbers,
-            self._producer,
-            on_acknowledged=self._on_acknowledged,
-            replace=replace,
-            wake=self._wake.set,
-        )
-
     # Life
 
     def start(self) -> None:
-        """Build the first producer (its errors are the caller's) and start the thread of repairs."""
-        self._producer.start()
+        """Build the first producers (their errors are the caller's) and start the thread of repairs."""
+        for topic in self._topics.values():
+            topic.producer.start()
         self.thread.start()
 
     def stop(self) -> None:
@@ -116,8 +121,9 @@ class Delivery:
         return not self.thread.is_alive()
 
     def close(self, timeout: float) -> None:
-        """End the client's thread."""
-        self._producer.close(timeout)
+        """End the clients' threads, each within `timeout` seconds."""
+        for topic in self._topics.values():
+            topic.producer.close(timeout)
 
     def know(self, topic: str, *, max_message_bytes: int | None, partitions: int) -> None:
         """Note what an output topic takes, as the last verification found it."""
@@ -190,13 +196,13 @@ class Delivery:
     # State for the observers
 
     def trouble(self) -> dict[str, str]:
-        """Return what cannot be delivered, as topic → reason: what is in repair, or older than it should be."""
+        """Return where the oldest undelivered record is older than it should be, as topic → reason."""
         now = self._clock()
         found = {}
         for topic in self._topics.values():
             oldest = topic.oldest()
             if oldest is not None and now - oldest > BLOCKED_AFTER:
-                found[topic.name] = topic.trouble or self._producer.doubt or "no acknowledgement from the cluster"
+                found[topic.name] = topic.trouble
         return found
 
     # The thread of repairs
@@ -217,13 +223,11 @@ class Delivery:
         failed = sum(topic.sort_failures(now) for topic in self._topics.values())
         if failed:
             self._metrics.publish_failures.inc(failed)
-        owed = [since for topic in self._topics.values() if (since := topic.owed_since()) is not None]
-        self._producer.check(now, min(owed, default=None))
-        if self._producer.doubt is None:
-            for topic in self._topics.values():
+        for topic in self._topics.values():
+            if not topic.check_producer(now):
                 topic.mend(now)
-        elif self._producer.rebuild_due(now):
-            self._replace_producer()
+            elif topic.producer.rebuild_due(now):
+                self._replace_producer(topic)
         self._hold_while_blocked(now)
 
     def _continue(self, outcome: PendingOutcome) -> None:
@@ -262,30 +266,23 @@ class Delivery:
         self._on_acknowledged(pending)
         return True
 
-    def _replace_producer(self) -> None:
-        """Stop the client in doubt for good, take back everything that it held, and make a new one."""
-        for topic in self._topics.values():
-            topic.shut()
-        # In an outage what follows takes longer than outcomes may wait, and nobody else would look at their age.
-        self._hold(blocked=True)
-        self._producer.stop()
-        for topic in self._topics.values():
-            topic.reclaim()
-        if self._producer.begin_anew():
+    def _replace_producer(self, topic: OutputTopic) -> None:
+        if topic is self._responses:
+            # In an outage this takes longer than responses may wait, and nobody else would look at their age.
+            self._hold(blocked=True)
+        if topic.replace_producer():
             self._metrics.producer_rebuilds.inc()
-            for topic in self._topics.values():
-                topic.retry_at_once()
             self._wake.set()
 
     def _hold_while_blocked(self, now: float) -> None:
-        ages = [now - oldest for topic in self._topics.values() if (oldest := topic.oldest()) is not None]
-        self._hold(blocked=max(ages, default=0.0) > BLOCKED_AFTER)
+        oldest = self._responses.oldest()
+        self._hold(blocked=oldest is not None and now - oldest > BLOCKED_AFTER)
 
     def _hold(self, *, blocked: bool) -> None:
         if blocked and not self._held:
             self._handler_calls.hold(HOLD)
-            log.warning("No handler call starts while outcomes cannot be delivered", trouble=self.trouble())
+            log.warning("No handler call starts while responses cannot be delivered", trouble=self._responses.trouble)
         elif self._held and not blocked:
             self._handler_calls.release(HOLD)
-            log.info("Handler calls start again: outcomes are delivered")
+            log.info("Handler calls start again: responses are delivered")
         self._held = blocked

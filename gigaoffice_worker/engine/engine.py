@@ -73,7 +73,7 @@ class Engine:
                 __version__,
                 config.worker.echo_headers,
             ),
-            lambda: Producer(clients.producer(config)),
+            lambda suffix: Producer(clients.producer(config, suffix)),
             self.dispatcher,
             metrics,
             died,
@@ -105,7 +105,7 @@ class Engine:
             self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)
 
     def start(self) -> None:
-        """Build the first producer (its errors are the caller's), then start the threads."""
+        """Build the first producers (their errors are the caller's), then start the threads."""
         self.delivery.start()
         self.pool.start()
         self.consumer.start()

@@ -8,7 +8,9 @@ Three states, and only they decide whether a new record is sent:
 | REPAIRING | wait behind what must be sent again | everything on its way has an answer and the delay is over |
 | PROBING | wait | what was sent again is acknowledged (OPEN, or the next group), or fails (REPAIRING) |
 
-While a topic is in trouble one record probes it; once that is acknowledged the others follow in their first order.
+While a topic is in trouble one record probes it; once that is acknowledged the others follow in their first order. A
+record that its topic refuses for its size, and that nothing can take the place of, is set aside: it holds nobody back,
+and the smallest of those is tried again now and then.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import structlog
 
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure
 from gigaoffice_worker.core.records import Outcome, OutgoingRecord
+from gigaoffice_worker.core.retry import Backoff
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.supervised_producer import SupervisedProducer
 
@@ -31,7 +34,11 @@ log = structlog.get_logger(__name__)
 # What a record adds to its content on the wire, at most, apart from its headers.
 _RECORD_OVERHEAD = 128
 _HEADER_OVERHEAD = 10
-_BACKOFF, _MAX_BACKOFF = 0.2, 10.0
+# Seconds between tries. What waits for a topic is sent within two seconds of its return; what a topic refuses for its
+# size is much to send in vain, and a change of the topic's limit is told by `learn`.
+_BACKOFF, _MAX_BACKOFF, _MAX_BACKOFF_ASIDE = 0.2, 1.0, 10.0
+# How often the log repeats a trouble that stays the same.
+_TELL_EVERY = 10.0
 # The limit of a topic that does not say its own.
 _DEFAULT_MAX_MESSAGE_BYTES = 1_000_000
 
@@ -62,7 +69,18 @@ class PendingSend:
     `first_sent_at` tells how long the outcome has been on its way, `sent_at` how long the client owes an answer.
     """
 
-    __slots__ = ("alone", "first_sent_at", "number", "outcome", "record", "refused", "sent_at", "size", "topic")
+    __slots__ = (
+        "alone",
+        "first_sent_at",
+        "number",
+        "outcome",
+        "record",
+        "refused",
+        "sent_at",
+        "size",
+        "smallest",
+        "topic",
+    )
 
     def __init__(self, topic: OutputTopic, outcome: PendingOutcome, record: OutgoingRecord, now: float) -> None:
         self.topic = topic
@@ -75,12 +93,15 @@ class PendingSend:
         self.first_sent_at = self.sent_at = now
         # A record that is not known to fit gets a batch of its own: the client fails all of a batch for one record.
         self.alone = self.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(record.headers) > topic.max_message_bytes
+        # Whether it is to be written as small as any codec can.
+        self.smallest = False
 
     def again(self) -> PendingSend:
         """Return the same record for another try, so that a late answer to the first one is told apart."""
         copy = PendingSend(self.topic, self.outcome, self.record, self.first_sent_at)
         copy.number = self.number
         copy.alone = self.alone
+        copy.smallest = self.smallest
         return copy
 
     def acknowledged(self, _partition: int, _offset: int) -> None:
@@ -93,26 +114,24 @@ class PendingSend:
 
 
 class OutputTopic:
-    """The sends of one topic; mends itself when `mend` is called now and then by the one thread of repairs.
+    """The sends of one topic and the producer for them; mends itself when `mend` is called now and then by one thread.
 
     `on_acknowledged` is called on the client's thread, `wake` whenever there is something to mend. `replace` is asked
     about a record that its topic refuses for its size although it was sent alone: True when something else takes its
-    place, False when it must be tried again.
+    place. Without it such a record is packed as small as possible, and at last set aside.
     """
 
     def __init__(
         self,
         name: str,
-        numbers: itertools.count[int],
         producer: SupervisedProducer,
         *,
         on_acknowledged: Callable[[PendingSend], None],
-        replace: Callable[[PendingSend], bool],
         wake: Callable[[], None],
+        replace: Callable[[PendingSend], bool] | None = None,
     ) -> None:
         self.name = name
-        self._numbers = numbers
-        self._producer = producer
+        self.producer = producer
         self._on_acknowledged = on_acknowledged
         self._replace = replace
         self._wake = wake
@@ -121,19 +140,28 @@ class OutputTopic:
         # Bytes of all records that were ever taken, less those that something else took the place of.
         self.taken_bytes = 0
         self.state = State.OPEN
-        self.trouble: str | None = None
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
-        # By number, in the order of sending; guarded by the lock like the two lists below and the state.
+        # By number, in the order of sending; guarded by the lock like the lists below and the state.
         self._on_their_way: dict[int, PendingSend] = {}
         self._to_repeat: list[PendingSend] = []
         self._failures: list[tuple[PendingSend, BaseException]] = []
-        # Failed tries in a row, and when the next one is due. Only the thread of repairs uses them.
-        self._series = 0
-        self._retry_at = 0.0
+        self._set_aside: list[PendingSend] = []
+        # What follows is for the thread of repairs alone.
+        self._trouble: str | None = None
+        self._retries = Backoff(_BACKOFF, _MAX_BACKOFF)
+        self._retries_aside = Backoff(_BACKOFF, _MAX_BACKOFF_ASIDE)
+        self._probing_aside = False
+        # Bytes of the largest record that was set aside, 0 while there is none.
+        self._refused = 0
+        self._told: tuple[str | None, float] = (None, -_TELL_EVERY)
 
     def learn(self, *, max_message_bytes: int | None, partitions: int) -> None:
         """Note what the topic takes, as the last verification found it."""
-        self.max_message_bytes = _DEFAULT_MAX_MESSAGE_BYTES if max_message_bytes is None else max_message_bytes
+        limit = _DEFAULT_MAX_MESSAGE_BYTES if max_message_bytes is None else max_message_bytes
+        if limit > self.max_message_bytes:
+            self._retries_aside.at_once()
+        self.max_message_bytes = limit
         self.partitions = partitions
 
     # Any thread
@@ -143,16 +171,15 @@ class OutputTopic:
         with self._lock:
             self.taken_bytes += pending.size
             pending.number = next(self._numbers)
-            if self.state is State.OPEN and not pending.alone:
+            sent_now = self.state is State.OPEN and not pending.alone
+            if sent_now:
                 self._on_their_way[pending.number] = pending
-                sent_now = True
             else:
                 if self.state is State.OPEN:
                     self.state = State.REPAIRING
                 self._to_repeat.append(pending)
-                sent_now = False
         if sent_now:
-            self._producer.send(pending.record, pending.acknowledged, pending.answered)
+            self.producer.send(pending.record, pending.acknowledged, pending.answered)
         else:
             self._wake()
 
@@ -177,13 +204,20 @@ class OutputTopic:
             # What is on its way is in its first order, so the first is the oldest.
             ages = [pending.first_sent_at for pending in itertools.islice(self._on_their_way.values(), 1)]
             ages += [pending.first_sent_at for pending in self._to_repeat]
+            ages += [pending.first_sent_at for pending in self._set_aside]
             ages += [pending.first_sent_at for pending, _ in self._failures]
             return min(ages, default=None)
 
-    def owed_since(self) -> float | None:
-        """Return since when the client owes an answer."""
-        with self._lock:
-            return next((pending.sent_at for pending in self._on_their_way.values()), None)
+    @property
+    def trouble(self) -> str:
+        """Say why records are not delivered, as far as that is known."""
+        refused = f"the topic refuses a record of {self._refused} bytes: raise its max.message.bytes"
+        return (
+            self._trouble
+            or (refused if self._refused else None)
+            or self.producer.doubt
+            or "no acknowledgement from the cluster"
+        )
 
     # The thread of repairs
 
@@ -198,92 +232,153 @@ class OutputTopic:
         for pending, error in failures:
             match send_failure(error):
                 case SendFailure.TOO_LARGE:
-                    if pending.alone and self._replace(pending):
+                    if pending.alone and self._give_way(pending, now):
                         continue
-                    at_once = at_once and not pending.alone
                     pending.alone = True
-                    self.trouble = f"the topic refuses a record of {pending.size} bytes: raise its max.message.bytes"
+                    self._trouble = f"the topic refuses a batch with a record of {pending.size} bytes"
                 case SendFailure.REFUSED:
                     at_once = False
-                    self.trouble = f"{type(error).__name__}: {error}"
+                    self._trouble = f"{type(error).__name__}: {error}"
                 case SendFailure.STUCK:
                     at_once = False
-                    self._producer.suspect(f"{type(error).__name__}: {error}")
+                    self.producer.suspect(f"{type(error).__name__}: {error}")
             again.append(pending.again())
         if again:
             self._repeat(again, now, at_once=at_once)
         return len(failures)
 
+    def _give_way(self, pending: PendingSend, now: float) -> bool:
+        """Take a record out of the way that its topic refuses although it was sent alone; False to try it smaller."""
+        if self._replace is not None:
+            return self._replace(pending)
+        if not pending.smallest:
+            pending.smallest = True
+            return False
+        with self._lock:
+            self._set_aside.append(pending.again())
+        self._refused = max(self._refused, pending.size)
+        self._retries_aside.failed(now)
+        self._probing_aside = False
+        self._tell(now, 1, self._retries_aside.due)
+        return True
+
     def _repeat(self, again: list[PendingSend], now: float, *, at_once: bool) -> None:
-        self._series += 1
-        backoff = min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(self._series - 1, 10))
-        self._retry_at = now if at_once else now + backoff
+        self._retries.failed(now)
+        if at_once:
+            self._retries.at_once()
+        self._probing_aside = False
         with self._lock:
             self.state = State.REPAIRING
             self._to_repeat += again
+        self._tell(now, len(again), self._retries.due)
+
+    def _tell(self, now: float, records: int, retry_at: float) -> None:
+        """Log a trouble when it is new, and now and then while it lasts."""
+        trouble = self.producer.doubt or self.trouble
+        told, at = self._told
+        if trouble == told and now - at < _TELL_EVERY:
+            return
+        self._told = (trouble, now)
         log.warning(
             "Outcomes were not acknowledged and will be sent again",
             topic=self.name,
-            records=len(again),
-            error=self._producer.doubt or self.trouble,
-            retry_in=round(self._retry_at - now, 3),
+            records=records,
+            error=trouble,
+            retry_in=round(max(0.0, retry_at - now), 3),
         )
 
     def mend(self, now: float) -> None:
         """Send again what is due, or open the topic when nothing is left."""
+        if self.state is State.OPEN:
+            if not self._set_aside or now < self._retries_aside.due:
+                return
+            # A record that may be refused for its size must not share a batch.
+            self.shut()
+        if self._on_their_way or now < self._retries.due:
+            return
+        if not self.producer.knows(self.name):
+            # To send would wait for the topic, and this thread looks after the other one, too.
+            self._trouble = "the topic is missing, or we are not allowed to see it"
+            self._retries.failed(now)
+            self._tell(now, len(self._to_repeat), self._retries.due)
+            return
         for pending in self._next_group(now):
-            self._producer.send(pending.record, pending.acknowledged, pending.answered)
+            self.producer.send(pending.record, pending.acknowledged, pending.answered, smallest=pending.smallest)
 
     def _next_group(self, now: float) -> list[PendingSend]:
-        """Return what is to be sent again now, noted as on its way.
+        """Return what is to be sent again now, noted as on its way; opens the topic when nothing is left.
 
-        Nothing is, before everything on its way has an answer. Then one record, to probe a topic that is in trouble;
-        else all up to one that needs a batch of its own.
+        Called when everything on its way has an answer. One record probes a topic that is in trouble; else all go up
+        to one that needs a batch of its own.
         """
-        if self.state is State.OPEN or self._on_their_way or now < self._retry_at:
-            return []
         with self._lock:
             if self._failures:
                 return []
             if self.state is State.PROBING:
-                # Everything that was sent again has been acknowledged, or replaced.
-                self._series = 0
-                self.trouble = None
-            if not self._to_repeat:
+                # Everything that was sent again has been acknowledged, or taken out of the way.
+                self._retries.succeeded()
+                self._trouble = None
+                if self._probing_aside:
+                    self._retries_aside.succeeded()
+                    self._refused = max((pending.size for pending in self._set_aside), default=0)
+            self._to_repeat.sort(key=lambda pending: pending.number)
+            group = self._first_to_repeat() or self._first_set_aside(now)
+            if not group:
                 self.state = State.OPEN
                 return []
-            self._to_repeat.sort(key=lambda pending: pending.number)
-            if self._series or self._to_repeat[0].alone:
-                group = self._to_repeat[:1]
-            else:
-                group = list(itertools.takewhile(lambda pending: not pending.alone, self._to_repeat))
-            del self._to_repeat[: len(group)]
             for pending in group:
                 pending.sent_at = now
                 self._on_their_way[pending.number] = pending
             self.state = State.PROBING
             return group
 
+    def _first_to_repeat(self) -> list[PendingSend]:
+        if self._retries.failures or (self._to_repeat and self._to_repeat[0].alone):
+            group = self._to_repeat[:1]
+        else:
+            group = list(itertools.takewhile(lambda pending: not pending.alone, self._to_repeat))
+        del self._to_repeat[: len(group)]
+        return group
+
+    def _first_set_aside(self, now: float) -> list[PendingSend]:
+        """Take the smallest of what was set aside, when it is worth a try: the others pass if it does."""
+        self._probing_aside = bool(self._set_aside) and now >= self._retries_aside.due
+        if not self._probing_aside:
+            return []
+        smallest = min(self._set_aside, key=lambda pending: pending.size)
+        self._set_aside.remove(smallest)
+        return [smallest]
+
     def forget_size(self, pending: PendingSend) -> None:
         """Count a record no more: something else takes its place."""
         with self._lock:
             self.taken_bytes -= pending.size
 
-    # While the client is replaced
+    # While the producer is replaced
+
+    def check_producer(self, now: float) -> bool:
+        """Say whether the producer is in doubt: nothing is mended before it is replaced."""
+        with self._lock:
+            owed_since = next((pending.sent_at for pending in self._on_their_way.values()), None)
+        self.producer.check(now, owed_since)
+        return self.producer.doubt is not None
 
     def shut(self) -> None:
-        """Let nothing new through to a client that is about to be stopped."""
+        """Let nothing new through."""
         with self._lock:
             self.state = State.REPAIRING
 
-    def reclaim(self) -> None:
-        """Take everything back from a client that was stopped, to be sent again."""
+    def replace_producer(self) -> bool:
+        """Stop the client in doubt for good, take back what it held, and make a new one; False when that failed."""
+        self.shut()
+        self.producer.stop()
         with self._lock:
             self._to_repeat += [pending.again() for pending in self._on_their_way.values()]
             self._to_repeat += [pending.again() for pending, _ in self._failures]
             self._on_their_way.clear()
             self._failures.clear()
-
-    def retry_at_once(self) -> None:
-        """Wait no longer: there is a new client."""
-        self._retry_at = 0.0
+        self._probing_aside = False
+        if not self.producer.begin_anew():
+            return False
+        self._retries.at_once()
+        return True

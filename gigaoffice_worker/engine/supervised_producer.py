@@ -9,12 +9,15 @@ import structlog
 
 from gigaoffice_worker.broker.producer import Acknowledged, Failed, Producer
 from gigaoffice_worker.core.records import OutgoingRecord
+from gigaoffice_worker.core.retry import Backoff
 
 log = structlog.get_logger(__name__)
 
 # A send without an answer for longer than the client's own delivery time-out plus this is abandoned, with the client.
 ABANDON_AFTER = 10.0
 _BACKOFF, _MAX_BACKOFF = 0.5, 10.0
+# How long the cluster may take to say whether a topic is there.
+_ASK_WITHIN = 0.25
 # Rebuild at most once in this time, so that a record that every client fails over cannot cause a rebuild loop.
 _REBUILD_EVERY = 1.0
 _STOP_SENDER_WITHIN = 5.0
@@ -34,8 +37,7 @@ class SupervisedProducer:
         self._retired: list[Producer] = []
         # Why the client is not trusted any more; None while it is.
         self.doubt: str | None = None
-        self._rebuild_at = 0.0
-        self._failed_rebuilds = 0
+        self._rebuilds = Backoff(_BACKOFF, _MAX_BACKOFF)
 
     def start(self) -> None:
         """Make the first client; its errors are the caller's."""
@@ -46,16 +48,22 @@ class SupervisedProducer:
         if self._client is not None:
             self._client.force_stop(timeout)
 
-    def send(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> None:
-        """Hand a record to the client; whatever the client raises is the record's failure."""
+    def send(
+        self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed, *, smallest: bool = False
+    ) -> None:
+        """Hand a record to the client, packed as small as can be if asked to; what the client raises is its failure."""
         client = self._client
         try:
             if client is None:
                 message = "no producer"
                 raise RuntimeError(message)  # noqa: TRY301  # one way for every failure
-            client.send(record, acknowledged, failed)
+            client.send(record, acknowledged, failed, smallest=smallest)
         except Exception as error:  # noqa: BLE001  # the record is sent again
             failed(error)
+
+    def knows(self, topic: str) -> bool:
+        """Say whether the cluster has the topic, as far as the client knows; asks it where the client knows nothing."""
+        return self._client is None or self._client.knows(topic, _ASK_WITHIN)
 
     def suspect(self, cause: str) -> None:
         """Trust the client no more: a send failed in a way that only a new client mends."""
@@ -72,7 +80,7 @@ class SupervisedProducer:
 
     def rebuild_due(self, now: float) -> bool:
         """Say whether a client in doubt is to be replaced now."""
-        return self.doubt is not None and now >= self._rebuild_at
+        return self.doubt is not None and now >= self._rebuilds.due
 
     def stop(self) -> None:
         """Stop the client for good: from now on no answer of its is trusted."""
@@ -86,13 +94,11 @@ class SupervisedProducer:
         try:
             self._client = self._make()
         except Exception as error:  # noqa: BLE001  # an outage; tried again until it is over
-            self._failed_rebuilds += 1
-            backoff = min(_MAX_BACKOFF, _BACKOFF * 2.0 ** min(self._failed_rebuilds - 1, 10))
-            self._rebuild_at = self._clock() + backoff
+            self._rebuilds.failed(self._clock())
             log.warning("Producer could not be rebuilt", error=str(error), cause=self.doubt)
             return False
-        self._failed_rebuilds = 0
-        self._rebuild_at = self._clock() + _REBUILD_EVERY
+        self._rebuilds.succeeded()
+        self._rebuilds.due = self._clock() + _REBUILD_EVERY
         log.warning("Producer rebuilt", cause=self.doubt)
         self.doubt = None
         return True

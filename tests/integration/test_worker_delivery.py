@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.support import wire
-from tests.support.scene import MARKER, ask, check_once, ids
+from tests.support.scene import MARKER, ask, check_once
 from tests.support.waiting import eventually
 
 PLAIN = {"KAFKA_PRODUCER_COMPRESSION_TYPE": "none"}
@@ -68,58 +69,109 @@ def test_response_that_fits_when_compressed_is_delivered(scene):
     assert scene.count(scene.topics.dlq) == 0
 
 
-def test_dead_letter_queue_that_refuses_a_letter_blocks_its_offset_until_it_takes_it(scene):
-    make(scene, dlq=2000)
+def long_winded() -> str:
+    """Return text that zstd makes much of and gzip does not: what repeats lies far apart."""
+    return os.urandom(300_000).hex() * 6
+
+
+OVERSIZED = {
+    "replays": ([("dlq-replays", b"9" * 520_000)], {}),
+    "nulls": ([(f"{number:02}" * 15_000, None) for number in range(17)], {}),
+    "packed": ([], {"ballast": "a" * 7_000_000}),
+    "long-winded": ([], {"ballast": long_winded()}),
+}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_dead_letter_has_room_for_whatever_the_request_topic_took(scene, compression):
+    worker = scene.ready(KAFKA_PRODUCER_COMPRESSION_TYPE=compression)
+    good = [ask(f"r{n}", f"k{n}") for n in range(30)]
+    dead = [ask(name, name, headers, do="reject", **more) for name, (headers, more) in OVERSIZED.items()]
+    scene.send(*dead, *good, compression_codec="zstd", message_max_bytes=10_000_000)
+    check_once(scene.wait_responses(34), [*[f"r{n}" for n in range(30)], *OVERSIZED])
+    scene.wait_committed()
+    letters = {letter.key.decode(): letter for letter in scene.dead_letters()}
+    assert {name: letter.value for name, letter in letters.items()} == {key.decode(): value for key, value, _ in dead}
+    assert letters["replays"].header("dlq-replays") == b"0"
+    assert letters["nulls"].header("dlq-null-headers") == b"+17 of 17"
+    assert worker.ask("/readyz")[0] == 200
+
+
+def test_dead_letter_that_only_the_best_codec_makes_small_enough_is_written(scene):
+    make(scene, dlq=1_000_000)
+    scene.ready()
+    scene.send(
+        ask("long-winded", "a", do="reject", ballast=long_winded()),
+        compression_codec="zstd",
+        message_max_bytes=10_000_000,
+    )
+    check_once(scene.wait_responses(1), ["long-winded"])
+    assert len(scene.dead_letters()) == 1
+
+
+def test_foreign_dead_letter_queue_that_refuses_a_letter_holds_up_nothing_but_its_offset(scene):
+    names = scene.topics
+    wire.create_topics(scene.bootstrap, {names.requests: 2, names.responses: 2})
+    wire.create_topics(scene.bootstrap, {names.dlq: 1}, config={"max.message.bytes": "2000"})
     worker = scene.ready(**PLAIN)
     ballast = base64.b64encode(os.urandom(3000)).decode()
-    scene.send(ask("before", "a"))
-    scene.wait_responses(1)
-    scene.send(ask("large-reject", "b", do="reject", ballast=ballast), ask("beside", "c"))
+    scene.send(ask("large-reject", "b", do="reject", ballast=ballast), ask("behind", "c"), partition=0)
+    scene.send(ask("beside", "d"), partition=1)
     scene.wait_responses(2)
-    why = eventually(lambda: blocked(worker), "the worker to be blocked")
+    why = eventually(lambda: blocked(worker), "the worker to tell")
     assert scene.topics.dlq in why
+    assert "raise its max.message.bytes" in why
     assert MARKER not in why
     assert worker.metric("not_ready") >= 1
     assert worker.ask("/livez")[0] == 200
 
-    # No handler call starts any more, since its outcome might not be deliverable either.
-    eventually(lambda: worker.status()["handler_calls_held_by"], "the handlers to be held")
-    scene.send(ask("later", "d"))
-    eventually(lambda: worker.status()["requests"]["queued"] == 1, "the later one to arrive")
-    assert ids(scene.responses()) == ["before", "beside"]
-    assert scene.committed() == {0: 1}
-    assert scene.starts()["later"] == 0
+    scene.send(ask("later", "e"), ask("reject", "f", do="reject"), partition=0)
+    scene.send(ask("later-beside", "e"), ask("reject-beside", "f", do="reject"), partition=1)
+    everybody = ["behind", "beside", "later", "reject", "later-beside", "reject-beside"]
+    check_once(scene.wait_responses(6), everybody)
+    eventually(lambda: scene.committed() == {0: 0, 1: 3}, "the other partition to be committed")
+    assert len(scene.dead_letters()) == 2
+    assert worker.status()["handler_calls_held_by"] == []
 
     set_limit(scene, scene.topics.dlq, 1_000_000)
-    check_once(scene.wait_responses(4, timeout=40), ["before", "beside", "large-reject", "later"])
-    [letter] = scene.dead_letters()
-    assert letter.header("dlq-reason") == b"rejected"
+    check_once(scene.wait_responses(7, timeout=40), [*everybody, "large-reject"])
     scene.wait_committed()
+    assert len(scene.dead_letters()) == 3
     eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again")
     assert worker.metric("dlq_blocked") == 0
     assert max(scene.starts().values()) == 1
 
 
-def test_missing_dead_letter_queue_blocks_until_it_is_made_again(scene):
+def test_missing_dead_letter_queue_holds_up_only_what_needs_it_and_what_waits_is_sent_when_it_is_back(scene):
     make(scene)
     worker = scene.ready()
     scene.send(ask("before", "a", do="reject"))
     scene.wait_responses(1)
     wire.delete_topics(scene.bootstrap, [scene.topics.dlq])
-    scene.send(ask("rejected", "b", do="reject"), ask("beside", "c"))
-    why = eventually(lambda: blocked(worker), "the worker to be blocked", timeout=40)
+    rejected = [f"rejected-{n}" for n in range(3)]
+    others = []
+    for second in range(15):
+        beat = [ask(rejected[second // 2], "b", do="reject")] if second in {0, 2, 4} else []
+        beside = [ask(f"r{second}-{n}", f"k{n}") for n in range(40)]
+        others += [json.loads(value)["id"] for _, value, _ in beside]
+        scene.send(*beat, *beside)
+        time.sleep(1)
+    why = eventually(lambda: blocked(worker), "the worker to tell", timeout=10)
     assert scene.topics.dlq in why
-    check_once(scene.responses(), ["before", "beside"])
-    assert scene.committed() == {0: 1}
+    check_once(scene.wait_responses(1 + len(others), timeout=3), ["before", *others])
+    assert worker.status()["handler_calls_held_by"] == []
     # It is missed, not made by using it.
     assert scene.topics.dlq not in wire.topics(scene.bootstrap)
 
     wire.create_topics(scene.bootstrap, {scene.topics.dlq: 1})
-    check_once(scene.wait_responses(3, timeout=60), ["before", "beside", "rejected"])
-    assert [letter.header("source-offset") for letter in scene.dead_letters()] == [b"1"]
+    back = time.monotonic()
+    eventually(lambda: scene.count(scene.topics.dlq) == 3, "the dead letters", interval=0.05)
+    assert time.monotonic() - back < 2
+    check_once(scene.wait_responses(4 + len(others)), ["before", *others, *rejected])
     scene.wait_committed()
     eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again", timeout=30)
     assert max(scene.starts().values()) == 1
+    assert worker.metric("producer_rebuilds_total") == 0
 
 
 def test_drain_ends_in_time_with_70_while_an_outcome_cannot_be_delivered(scene):

@@ -43,6 +43,7 @@ class Sent:
     record: OutgoingRecord
     acknowledge: Callable[[int, int], None]
     fail: Callable[[BaseException], None]
+    smallest: bool = False
 
     @property
     def offset(self) -> int:
@@ -59,16 +60,27 @@ class FakeProducer:
     def __init__(self) -> None:
         self.on_wire: list[Sent] = []
         self.broken = False
+        self.topics = {RESPONSES, DLQ}
+        self.sizes: list[int] = []
         self.raises: Exception | None = None
         self.ends = True
         self.stopped = False
 
     def send(
-        self, record: OutgoingRecord, acknowledged: Callable[[int, int], None], failed: Callable[[BaseException], None]
+        self,
+        record: OutgoingRecord,
+        acknowledged: Callable[[int, int], None],
+        failed: Callable[[BaseException], None],
+        *,
+        smallest: bool = False,
     ) -> None:
         if self.raises is not None:
             raise self.raises
-        self.on_wire.append(Sent(record, acknowledged, failed))
+        self.on_wire.append(Sent(record, acknowledged, failed, smallest))
+        self.sizes.append(record.size)
+
+    def knows(self, topic: str, timeout: float) -> bool:
+        return topic in self.topics
 
     def force_stop(self, timeout: float) -> bool:
         self.stopped = True
@@ -107,7 +119,7 @@ class Scene:
 
     now: float = 1000.0
     partitions: int = 4
-    producers: list[FakeProducer] = field(default_factory=list)
+    producers: dict[str, list[FakeProducer]] = field(default_factory=lambda: {RESPONSES: [], DLQ: []})
     unreachable: Exception | None = None
     died: list[BaseException] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
@@ -118,7 +130,8 @@ class Scene:
         self.metrics = Metrics("0")
         self.delivery = self.make_delivery(clock=lambda: self.now)
         self.know(1_000_000)
-        self.delivery._producer.start()
+        for topic in self.delivery._topics.values():
+            topic.producer.start()
 
     def make_delivery(self, **options: Any) -> Delivery:
         return Delivery(
@@ -156,11 +169,12 @@ class Scene:
     def failed_sends(self) -> float:
         return total(self.metrics.publish_failures)
 
-    def _make_producer(self) -> Any:
+    def _make_producer(self, suffix: str) -> Any:
         if self.unreachable is not None:
             raise self.unreachable
-        self.producers.append(FakeProducer())
-        return self.producers[-1]
+        made = FakeProducer()
+        self.producers[DLQ if suffix else RESPONSES].append(made)
+        return made
 
     def know(self, limit: int, *topics: str) -> None:
         for topic in topics or (RESPONSES, DLQ):
@@ -180,17 +194,25 @@ class Scene:
 
     @property
     def producer(self) -> FakeProducer:
-        return self.producers[-1]
+        """The producer of responses."""
+        return self.producers[RESPONSES][-1]
+
+    @property
+    def dlq_producer(self) -> FakeProducer:
+        return self.producers[DLQ][-1]
+
+    def in_flight(self, topic: str | None = None) -> list[Sent]:
+        return [sent for name in (DLQ, RESPONSES) if topic in (None, name) for sent in self.producers[name][-1].on_wire]
 
     def on_wire(self, topic: str = RESPONSES) -> list[int]:
-        return [sent.offset for sent in self.producer.on_wire if sent.record.topic == topic]
+        return [sent.offset for sent in self.in_flight(topic)]
 
     def answer(self, *, error: BaseException | None = None, topic: str | None = None, count: int | None = None) -> None:
         """Answer for the first `count` letters on their way, or for all."""
-        chosen = [sent for sent in self.producer.on_wire if topic in (None, sent.record.topic)][:count]
+        chosen = self.in_flight(topic)[:count]
         assert chosen
         for sent in chosen:
-            self.producer.on_wire.remove(sent)
+            self.producers[sent.record.topic][-1].on_wire.remove(sent)
             if error is None:
                 sent.acknowledge(0, 7)
             else:
@@ -211,8 +233,8 @@ class Scene:
         """Answer whatever is sent with an acknowledgement until nothing is left to do."""
         for _ in range(200):
             self.turn(0.25)
-            if not self.producer.on_wire:
-                if not any(topic.state is not State.OPEN for topic in self.delivery._topics.values()):
+            if not self.in_flight():
+                if all(t.state is State.OPEN and t.oldest() is None for t in self.delivery._topics.values()):
                     self.turn()
                     self.collect()
                     return
@@ -352,7 +374,7 @@ def test_a_refused_topic_is_tried_with_growing_distance_and_heals() -> None:
             scene.answer(error=REFUSED)
             gaps.append(since)
             since = 0.0
-    assert gaps == pytest.approx([0.3, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10], abs=0.25)
+    assert gaps == pytest.approx([0.3, 0.4, 0.8, 1, 1, 1, 1, 1, 1], abs=0.25)
     assert scene.delivery.trouble() == {RESPONSES: f"TopicAuthorizationFailedError: {REFUSED}"}
     assert scene.rebuilt == 0
     scene.let_all_through()
@@ -395,7 +417,7 @@ def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_re
         scene.answer(topic=RESPONSES, error=TOO_LARGE if scene.on_wire() == [1] else None)
     assert seen == [[0], [1], [2]]
     scene.turn()
-    dead = scene.producer.on_wire[0].record
+    dead = scene.dlq_producer.on_wire[0].record
     assert last_values(dead.headers)["dlq-reason"] == b"response-too-large"
     assert dead.value == b"{}"
     scene.answer()
@@ -480,19 +502,114 @@ def test_when_no_response_fits_the_dead_letter_is_the_outcome() -> None:
     assert scene.delivery.unsettled_bytes == 0
 
 
-def test_a_dead_letter_is_never_given_up() -> None:
+def refused_dead_letter(scene: Scene) -> int:
+    """Deliver a dead letter that is refused in a batch, alone, and packed as small as can be; return its offset."""
+    offset = scene.deliver(DEAD, key=b"large").record.offset
+    for packed in (False, False, True):
+        assert scene.on_wire(DLQ) == [offset]
+        assert scene.in_flight(DLQ)[0].smallest is packed
+        scene.answer(error=TOO_LARGE, topic=DLQ)
+        scene.turn()
+    return offset
+
+
+def test_a_dead_letter_that_its_topic_refuses_is_packed_smaller() -> None:
     scene = Scene()
     scene.deliver(DEAD)
-    scene.answer(error=TOO_LARGE)
-    scene.turn()
-    for _ in range(20):
-        assert scene.on_wire(DLQ) == [0]
-        scene.answer(error=TOO_LARGE)
+    for _ in range(2):
+        scene.answer(error=TOO_LARGE, topic=DLQ)
         scene.turn()
+    assert scene.in_flight(DLQ)[0].smallest
+    scene.let_all_through()
+    assert scene.ended == [Ended(0, Reason.ATTEMPTS_EXHAUSTED)]
+    assert scene.delivery.trouble() == {}
+
+
+def test_a_dead_letter_that_its_topic_refuses_holds_no_other_one_back_and_is_never_given_up() -> None:
+    scene = Scene()
+    refused_dead_letter(scene)
+    scene.deliver(DEAD)
+    assert scene.on_wire(DLQ) == [1]
+    scene.answer()
+    scene.turn()
+    scene.answer()
+    assert scene.collect() == [Ended(1, Reason.ATTEMPTS_EXHAUSTED)]
+    gaps, since = [], 0.0
+    while len(gaps) < 9:
         scene.turn(0.1)
-        assert scene.on_wire(DLQ) == []
+        since += 0.1
+        if scene.in_flight(DLQ):
+            assert scene.in_flight(DLQ)[0].smallest
+            scene.answer(error=TOO_LARGE, topic=DLQ)
+            gaps.append(since)
+            since = 0.0
+    assert gaps == pytest.approx([0.3, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10], abs=0.25)
+    assert not scene.held
+    size = scene.dlq_producer.sizes[-1]
+    assert scene.delivery.trouble() == {DLQ: f"the topic refuses a record of {size} bytes: raise its max.message.bytes"}
+    scene.turn()
+    scene.let_all_through()
+    assert scene.ended == [Ended(1, Reason.ATTEMPTS_EXHAUSTED), Ended(0, Reason.ATTEMPTS_EXHAUSTED)]
+    assert scene.freed == [1, 0]
+    assert scene.delivery.unsettled_bytes == 0
+
+
+def test_once_the_smallest_refused_dead_letter_passes_the_others_follow() -> None:
+    scene = Scene()
+    for _ in range(3):
+        refused_dead_letter(scene)
+    scene.turn(0.1)
+    assert scene.on_wire(DLQ) == []
+    scene.turn(10)
+    for _ in range(3):
+        assert len(scene.on_wire(DLQ)) == 1
+        scene.answer(topic=DLQ)
+        scene.turn()
+    scene.let_all_through()
+    assert sorted(ended.offset for ended in scene.ended) == [0, 1, 2]
+
+
+def test_a_refused_dead_letter_is_tried_as_soon_as_its_topic_is_known_to_take_more() -> None:
+    scene = Scene()
+    refused_dead_letter(scene)
+    for _ in range(8):
         scene.turn(10)
-    assert "raise its max.message.bytes" in scene.delivery.trouble()[DLQ]
+        scene.answer(error=TOO_LARGE, topic=DLQ)
+        scene.turn()
+    scene.know(2_000_000, DLQ)
+    scene.turn(0.25)
+    assert scene.on_wire(DLQ) == [0]
+
+
+def test_a_refused_dead_letter_shares_no_batch_when_it_is_tried_again() -> None:
+    scene = Scene()
+    refused_dead_letter(scene)
+    scene.deliver(DEAD)
+    scene.turn(10)
+    assert scene.on_wire(DLQ) == [1]
+    scene.answer(topic=DLQ)
+    scene.turn()
+    assert scene.on_wire(DLQ) == [0]
+    scene.deliver(DEAD)
+    assert scene.on_wire(DLQ) == [0]
+    scene.answer(topic=DLQ, error=TOO_LARGE)
+    scene.turn()
+    assert scene.on_wire(DLQ) == [2]
+
+
+def test_a_missing_topic_is_not_sent_to_before_it_is_back() -> None:
+    scene = Scene()
+    scene.dlq_producer.topics.clear()
+    scene.deliver(DEAD)
+    scene.answer(error=TopicUnavailableError("no metadata"))
+    for _ in range(40):
+        scene.turn(0.25)
+        assert scene.on_wire(DLQ) == []
+    assert "missing" in scene.delivery.trouble()[DLQ]
+    scene.dlq_producer.topics.add(DLQ)
+    for _ in range(5):
+        scene.turn(0.25)
+    assert scene.on_wire(DLQ) == [0]
     scene.let_all_through()
     assert scene.ended == [Ended(0, Reason.ATTEMPTS_EXHAUSTED)]
 
@@ -505,15 +622,15 @@ def test_a_stuck_producer_is_stopped_and_all_that_has_no_answer_is_sent_again_in
     for _ in range(5):
         scene.deliver()
     scene.deliver(DEAD)
-    old = scene.producer
-    scene.answer(count=2)
-    scene.answer(error=STUCK, count=1)
+    old, other = scene.producer, scene.dlq_producer
+    scene.answer(count=2, topic=RESPONSES)
+    scene.answer(error=STUCK, count=1, topic=RESPONSES)
     scene.turn()
     assert old.stopped
     assert scene.producer is not old
     scene.turn()
-    # One letter to try it with, then the rest.
-    assert (scene.on_wire(), scene.on_wire(DLQ)) == ([2], [5])
+    # One record to try it with, then the rest.
+    assert scene.on_wire() == [2]
     scene.answer()
     scene.turn()
     assert scene.on_wire() == [3, 4, 5]
@@ -521,6 +638,23 @@ def test_a_stuck_producer_is_stopped_and_all_that_has_no_answer_is_sent_again_in
     assert [offset for offset, _ in scene.ended] == [0, 1, 2, 3, 4, 5]
     assert scene.rebuilt == 1
     assert scene.delivery.unsettled_bytes == 0
+    # Dead letters have a producer of their own, which is not in doubt.
+    assert scene.dlq_producer is other
+    assert not other.stopped
+
+
+def test_a_stuck_producer_of_dead_letters_is_replaced_and_no_response_is_sent_twice() -> None:
+    scene = Scene()
+    scene.deliver()
+    scene.deliver(DEAD)
+    responses, old = scene.producer, scene.dlq_producer
+    scene.answer(error=STUCK, topic=DLQ)
+    scene.turn()
+    assert (old.stopped, responses.stopped) == (True, False)
+    assert scene.on_wire() == [0]
+    assert not scene.held
+    scene.let_all_through()
+    assert [offset for offset, _ in scene.ended] == [0, 1]
 
 
 def test_late_answers_of_the_old_producer_count_for_nothing() -> None:
@@ -599,9 +733,9 @@ def test_a_producer_is_rebuilt_until_the_cluster_is_back_and_everything_waits_fo
     scene.unreachable = ConnectionError("no broker")
     scene.answer(error=STUCK)
     for _ in range(240):
-        before = scene.delivery._producer._rebuild_at
+        before = scene.delivery._responses.producer._rebuilds.due
         scene.turn(0.25)
-        tries += scene.delivery._producer._rebuild_at != before
+        tries += scene.delivery._responses.producer._rebuilds.due != before
         scene.deliver()
     assert 5 < tries < 15
     assert scene.rebuilt == 0
@@ -621,7 +755,7 @@ def test_a_producer_that_does_not_end_is_kept_and_not_listened_to() -> None:
     old.ends = False
     old.broken = True
     scene.turn()
-    assert scene.delivery._producer._retired == [old]
+    assert scene.delivery._responses.producer._retired == [old]
     old.on_wire[0].acknowledge(0, 7)
     assert scene.collect() == []
     scene.let_all_through()
@@ -647,9 +781,9 @@ def test_handler_calls_are_held_while_an_outcome_is_undelivered_for_too_long() -
     assert scene.delivery.trouble() == {}
 
 
-def test_handler_calls_stay_held_while_outcomes_wait_to_be_sent_again() -> None:
+def test_handler_calls_stay_held_while_responses_wait_to_be_sent_again() -> None:
     scene = Scene()
-    scene.deliver(DEAD)
+    scene.deliver()
     scene.answer(error=REFUSED)
     scene.turn(BLOCKED_AFTER + 0.1)
     assert scene.held
@@ -669,6 +803,25 @@ def test_handler_calls_stay_held_while_outcomes_wait_to_be_sent_again() -> None:
     scene.turn()
     assert not scene.held
     assert scene.holds == 1
+
+
+def test_handler_calls_go_on_while_only_dead_letters_cannot_be_delivered() -> None:
+    scene = Scene()
+    scene.deliver(DEAD)
+    scene.answer(error=REFUSED)
+    for _ in range(20):
+        scene.turn(2)
+        if scene.in_flight(DLQ):
+            scene.answer(error=REFUSED)
+    scene.unreachable = ConnectionError("no broker")
+    scene.dlq_producer.broken = True
+    for _ in range(5):
+        scene.turn(2)
+        scene.deliver()
+        scene.answer(topic=RESPONSES)
+    assert scene.holds == 0
+    assert list(scene.delivery.trouble()) == [DLQ]
+    assert len(scene.collect()) == 5
 
 
 # The thread
@@ -753,7 +906,7 @@ def test_whatever_fails_every_outcome_is_delivered_once_and_no_byte_is_left(step
             scene.turn(40.0 * count)
         elif what == "break":
             scene.producer.broken = True
-        elif scene.producer.on_wire:
+        elif scene.in_flight():
             errors = {"ack": None, "refuse": REFUSED, "too large": TOO_LARGE, "stick": STUCK}
             scene.answer(error=errors[what], count=count)
         scene.collect()
@@ -779,7 +932,7 @@ def test_responses_keep_their_order_through_every_failure_of_what_is_on_its_way(
             scene.turn(0.3 if what == "turn" else 40.0)
         elif what == "break":
             scene.producer.broken = True
-        elif scene.producer.on_wire:
+        elif scene.in_flight():
             scene.answer(
                 error={"ack": None, "refuse": REFUSED, "stick": STUCK}[what], count=1 if what == "ack" else None
             )
@@ -800,13 +953,13 @@ def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() ->
 
     def cluster() -> None:
         while not stop.is_set():
-            wire = scene.producer.on_wire
-            while wire:
-                sent = wire.pop(0)
-                if next(rounds) % 97 == 96:
-                    sent.fail(TOO_LARGE)
-                else:
-                    sent.acknowledge(0, 7)
+            for wire in (scene.producer.on_wire, scene.dlq_producer.on_wire):
+                while wire:
+                    sent = wire.pop(0)
+                    if next(rounds) % 97 == 96:
+                        sent.fail(TOO_LARGE)
+                    else:
+                        sent.acknowledge(0, 7)
             stop.wait(0.0005)
 
     def handler(number: int) -> None:

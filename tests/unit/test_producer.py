@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from kafka import errors as kafka_errors
 from kafka.future import Future
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import PartitionResponse, Sender
+from kafka.record.memory_records import MemoryRecords
 
 from gigaoffice_worker.broker.kafka_python.batching import BatchSpacing
 from gigaoffice_worker.broker.producer import Producer
@@ -25,8 +27,12 @@ class Scene:
     def __init__(self, acks: int = -1) -> None:
         self.accumulator = RecordAccumulator(message_version=2, linger_ms=1, batch_size=400)
         metadata = SimpleNamespace(
-            partitions_for_topic=lambda _: {0, 1}, leader_for_partition=lambda _: 7, request_update=lambda: None
+            partitions_for_topic=lambda _: self.partitions,
+            leader_for_partition=lambda _: 7,
+            request_update=self._ask,
         )
+        self.partitions: set[int] | None = {0, 1}
+        self.asked = 0
         self.under_way = 0
         self.woken = 0
         self.waits: list[object] = []
@@ -35,6 +41,7 @@ class Scene:
             poll=lambda timeout_ms, future: self.waits.append(timeout_ms),
             send=lambda node, request: Future().success(None) if request == "no answer" else Future(),
             _sending=set(),
+            _topics=set(),
             _conns={7: "connection"},
             cluster=metadata,
             in_flight_request_count=lambda node: self.under_way * (node == 7),
@@ -45,6 +52,7 @@ class Scene:
             _accumulator=self.accumulator,
             _sender=self.sender,
             _metadata=metadata,
+            partitions_for=lambda _: self.partitions,
         )
         self.producer = Producer(client)
         self.network = network
@@ -52,6 +60,10 @@ class Scene:
 
     def _wake(self) -> None:
         self.woken += 1
+
+    def _ask(self) -> Future:
+        self.asked += 1
+        return Future().success(None)
 
     def send(self, *names: str) -> None:
         for name in names:
@@ -119,6 +131,34 @@ def test_batch_that_comes_alone_leaves_at_once_and_others_together(scene):
     ready, left, _ = scene.accumulator.ready(scene.sender._metadata)
     assert ready == set()
     assert 0 < left <= 0.004
+
+
+def test_record_that_must_be_small_has_a_batch_of_its_own_packed_by_zstd(scene):
+    scene.send("a")
+    value = random.Random(7).randbytes(300_000).hex().encode() * 3
+    record = OutgoingRecord(AT.topic, b"k", value, [("h", b"v")], AT.partition)
+    scene.producer.send(record, lambda *at: scene.told.update(small=at), lambda error: None, smallest=True)
+    scene.send("b")
+    assert [batch.record_count for batch in scene.accumulator._batches[AT]] == [1, 1, 1]
+    scene.on_the_wire()
+    batch = scene.on_the_wire()
+    batch.records.set_producer_state(9, 0, 5, is_transactional=False)
+    batch.records.close()
+    assert batch.records.size_in_bytes() < 330_000
+    read = MemoryRecords(batch.records.buffer()).next_batch()
+    assert (read.compression_type, read.producer_id, read.base_sequence) == (4, 9, 5)
+    assert read.validate_crc()
+    assert [(each.key, each.value, each.headers) for each in read] == [(b"k", value, [("h", b"v")])]
+    scene.sender._complete_batch(batch, PartitionResponse(error=None, base_offset=7, log_append_time=-1))
+    assert scene.told["small"] == (1, 7)
+
+
+def test_topic_that_the_client_does_not_know_is_asked_for_once(scene):
+    assert scene.producer.knows(AT.topic, 0.0)
+    assert scene.asked == 0
+    scene.partitions = None
+    assert not scene.producer.knows(AT.topic, 0.0)
+    assert (scene.asked, scene.woken) == (1, 2)
 
 
 @pytest.mark.parametrize(

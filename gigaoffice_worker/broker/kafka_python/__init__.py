@@ -19,6 +19,10 @@ a release that renames one fails there; other tests guard what the mends promise
 | `send` takes a future and a dozen checks a record: 0.64 of a plain loop's throughput | \
 `batching`: records are appended to the client's open batch | \
 `test_producer::test_each_record_of_a_batch_hears_where_it_landed` | `send` takes a callback and half the time |
+| one codec for all batches, zstd at its default level | `batching`: a tighter batch of its own for one record | \
+`test_producer::test_record_that_must_be_small_has_a_batch_of_its_own_packed_by_zstd` | `send` takes codec and level |
+| `partitions_for` waits for a missing topic, all of `max_block_ms` | `sender`: knows_topic asks once | \
+`test_producer::test_topic_that_the_client_does_not_know_is_asked_for_once` | it can be asked without waiting |
 | `linger_ms` holds back a record that comes alone | `batching`: BatchSpacing, by the batch's `last_attempt` | \
 `test_producer::test_batch_that_comes_alone_leaves_at_once_and_others_together` | it lingers for the last one only |
 | `_failed_produce` passes an error where `_complete_batch` expects its class: the futures never resolve | \

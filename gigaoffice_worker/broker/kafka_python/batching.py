@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import zstandard
 from kafka import KafkaProducer, TopicPartition
 from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from gigaoffice_worker.broker.errors import TopicUnavailableError
@@ -24,6 +26,10 @@ from gigaoffice_worker.core.records import OutgoingRecord
 _SMALL = 1024 * 1024
 # Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
 _APART = 4
+
+# Kafka's numbers for the newest format of batches and for zstd, and the level behind which zstd takes more memory than
+# it saves.
+_MAGIC, _ZSTD, _TIGHTEST = 2, 4, 19
 
 # Called with the partition and the offset that the record has got; the offset is -1 where nobody acknowledges.
 Acknowledged = Callable[[int, int], None]
@@ -84,6 +90,28 @@ class OpenBatch:
                 failed(error_of(number))
 
 
+class _SmallestBatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc]  # the client ships no types
+    """A batch that is packed as tightly as Kafka's codecs can: zstd, and not at the level that the client takes."""
+
+    def _maybe_compress(self) -> bool:
+        header = self.HEADER_STRUCT.size
+        packed = zstandard.ZstdCompressor(level=_TIGHTEST).compress(bytes(self._buffer[header:]))
+        if header + len(packed) >= len(self._buffer):
+            return False
+        self._buffer[header:] = packed
+        return True
+
+
+class _SmallestRecordsBuilder(MemoryRecordsBuilder):  # type: ignore[misc]  # the client ships no types
+    """The client's builder of one batch, for a single record that must take as little room as possible."""
+
+    def __init__(self) -> None:
+        super().__init__(_MAGIC, _ZSTD, batch_size=0)
+        self._builder = _SmallestBatchBuilder(
+            _MAGIC, _ZSTD, is_transactional=False, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=0
+        )
+
+
 class BatchWriter:
     """The appending half of one producer. Thread-safe."""
 
@@ -115,9 +143,7 @@ class BatchWriter:
         at = TopicPartition(record.topic, partition)
         accumulator = self._accumulator
         with accumulator._tp_lock(at):
-            if accumulator._closed:
-                message = "the producer was stopped"
-                raise RuntimeError(message)
+            self._refuse_once_stopped()
             # Another thread may have begun a batch meanwhile.
             opened = self._open.get(at)
             if opened is None or not opened.add(record, acknowledged, failed):
@@ -126,6 +152,22 @@ class BatchWriter:
         # Only now has the sender something to decide.
         self._wake_the_sender(at)
         return True
+
+    def append_smallest(
+        self, record: OutgoingRecord, partition: int, acknowledged: Acknowledged, failed: Failed
+    ) -> None:
+        """Put a record in a batch of its own, packed as small as can be. Raises RuntimeError once stopped."""
+        at = TopicPartition(record.topic, partition)
+        with self._accumulator._tp_lock(at):
+            self._refuse_once_stopped()
+            opened = self._begin_batch(at, _SmallestRecordsBuilder())
+            opened.add(record, acknowledged, failed)
+        self._client._sender.wakeup()
+
+    def _refuse_once_stopped(self) -> None:
+        if self._accumulator._closed:
+            message = "the producer was stopped"
+            raise RuntimeError(message)
 
     def _known_partition(self, record: OutgoingRecord) -> int | None:
         """Return the partition that a record is for, if the client knows that it is there."""
@@ -139,13 +181,14 @@ class BatchWriter:
         known = client._metadata.partitions_for_topic(record.topic)
         return partition if known and partition in known else None
 
-    def _begin_batch(self, at: TopicPartition) -> OpenBatch:
+    def _begin_batch(self, at: TopicPartition, records: MemoryRecordsBuilder | None = None) -> OpenBatch:
         """Put an empty batch behind those that wait in a partition, whose lock is held."""
         accumulator = self._accumulator
-        settings = accumulator.config
-        records = MemoryRecordsBuilder(
-            settings["message_version"], settings["compression_attrs"], settings["batch_size"]
-        )
+        if records is None:
+            settings = accumulator.config
+            records = MemoryRecordsBuilder(
+                settings["message_version"], settings["compression_attrs"], settings["batch_size"]
+            )
         batch, queue = ProducerBatch(at, records), accumulator._batches[at]
         # The client lets a batch go when it has lingered since then.
         batch.last_attempt = (self._spacing.leaves_at(batch.created * 1000) - self._spacing.apart) / 1000

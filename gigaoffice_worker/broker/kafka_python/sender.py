@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,21 @@ def is_broken(client: KafkaProducer) -> bool:
     """Say whether a producer can never send again: refused as an idempotent one, or its thread has died."""
     manager = client._transaction_manager
     return bool(manager and manager.has_fatal_error()) or not client._sender.is_alive()
+
+
+def knows_topic(client: KafkaProducer, topic: str, timeout: float) -> bool:
+    """Say whether the cluster has a topic; a producer that knows nothing of it asks, and waits up to `timeout` seconds.
+
+    `partitions_for` would wait for the topic itself, for all of `max_block_ms`.
+    """
+    if client._metadata.partitions_for_topic(topic):
+        return True
+    client._sender.add_topic(topic)
+    asked = threading.Event()
+    client._metadata.request_update().add_both(lambda _answer: asked.set())
+    client._sender.wakeup()
+    asked.wait(timeout)
+    return bool(client._metadata.partitions_for_topic(topic))
 
 
 def force_stop(client: KafkaProducer, timeout: float) -> bool:
