@@ -94,6 +94,10 @@ class Consumer:
         """Return for how many seconds no broker has answered; 0 while one does."""
         return group.silent_for(self._client)
 
+    def has_leader(self, partition: int) -> bool:
+        """Say whether a partition has a broker that it can be read from, as far as the client knows."""
+        return group.has_leader(self._client, self._at(partition))
+
     def coordinator_known(self) -> bool:
         """Say whether the group's coordinator has been found."""
         return group.coordinator_known(self._client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -15,6 +15,7 @@ from gigaoffice_worker.broker.errors import (
     CommitRefusedError,
     CommitRetriableError,
 )
+from gigaoffice_worker.core.commit_map import CommitMap
 from gigaoffice_worker.core.work import Assignment
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
@@ -74,6 +75,18 @@ class Committer:
         failed = self._commit(ours, time.monotonic() + timeout)
         gone = {partition for partition, held in assignments.items() if not held.lost} - ours.keys()
         return CommitResult(frozenset(failed), frozenset(gone))
+
+    def is_behind(self, assignments: Iterable[Assignment]) -> bool:
+        """Say whether anything that has ended in these partitions is not committed."""
+        with self._dispatcher.locked():
+            maps = [(held, held.tracker.commit_map()) for held in assignments]
+        return any(
+            found.base > held.committed or (found.says_more and self._text(found)[0] != held.committed_text)
+            for held, found in maps
+        )
+
+    def _text(self, found: CommitMap) -> tuple[str, bool]:
+        return found.encode(self.map_limit) if found.says_more else ("", True)
 
     def _forget_all_but(self, ours: Mapping[int, Assignment]) -> None:
         """Drop what is known of partitions that are not ours any more."""
@@ -163,7 +176,7 @@ class Committer:
         with self._dispatcher.locked():
             maps = {partition: held.tracker.commit_map() for partition, held in ours.items()}
         for partition, found in maps.items():
-            text, whole = found.encode(self.map_limit) if found.says_more else ("", True)
+            text, whole = self._text(found)
             (full.discard if whole else full.add)(partition)
             held = ours[partition]
             if (found.base, text) != (held.committed, held.committed_text):

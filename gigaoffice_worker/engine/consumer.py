@@ -16,6 +16,7 @@ import structlog
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.errors import FencedError
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
+from gigaoffice_worker.core.work import Assignment, Stage
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
@@ -25,9 +26,14 @@ from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_POLL = 0.1
-_DRAIN_POLL = 0.02
-_COMMIT_EVERY = 0.5
+# How long a poll waits for records: while something is in hand it must not keep what ends from being committed.
+_POLL, _POLL_IN_HAND, _DRAIN_POLL = 0.1, 0.04, 0.02
+# What ended is committed so soon after the last commit, unless commits take longer than this part of the time; and
+# that is the longest.
+_COMMIT_AFTER, _COMMIT_SHARE, _COMMIT_AT_LEAST_EVERY = 0.05, 0.05, 1.0
+_IN_FLIGHT = {Stage.RUNNING, Stage.DELIVERING}
+# With nothing settled, what is committed may change all the same: offsets that do not exist were passed.
+_COMMIT_ANYHOW = 0.5
 # How often a rebalance that waits for running calls settles what has ended.
 _STEP = 0.02
 
@@ -79,7 +85,10 @@ class ConsumerThread:
             map_limit=lambda: self.committer.map_limit,
         )
         self.clean = False
-        self._next_commit = 0.0
+        # Whether a partition was lost while draining, before what had ended of it was committed.
+        self._progress_lost = False
+        self._settled = False
+        self._commit_at = self._commit_anyhow_at = 0.0
         self._drain_until: float | None = None
         self._raised: Exception | None = None
         self._last_turn = time.monotonic()
@@ -128,11 +137,10 @@ class ConsumerThread:
         self._dispatcher.lease(self._last_turn + self._consumer.session_left())
         self.ownership.position_new()
         self._pace()
-        self._receive(_POLL)
+        self._receive(_POLL_IN_HAND if self.ownership.has_work else _POLL)
         self._settle()
         now = time.monotonic()
-        if now >= self._next_commit:
-            self._next_commit = now + _COMMIT_EVERY
+        if now >= (self._commit_at if self._settled else self._commit_anyhow_at):
             self._commit(COMMIT_WITHIN)
         self.intake.watch_log(now)
 
@@ -146,7 +154,8 @@ class ConsumerThread:
             self._receive(_DRAIN_POLL)
             self._settle()
             quiet = self._dispatcher.wait_quiet(_DRAIN_POLL)
-            if quiet:
+            # While partitions are set aside in a rebalance nothing of them can be committed.
+            if quiet and not self.ownership.awaits_return:
                 self._settle()
                 committed = self._commit(2.0)
             if committed or time.monotonic() >= self._deadline(deadline):
@@ -155,7 +164,7 @@ class ConsumerThread:
             # What is finished so far need not be repeated, even if the rest must be.
             self._settle()
             self._commit(1.0)
-        self.clean = quiet and committed
+        self.clean = quiet and committed and not self._progress_lost
         self._consumer.close(max(1.0, min(3.0, deadline - time.monotonic())))
 
     def _deadline(self, otherwise: float) -> float:
@@ -175,6 +184,7 @@ class ConsumerThread:
     def _settle(self) -> None:
         delivered = self._delivery.collect()
         if delivered:
+            self._settled = True
             self._dispatcher.settle([each.work for each in delivered])
             now = time.time()
             written = (each.work.record.timestamp for each in delivered)
@@ -183,7 +193,12 @@ class ConsumerThread:
 
     def _commit(self, within: float) -> bool:
         """Commit what is due within so many seconds; False when not all of it landed."""
+        began = time.monotonic()
+        self._settled = False
         made = self.committer.commit(self.ownership.assignments, within)
+        now = time.monotonic()
+        self._commit_at = now + min(_COMMIT_AT_LEAST_EVERY, max(_COMMIT_AFTER, (now - began) / _COMMIT_SHARE))
+        self._commit_anyhow_at = now + _COMMIT_ANYHOW
         for partition in made.gone:
             self.ownership.reposition(partition)
         return made.landed
@@ -198,11 +213,20 @@ class ConsumerThread:
 
     def _on_assigned(self, partitions: frozenset[int]) -> None:
         try:
-            self.ownership.assign(partitions)
+            self._settle()
+            forgotten = self.ownership.assign(partitions)
+            if self._drain_until is not None and self._is_to_be_repeated(forgotten):
+                self._progress_lost = True
             self.intake.note_assigned()
             self._pace()
         except Exception as error:  # noqa: BLE001
             self._raised = error
+
+    def _is_to_be_repeated(self, forgotten: list[Assignment]) -> bool:
+        """Say whether a new owner of these partitions repeats calls: what ended is not committed, or has not ended."""
+        with self._dispatcher.locked():
+            in_flight = any(work.stage in _IN_FLIGHT for held in forgotten for work in held.tracker)
+        return in_flight or self.committer.is_behind(forgotten)
 
     def _give_up_partitions(self) -> None:
         """Wait for running calls as long as a rebalance may (or the drain, if that ends earlier), and commit."""

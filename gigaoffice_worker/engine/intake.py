@@ -83,13 +83,15 @@ class Intake:
         try:
             batches = self._consumer.poll(timeout, self._max_poll_records)
         except OutOfRangeError as error:
-            for partition, position in error.positions.items():
-                self._begin_anew(partition, position)
+            self._read_again()
+            self._go_on_elsewhere(error.positions)
         except UndecodableError as error:
+            self._read_again(but=error.partition)
             self._quarantine.admit(error, time.monotonic())
         except FencedError:
             raise
         except Exception as error:  # noqa: BLE001  # no outage ends the worker once it has joined
+            self._read_again()
             self._poll_failed(error)
         else:
             self._failures = 0
@@ -139,17 +141,19 @@ class Intake:
             many = min(self._max_poll_records, (reach(0, limit) + 1) // 2) or 1
             return tracker.receivable(range(tracker.position, tracker.position + many), limit) == many
 
-    def _begin_anew(self, partition: int, position: int) -> None:
-        log.error(
-            "Offset out of range: the log does not hold the position, beginning anew",
-            topic=self._topic,
-            partition=partition,
-            offset=position,
-            reset_to=self._reset,
-            hint="retention removed the records, or the topic was deleted and created again",
-        )
-        self._metrics.offset_resets.inc()
-        self._ownership.begin_anew(partition)
+    def _read_again(self, but: int | None = None) -> None:
+        """Put each partition (`but` one) back to where we know it was read: an error may have lost what came behind."""
+        for partition, assignment in self._ownership.assignments.items():
+            position = assignment.tracker.position
+            if partition != but and self._consumer.position(partition) != position:
+                self._consumer.seek(partition, position)
+
+    def _go_on_elsewhere(self, positions: Mapping[int, int]) -> None:
+        for partition, position in positions.items():
+            try:
+                self._ownership.out_of_range(partition, position)
+            except Exception as error:  # noqa: BLE001  # no answer: the next fetch finds it out of range again
+                self._poll_failed(error)
 
     def _poll_failed(self, error: Exception) -> None:
         told = to_worker_error(error, during="reading the request topic")

@@ -107,6 +107,13 @@ class Metrics:
         self.offset_resets = self._counter(
             "offset_resets_total", "Positions that the log did not hold, so that reading began anew."
         )
+        self.log_truncations = self._counter(
+            "log_truncations_total",
+            "Partitions whose log ended below what was done of it, so that requests were repeated.",
+        )
+        self.lost_by_retention = self._counter(
+            "lost_by_retention_total", "Requests that the cluster removed before they were read."
+        )
         self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
         self.last_poll = self._gauge("last_poll_timestamp_seconds", "When the consumer last came back from a poll.")
         self.log_dropped = self._counter("log_dropped_total", "Log lines dropped because nobody took them in time.")

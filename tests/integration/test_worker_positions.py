@@ -42,6 +42,29 @@ def test_committed_offset_below_the_log_is_an_error_and_the_rule_applies(scene, 
     assert worker.metric("offset_resets_total") == 1
 
 
+def test_records_removed_at_run_time_are_told_and_what_is_in_hand_stays(scene):
+    scene.make()
+    gate = scene.file("gate")
+    worker = scene.ready(WORKER_CONCURRENCY="2", KAFKA_CONSUMER_MAX_POLL_RECORDS="50")
+    # Large enough that the worker stops reading in between: 40 MB, of which it holds 32.
+    running = ask("running", "k", do="hang", file=str(gate))
+    sent = [running, *[ask(f"r{n}", "k", padding="x" * 40_000) for n in range(1000)]]
+    scene.send(*sent)
+    scene.wait_started("running")
+    eventually(lambda: worker.status()["partitions"][0]["paused"] == "bytes", "the worker to have enough", timeout=30)
+    in_hand = worker.status()["partitions"][0]["position"]
+    assert 100 < in_hand < 950
+    remove_below(scene, 980)
+    gate.unlink()
+    answered = ["running", *[f"r{n}" for n in [*range(in_hand - 1), *range(979, 1000)]]]
+    check_once(scene.wait_responses(len(answered), timeout=60), answered)
+    scene.wait_committed()
+    [told] = [line for line in worker.logs() if line["level"] == "error"]
+    assert (told["partition"], told["offset"], told["position"], told["records"]) == (0, in_hand, 980, 980 - in_hand)
+    assert worker.metric("lost_by_retention_total") == 980 - in_hand
+    assert scene.starts()["running"] == 1
+
+
 def test_committed_offset_beyond_the_log_is_an_error_and_reading_begins_anew(scene):
     scene.make()
     scene.send(*[ask(f"r{n}", "k") for n in range(5)])

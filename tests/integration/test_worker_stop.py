@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
 
 import pytest
+from confluent_kafka import Consumer
 
 from tests.support import wire
 from tests.support.scene import ask, check_once, ids
@@ -201,3 +203,88 @@ def test_log_that_nobody_reads_stops_neither_the_work_nor_the_end(scene):
         assert worker.stop(15) == 0
     finally:
         os.close(unread)
+
+
+class SlowMember:
+    """A member of the group that gives its partitions up only when it is let go. Sorted behind the worker by its id."""
+
+    def __init__(self, scene) -> None:
+        self._let_go = threading.Event()
+        self._done = threading.Event()
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": scene.bootstrap,
+                "group.id": scene.topics.group,
+                "client.id": "slow",
+                "partition.assignment.strategy": "range",
+                "heartbeat.interval.ms": 300,
+            }
+        )
+        self.assigned = threading.Event()
+        self._consumer.subscribe([scene.topics.requests], on_assign=self._note, on_revoke=self._hold)
+        self._thread = threading.Thread(target=self._run)
+
+    def _note(self, _consumer, partitions) -> None:
+        if partitions:
+            self.assigned.set()
+
+    def _hold(self, _consumer, _partitions) -> None:
+        self._let_go.wait(60)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self._consumer.poll(0.1)
+        self._consumer.close()
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go.set()
+        self._done.set()
+        self._thread.join(30)
+
+
+@pytest.fixture
+def rebalancing(scene):
+    """A worker whose call of two seconds ends in a rebalance that another member holds up."""
+    scene.make(requests=2)
+    worker = scene.ready(
+        KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS="300",
+        WORKER_REBALANCE_WAIT="0.2",
+        WORKER_DRAIN_TIMEOUT="12",
+        KAFKA_CONSUMER_AUTO_OFFSET_RESET="earliest",
+    )
+    with SlowMember(scene) as slow:
+        eventually(slow.assigned.is_set, "the other member to be there", timeout=30)
+        eventually(lambda: [row["partition"] for row in worker.status()["partitions"]] == [0], "partition 0 to be ours")
+        scene.send(ask("running", "a", seconds=2.0), partition=0)
+        scene.wait_started("running")
+        with SlowMember(scene) as comes:
+            eventually(lambda: not worker.status()["partitions"], "the rebalance to begin")
+            yield scene, worker, slow
+            comes.let_go()
+
+
+def test_stop_in_the_middle_of_a_rebalance_commits_when_that_is_over(rebalancing):
+    scene, worker, slow = rebalancing
+    worker.signal(signal.SIGTERM)
+    scene.wait_responses(1)
+    time.sleep(1.0)
+    assert worker.process.poll() is None
+    slow.let_go()
+    assert worker.wait(15) == 0
+    assert scene.committed()[0] == 1
+    assert scene.starts()["running"] == 1
+
+
+def test_stop_that_could_not_commit_says_so(rebalancing):
+    scene, worker, _ = rebalancing
+    worker.signal(signal.SIGTERM)
+    scene.wait_responses(1)
+    assert worker.wait(20) == 70
+    assert scene.committed().get(0, 0) == 0

@@ -90,6 +90,11 @@ def silent_for(client: KafkaConsumer) -> float:
     return reach.silent_for
 
 
+def has_leader(client: KafkaConsumer, place: TopicPartition) -> bool:
+    """Say whether a partition has a leader, as the newest metadata tell; -1 is the client's word for none."""
+    return client._client.cluster.leader_for_partition(place) not in {None, -1}
+
+
 def coordinator_known(client: KafkaConsumer) -> bool:
     """Say whether the group's coordinator has been found."""
     return not client._coordinator.coordinator_unknown()
