@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import WorkerError
@@ -54,3 +56,23 @@ def _payload(text: str) -> dict[str, Any]:
             hint="A shell takes double quotes away: put the request in single quotes.",
         ) from error
     return payload
+
+
+def given(request: str | None) -> str:
+    """Return the text of a request: an argument, `@FILE`, or what standard input holds. Raises UsageError."""
+    if request is None and sys.stdin.isatty():
+        raise terminal.UsageError("there is no request", hint="Give a REQUEST, as in: 'Sum column A'")
+    if request is None or request == "-":
+        return sys.stdin.read()
+    if request.startswith("@"):
+        with opened(Path(request[1:])) as file:
+            return file.read()
+    return request
+
+
+def opened(path: Path) -> TextIO:
+    """Open a text file. Raises UsageError where it cannot be read."""
+    try:
+        return path.open(encoding="utf-8-sig")
+    except OSError as error:
+        raise terminal.UsageError(f"{path} cannot be read: {error.strerror}") from error

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gigaoffice_worker.cli import terminal
-from gigaoffice_worker.cli.outgoing import Request, read_request, read_requests
+from gigaoffice_worker.cli.outgoing import Request, given, opened, read_request, read_requests
 from gigaoffice_worker.core.errors import WorkerError
 from gigaoffice_worker.core.visible import visible, visible_json
 
 if TYPE_CHECKING:
+    from gigaoffice_worker.client import Pending
     from gigaoffice_worker.config import Config
+    from gigaoffice_worker.core.documents import Response
     from gigaoffice_worker.core.records import Source
-    from gigaoffice_worker.operations.requests import Exchange, Response, Sent
 
+_FIELDS: Final = ("request_id", "status", "result", "error", "processing_time", "timestamp")
 _MOST_UNANSWERED = 1000
 _LOOK = 0.1  # seconds that one look for responses may take
 _DIAGNOSIS_LIMIT = 5.0
@@ -74,8 +78,8 @@ def act(asked: argparse.Namespace) -> int:
     try:
         with terminal.command_logs(config):
             if asked.file is None:
-                return _send_one(config, read_request(_given(asked.request)), options)
-            with _opened(asked.file) as lines:
+                return _send_one(config, read_request(given(asked.request)), options)
+            with opened(asked.file) as lines:
                 return send_many(config, read_requests(lines), options)
     except UnicodeDecodeError as error:
         raise terminal.UsageError("what is to be sent is not UTF-8 text") from error
@@ -85,37 +89,33 @@ def act(asked: argparse.Namespace) -> int:
 
 
 def _send_one(config: Config, request: Request, options: Options) -> int:
-    from gigaoffice_worker.operations.requests import Exchange
+    from gigaoffice_worker.client import Client
 
     progress = terminal.Progress()
-    with Exchange(config, options.timeout, answers=options.wait) as exchange:
-        place = _acknowledged(exchange, request, options)
+    with Client.of(config, options.timeout) as client:
+        pending = client.submit(request.id, request.value, *_key_and_headers(request, options), answers=options.wait)
+        # The client has a limit of its own, and a moment more to tell that it was reached.
+        place = pending.wait_acknowledged(options.timeout + 5.0)
+        if place is None:
+            raise _not_acknowledged(options.timeout)
         if not options.wait:
             print(visible_json({"id": request.id, **place._asdict()}))
             return 0
         started = time.monotonic()
         while (waited := time.monotonic() - started) < options.timeout:
-            for response in exchange.responses(_LOOK):
+            if (response := pending.wait(_LOOK)) is not None:
                 progress.clear()
                 _print_response(response)
-                return _verdict(config, response)
+                return _verdict(config, response, pending.seconds)
             progress.show(f"waiting for the response to {request.id}: {waited:.0f} s of {options.timeout:g} s")
         progress.clear()
-    raise _no_answer(config, request, place, options.timeout)
+        raise _no_answer(config, request, place, options.timeout, client.trouble)
 
 
-def _acknowledged(exchange: Exchange, request: Request, options: Options) -> Source:
-    _send(exchange, request, options)
-    # The client has a limit of its own, and a moment more to tell that it was reached.
-    outcome = exchange.sent(options.timeout + 5.0)
-    if outcome is None or outcome.place is None:
-        raise (outcome.error if outcome else None) or _not_acknowledged(options.timeout)
-    return outcome.place
-
-
-def _send(exchange: Exchange, request: Request, options: Options) -> None:
-    key = request.id.encode() if options.key is None else options.key
-    exchange.send(request.id, request.value, key, options.headers)
+def _key_and_headers(request: Request, options: Options) -> tuple[bytes, dict[str, bytes]]:
+    """Return key and headers of a request; one whose answer is waited for is worth nothing once nobody waits."""
+    limit = {"ttl-ms": b"%d" % round(options.timeout * 1000)} if options.wait else {}
+    return request.id.encode() if options.key is None else options.key, {**limit, **options.headers}
 
 
 def _not_acknowledged(timeout: float) -> WorkerError:
@@ -125,69 +125,86 @@ def _not_acknowledged(timeout: float) -> WorkerError:
     )
 
 
-def _no_answer(config: Config, request: Request, place: Source, timeout: float) -> WorkerError:
+def _no_answer(config: Config, request: Request, place: Source, timeout: float, trouble: str) -> WorkerError:
     from gigaoffice_worker.operations.requests import why_no_answer
 
     why = why_no_answer(config, place, _DIAGNOSIS_LIMIT)
+    because = f"; responses could not be read: {trouble}" if trouble else ""
     return terminal.FoundWantingError(
-        f"no response to request {visible(request.id)} within {timeout:g} s (it stands at {place})",
+        f"no response to request {visible(request.id)} within {timeout:g} s (it stands at {place}){because}",
         hint=" ".join(filter(None, (why, "Look at `gigaoffice-worker health` and the worker's log."))),
     )
 
 
-def _verdict(config: Config, response: Response) -> int:
-    document = response.document
-    if document.get("status") == "completed":
+def _verdict(config: Config, response: Response, seconds: float) -> int:
+    if response.completed:
         if sys.stderr.isatty():
-            print(f"completed in {response.latency:.3f} s", file=sys.stderr)
+            print(f"completed in {seconds:.3f} s", file=sys.stderr)
         return 0
-    error = document.get("error")
-    told = f"{error.get('type')}: {error.get('message')}" if isinstance(error, dict) else "no reason given"
+    error = response.error
+    told = f"{error['type']}: {error['message']}" if error else "no reason given"
     raise terminal.FoundWantingError(
-        f"the request failed after {response.latency:.3f} s: {visible(told)}",
-        hint=f"If it could not be processed it stands in {config.topics.dlq.name}; the worker's log has the details.",
+        f"the request failed after {seconds:.3f} s: {visible(told)}",
+        hint=f"`gigaoffice-worker dlq show {shlex.quote(visible(response.request_id))}` tells more if it stands in "
+        f"{config.topics.dlq.name}; the worker's log has where in the handler it failed.",
     )
 
 
 def _print_response(response: Response) -> None:
     indent = 2 if sys.stdout.isatty() else None
-    print(visible_json(response.document, indent=indent), flush=True)
+    print(visible_json(response_document(response), indent=indent), flush=True)
+
+
+def response_document(response: Response) -> dict[str, Any]:
+    """Return the six fields of a response, as its record has them."""
+    return {name: getattr(response, name) for name in _FIELDS}
 
 
 # Many requests
 
 
 class _Tally:
-    """Counts what became of many requests, and prints it."""
+    """Counts what became of many requests, prints it, and knows which are under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait: bool) -> None:
         self.counts: Counter[str] = Counter()
         self.latencies: list[float] = []
+        self.under_way: dict[Pending, bool] = {}  # and whether each is acknowledged
+        self._wait = wait
 
-    def sent(self, sent: Sent, *, wait: bool) -> None:
-        """Count an acknowledged request, or report one that could not be sent."""
-        if sent.error is not None:
-            self.refused(sent.error)
+    def take(self, pending: Pending) -> None:
+        """Take note of news of a request."""
+        acknowledged = self.under_way.get(pending)
+        if acknowledged is None:  # its end was told already
             return
-        self.counts["sent"] += 1
-        if not wait and sent.place is not None:
-            print(visible_json({"id": sent.request_id, **sent.place._asdict()}), flush=True)
+        if pending.error is not None:
+            del self.under_way[pending]
+            self.refused(pending.error)
+            return
+        if not acknowledged and pending.place is not None:
+            self.under_way[pending] = True
+            self.counts["sent"] += 1
+            if not self._wait:
+                print(visible_json({"id": pending.request_id, **pending.place._asdict()}), flush=True)
+        if pending.response is not None:
+            self._answered(pending.response, pending.seconds)
+        if pending.over:
+            del self.under_way[pending]
 
     def refused(self, error: WorkerError) -> None:
         """Report a request that was not sent."""
         self.counts["not sent"] += 1
         terminal.report(error)
 
-    def answered(self, response: Response) -> None:
-        """Print a response and count it."""
-        self.counts["completed" if response.document.get("status") == "completed" else "failed"] += 1
-        self.latencies.append(response.latency)
-        print(visible_json(response.document), flush=True)
+    def _answered(self, response: Response, seconds: float) -> None:
+        self.counts["completed" if response.completed else "failed"] += 1
+        self.latencies.append(seconds)
+        print(visible_json(response_document(response)), flush=True)
 
-    def summary(self, seconds: float, unanswered: int) -> str:
+    def summary(self, seconds: float) -> str:
         """Return the last line of all."""
         counts = {name: self.counts[name] for name in ("sent", "completed", "failed")}
-        rare = {"without an answer": unanswered, "not sent": self.counts["not sent"]}
+        rare = {"without an answer": len(self.under_way), "not sent": self.counts["not sent"]}
         counts |= {name: count for name, count in rare.items() if count}
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         if not self.latencies:
@@ -207,26 +224,25 @@ def send_many(
     At most _MOST_UNANSWERED are under way at once. It gives up when no answer came for `options.timeout` seconds,
     or when `until` says so.
     """
-    from gigaoffice_worker.operations.requests import Exchange
+    from gigaoffice_worker.client import Client
 
-    tally, started = _Tally(), time.monotonic()
-    with Exchange(config, options.timeout, answers=options.wait) as exchange:
+    tally, started = _Tally(wait=options.wait), time.monotonic()
+    news: SimpleQueue[Pending] = SimpleQueue()
+    with Client.of(config, options.timeout) as client:
         given_up = False
         for request in requests:
             if isinstance(request, WorkerError):
                 tally.refused(request)
                 continue
-            given_up = not _settle(exchange, tally, options, _MOST_UNANSWERED - 1, until)
+            given_up = not _settle(news, tally, options, _MOST_UNANSWERED - 1, until)
             if given_up:
                 break
-            try:
-                _send(exchange, request, options)
-            except WorkerError as error:
-                tally.refused(error)
-        _ = given_up or _settle(exchange, tally, options, 0, until)
-        unanswered = exchange.unanswered
-    print(tally.summary(time.monotonic() - started, len(unanswered)), file=sys.stderr)
-    if unanswered:
+            key, headers = _key_and_headers(request, options)
+            pending = client.submit(request.id, request.value, key, headers, answers=options.wait, tell=news.put)
+            tally.under_way[pending] = False
+        _ = given_up or _settle(news, tally, options, 0, until)
+    print(tally.summary(time.monotonic() - started), file=sys.stderr)
+    if unanswered := [pending.request_id for pending in tally.under_way]:
         raise terminal.FoundWantingError(
             f"no further response within {options.timeout:g} s; without an answer: {visible(_some(unanswered))}",
             hint="Look at `gigaoffice-worker health` and the worker's log.",
@@ -234,29 +250,24 @@ def send_many(
     return 1 if tally.counts["failed"] or tally.counts["not sent"] else 0
 
 
-def _settle(exchange: Exchange, tally: _Tally, options: Options, leave: int, until: Callable[[], bool]) -> bool:
+def _settle(news: SimpleQueue[Pending], tally: _Tally, options: Options, leave: int, until: Callable[[], bool]) -> bool:
     """Take what has come until no more than `leave` requests are under way; False to give up on the others."""
     progress = terminal.Progress()
     latest = time.monotonic()
-    while True:
-        under_way = max(exchange.unacknowledged, len(exchange.unanswered))
-        pause = _LOOK if under_way > leave else 0.0
-        news = 0
-        for response in exchange.responses(pause):
+    while len(tally.under_way) > leave or not news.empty():
+        try:
+            pending = news.get(timeout=_LOOK)
+        except Empty:
+            if time.monotonic() - latest > options.timeout or until():
+                progress.clear()
+                return False
+            progress.show(f"waiting for {len(tally.under_way)} responses")
+        else:
             progress.clear()
-            tally.answered(response)
-            news += 1
-        while sent := exchange.sent(0.0 if options.wait or news else pause):
-            tally.sent(sent, wait=options.wait)
-            news += 1
-        if pause == 0.0:
-            progress.clear()
-            return True
-        latest = time.monotonic() if news else latest
-        if time.monotonic() - latest > options.timeout or until():
-            progress.clear()
-            return False
-        progress.show(f"waiting for {under_way} responses")
+            tally.take(pending)
+            latest = time.monotonic()
+    progress.clear()
+    return True
 
 
 def _some(ids: list[str]) -> str:
@@ -265,24 +276,6 @@ def _some(ids: list[str]) -> str:
 
 
 # What is given
-
-
-def _given(request: str | None) -> str:
-    if request is None and sys.stdin.isatty():
-        raise terminal.UsageError("there is nothing to send", hint="Give a REQUEST, as in: send 'Sum column A'")
-    if request is None or request == "-":
-        return sys.stdin.read()
-    if request.startswith("@"):
-        with _opened(Path(request[1:])) as file:
-            return file.read()
-    return request
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8-sig")
-    except OSError as error:
-        raise terminal.UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _header(text: str) -> tuple[str, bytes]:

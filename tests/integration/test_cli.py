@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -351,9 +351,17 @@ class Responder:
                 if not request.get("silent"):
                     producer.produce(self._responses, b"not a response at all")
                     for _ in range(2):  # at least once
-                        producer.produce(self._responses, json.dumps(answer(request)), message.key())
+                        producer.produce(
+                            self._responses, json.dumps(answer(request)), message.key(), headers=of(message)
+                        )
             producer.flush(10)
         consumer.close()
+
+
+def of(message: Message) -> list[tuple[str, bytes]]:
+    place = (message.topic(), message.partition(), message.offset())
+    names = ("source-topic", "source-partition", "source-offset")
+    return [(name, str(part).encode()) for name, part in zip(names, place, strict=True)]
 
 
 def answer(request: dict[str, object]) -> dict[str, object]:
@@ -439,7 +447,7 @@ def test_send_names_a_response_that_the_client_cannot_decode(cli, kafka_bootstra
     responder = threading.Thread(target=respond)
     responder.start()
     try:
-        done = cli("send", '{"query": "x"}')
+        done = cli("send", "--timeout", "5", '{"query": "x"}')
     finally:
         stop.set()
         responder.join()

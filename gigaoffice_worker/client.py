@@ -1,0 +1,335 @@
+"""For whoever requests: send a request, and wait for its response.
+
+    from gigaoffice_worker.client import Client
+
+    with Client("localhost:9092") as client:
+        response = client.ask({"query": "Sum column B"}, timeout=60)
+        print(response.result if response.completed else response.error)
+
+One client serves all threads of a program: one producer, and one thread that reads responses for all that wait.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+import structlog
+
+from gigaoffice_worker.broker.admin import require_topics
+from gigaoffice_worker.broker.clients import reachable
+from gigaoffice_worker.broker.errors import TopicUnavailableError
+from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.broker.requester import ResponseReader, request_writer, told
+from gigaoffice_worker.config import Config, load
+from gigaoffice_worker.core.documents import Response, read_response
+from gigaoffice_worker.core.errors import UnreachableError, WorkerError
+from gigaoffice_worker.core.records import Headers, OutgoingRecord, Record, Source
+
+__all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError"]
+
+log = structlog.get_logger(__name__)
+
+_SERVERS: Final = "KAFKA_BOOTSTRAP_SERVERS"
+_TTL: Final = "ttl-ms"
+_LOOK: Final = 0.2  # seconds that one look for responses may take
+_RETRY: Final = 0.5
+_CLOSE_LIMIT: Final = 2.0
+# Responses that may come before the cluster's acknowledgement of their request; all but a few are of other requesters.
+_MOST_EARLY: Final = 10_000
+
+
+class ResponseTimeoutError(TimeoutError):
+    """No response came in time. `request_id` and `place` say which request it is and where it stands.
+
+    The request is not taken back: unless it has expired it may still be answered.
+    """
+
+    def __init__(self, message: str, request_id: str, place: Source | None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.place = place
+
+
+class Pending:
+    """A request on its way: acknowledged once `place` is known, over once `response` or `error` is."""
+
+    def __init__(self, request_id: str, tell: Callable[[Pending], object] | None, *, answers: bool) -> None:
+        self.request_id = request_id
+        self.place: Source | None = None
+        self.response: Response | None = None
+        self.error: WorkerError | None = None
+        self.seconds = 0.0
+        self._handed_over = time.monotonic()
+        self._answers = answers
+        self._tell = tell
+        self._acknowledged = threading.Event()
+        self._over = threading.Event()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self._over.is_set()
+
+    def wait_acknowledged(self, timeout: float) -> Source | None:
+        """Return where the request stands; None if that is not known within `timeout` seconds. Raises WorkerError."""
+        self._acknowledged.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.place
+
+    def wait(self, timeout: float) -> Response | None:
+        """Return the response; None if there is none within `timeout` seconds. Raises WorkerError if not sent."""
+        self._over.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.response
+
+    def note(
+        self, *, place: Source | None = None, response: Response | None = None, error: WorkerError | None = None
+    ) -> None:
+        """Take note of what has become known; for the client."""
+        self.place = place or self.place
+        self.response, self.error = response or self.response, error or self.error
+        self.seconds = time.monotonic() - self._handed_over
+        if self.place is not None or self.error is not None:
+            self._acknowledged.set()
+        if self.response is not None or self.error is not None or not self._answers:
+            self._over.set()
+        if self._tell is not None:
+            self._tell(self)
+
+
+class Client:
+    """Writes requests and reads their responses, for all threads of a program.
+
+    `settings` are variables as the worker reads them from its environment (KAFKA_TOPIC_REQUESTS, KAFKA_USE_SSL,
+    KAFKA_SASL_PASSWORD and so on; the environment itself is not read). `connect_timeout` bounds connecting and the time
+    in which a request must be acknowledged, in seconds. Nothing is created, and no consumer group is joined. What goes
+    wrong with the cluster is raised as a WorkerError.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Iterable[str] = "localhost:9092",
+        *,
+        settings: Mapping[str, str] | None = None,
+        connect_timeout: float = 30.0,
+    ) -> None:
+        servers = bootstrap_servers if isinstance(bootstrap_servers, str) else ",".join(bootstrap_servers)
+        self._open(load({**(settings or {}), _SERVERS: servers}), connect_timeout)
+
+    @classmethod
+    def of(cls, config: Config, connect_timeout: float) -> Self:
+        """Return a client for a configuration that was read."""
+        self = cls.__new__(cls)
+        self._open(config, connect_timeout)
+        return self
+
+    def _open(self, config: Config, timeout: float) -> None:
+        self._timeout = timeout
+        self._config = config = reachable(config, timeout)
+        self._topics = config.topics.requests.name, config.topics.responses.name
+        require_topics(config, {self._topics[0]: "WRITE"}, timeout)
+        self._producer: Producer = request_writer(config, timeout)
+        self._lock = threading.Lock()
+        self._waiting: dict[Source, Pending] = {}
+        self._unacknowledged = 0
+        self._early: OrderedDict[Source, Record] = OrderedDict()
+        self._opening = threading.Lock()
+        self._reader: ResponseReader | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        # Why responses could not be read at last; empty while they can.
+        self.trouble = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(
+        self,
+        payload: Mapping[str, Any],
+        timeout: float = 60.0,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> Response:
+        """Send a request and return its response, which may be a failed one.
+
+        Without an `id` the payload gets one; without a key the id is it. After `timeout` seconds the request is not
+        worth a call any more, which the worker is told. Raises ResponseTimeoutError, and WorkerError where the request
+        could not be sent.
+        """
+        until = time.monotonic() + timeout
+        extended = {_TTL: b"%d" % round(timeout * 1000), **(headers or {})}
+        pending = self.submit(*_encoded(payload, key), extended)
+        response = pending.wait(until - time.monotonic())
+        if response is None:
+            self.forget(pending)
+            request_id, place = pending.request_id, pending.place
+            where = f"it stands at {place}" if place else "the cluster has not acknowledged it"
+            because = f"; responses cannot be read: {self.trouble}" if self.trouble else ""
+            raise ResponseTimeoutError(
+                f"no response to request {request_id} within {timeout:g} s; {where}{because}", request_id, place
+            )
+        return response
+
+    def send(
+        self, payload: Mapping[str, Any], *, key: bytes | None = None, headers: Mapping[str, bytes] | None = None
+    ) -> str:
+        """Send a request, wait until the cluster has it, and return its id. Raises WorkerError."""
+        pending = self.submit(*_encoded(payload, key), headers or {}, answers=False)
+        # The producer has the same limit, and a moment more to tell that it was reached.
+        if pending.wait_acknowledged(self._timeout + 5.0) is None:
+            raise UnreachableError(f"the cluster did not acknowledge the request within {self._timeout:g} s")
+        return pending.request_id
+
+    def submit(
+        self,
+        request_id: str,
+        value: bytes,
+        key: bytes,
+        headers: Mapping[str, bytes],
+        *,
+        answers: bool = True,
+        tell: Callable[[Pending], object] | None = None,
+    ) -> Pending:
+        """Hand an encoded request over, and return at once.
+
+        `tell` is called, on threads of the client, with each news of it. Raises WorkerError if responses cannot be
+        read, which only concerns a request whose response is waited for (`answers`).
+        """
+        if self._closed.is_set():
+            raise WorkerError("the client is closed")
+        if answers:
+            self._read_responses()
+        pending = Pending(request_id, tell, answers=answers)
+        topic = self._topics[0]
+        record = OutgoingRecord(topic, key, value, list(headers.items()))
+
+        def acknowledged(partition: int, offset: int) -> None:
+            self._acknowledged(pending, Source(topic, partition, offset), answers=answers)
+
+        def failed(error: BaseException) -> None:
+            with self._lock:
+                self._unacknowledged -= 1
+            pending.note(error=told(error, f"sending request {request_id}"))
+
+        with self._lock:
+            self._unacknowledged += 1
+        try:
+            self._producer.send(record, acknowledged, failed)
+        except TopicUnavailableError as error:
+            failed(UnreachableError(str(error), hint="Check that the brokers run."))
+        except Exception as error:  # noqa: BLE001  # whatever the client raises is told as one of our errors
+            failed(error)
+        return pending
+
+    def forget(self, pending: Pending) -> None:
+        """Wait no longer for a request."""
+        with self._lock:
+            if pending.place is not None:
+                self._waiting.pop(pending.place, None)
+
+    def close(self) -> None:
+        """Free the connections; who still waits gets no response."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(_LOOK + _CLOSE_LIMIT)
+        self._producer.force_stop(_CLOSE_LIMIT)
+
+    # Responses
+
+    def _acknowledged(self, pending: Pending, place: Source, *, answers: bool) -> None:
+        early = None
+        with self._lock:
+            self._unacknowledged -= 1
+            if answers:
+                early = self._early.pop(place, None)
+                if early is None:
+                    self._waiting[place] = pending
+            if not self._unacknowledged:
+                self._early.clear()
+        pending.note(place=place)
+        if early is not None:
+            self._answer(pending, early)
+
+    def _read_responses(self) -> None:
+        """Begin to read responses, before the first request whose response is waited for is written."""
+        with self._opening:
+            if self._thread is not None:
+                return
+            partitions = require_topics(self._config, {self._topics[1]: "READ"}, self._timeout)
+            self._reader = ResponseReader(self._config, partitions[self._topics[1]], self._timeout)
+            self._thread = threading.Thread(
+                target=self._read, args=(self._reader,), name="gigaoffice-responses", daemon=True
+            )
+            self._thread.start()
+
+    def _read(self, reader: ResponseReader) -> None:
+        while not self._closed.is_set():
+            try:
+                records = reader.poll(_LOOK)
+            except Exception as error:  # noqa: BLE001  # told once; the cluster may come back
+                if str(error) != self.trouble:
+                    log.warning("Responses cannot be read", error=str(error))
+                self.trouble = str(error)
+                self._closed.wait(_RETRY)
+                continue
+            if records:
+                self.trouble = ""
+            for record in records:
+                self._take(record)
+        reader.close()
+
+    def _take(self, record: Record) -> None:
+        place = _source_of(record.headers)
+        if place is None or place.topic != self._topics[0]:
+            return
+        with self._lock:
+            pending = self._waiting.pop(place, None)
+            if pending is None and self._unacknowledged:
+                self._early[place] = record
+                if len(self._early) > _MOST_EARLY:
+                    self._early.popitem(last=False)
+        if pending is not None:
+            self._answer(pending, record)
+
+    def _answer(self, pending: Pending, record: Record) -> None:
+        response = read_response(record.value, record.headers)
+        if response is not None:
+            pending.note(response=response)
+        else:
+            place = f"{record.topic}-{record.partition}-{record.offset}"
+            pending.note(error=WorkerError(f"the response to request {pending.request_id}, at {place}, is none"))
+
+
+def _encoded(payload: Mapping[str, Any], key: bytes | None) -> tuple[str, bytes, bytes]:
+    """Return id, value and key of a request."""
+    content = {"id": str(uuid.UUID(bytes=os.urandom(16), version=4)), **payload}
+    request_id = content["id"]
+    if not isinstance(request_id, str) or not request_id:
+        raise WorkerError("the request's id must be a non-empty string")
+    return request_id, msgspec.json.encode(content), request_id.encode() if key is None else key
+
+
+def _source_of(headers: Headers) -> Source | None:
+    """Return which delivery a response answers, None where it does not say so."""
+    said = dict(headers)
+    try:
+        topic, partition, offset = (said[f"source-{name}"] for name in ("topic", "partition", "offset"))
+        return Source((topic or b"").decode(), int(partition or b""), int(offset or b""))
+    except (KeyError, ValueError):
+        return None
