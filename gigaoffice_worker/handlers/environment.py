@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import cast
 from urllib.request import getproxies, proxy_bypass
 
+import structlog
 from environs import Env, EnvValidationError
 
 from gigaoffice_worker.config import Secret
 from gigaoffice_worker.config.files import FILE_SUFFIX, file_trouble, read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
+
+log = structlog.get_logger(__name__)
 
 
 class Environment(Env):
@@ -52,6 +57,24 @@ class Environment(Env):
             self.wrong(f"{name}={path!r}: {trouble}")
             return None
         return path
+
+    def directory(self, name: str) -> Path | None:
+        """Return the path of a directory, if one is named and there is one."""
+        text = os.environ.get(name) or None
+        if text is not None and not Path(text).is_dir():
+            self.wrong(f"{name}={text!r}: is not a directory")
+            return None
+        return Path(text) if text is not None else None
+
+    def hint_at_others(self, prefix: str, known: Collection[str], others: Mapping[str, str]) -> None:
+        """Warn of variables with this prefix that nobody reads, with the name that may be meant."""
+        for name in sorted(os.environ):
+            if not name.startswith(prefix) or name in known or name.removesuffix(FILE_SUFFIX) in known:
+                continue
+            meant = others.get(name) or next(iter(get_close_matches(name, known, n=1, cutoff=0.85)), None)
+            log.warning(
+                "Variable ignored", variable=name, hint=f"did you mean {meant}?" if meant else "nothing reads it"
+            )
 
     def proxy(self, switch: str, scheme: str, host: str) -> str | None:
         """Return the proxy that the environment's usual variables name for this host, if `switch` is true."""

@@ -39,6 +39,21 @@ log = structlog.get_logger(__name__)
 PREFIX = "GIGACHAT_"
 _SECRETS = ("credentials", "password", "access_token", "key_file_password")
 _RENEWED = ("credentials", "password")
+# Variables of this handler, and those that the API service has for the same things.
+_KNOWN = frozenset(
+    PREFIX + name
+    for name in (
+        *("MODE", "PROMPTS", "MAX_TOKENS", "TEMPERATURE", "USE_ENV_PROXY"),
+        *(name.upper() for name in Settings.model_fields),
+    )
+)
+_OF_THE_SERVICE = {
+    f"{PREFIX}RUN_MODE": f"{PREFIX}MODE",
+    f"{PREFIX}GENERATE_MODEL": f"{PREFIX}MODEL",
+    f"{PREFIX}VERIFY_SSL": f"{PREFIX}VERIFY_SSL_CERTS",
+    f"{PREFIX}MAX_TOKENS_PER_REQUEST": f"{PREFIX}MAX_TOKENS",
+    f"{PREFIX}MAX_REQUESTS_PER_MINUTE": "WORKER_GROUP_RATE",
+}
 _MAX_BYTES = 4 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
 _ACCESS_HINT = "see to the GIGACHAT_ credentials and to what they are allowed and have left"
@@ -55,6 +70,12 @@ class Model:
         url = httpx.URL(settings.base_url)
         proxy = env.proxy(f"{PREFIX}USE_ENV_PROXY", url.scheme, url.host)
         concurrency = env.int("WORKER_CONCURRENCY", 16, validate=validate.Range(min=1))
+        limits = {
+            "max_tokens": env.int(f"{PREFIX}MAX_TOKENS", None, validate=validate.Range(min=1)),
+            "temperature": env.float(f"{PREFIX}TEMPERATURE", None, validate=validate.Range(min=0, max=2)),
+        }
+        self._options = {name: value for name, value in limits.items() if value is not None}
+        env.hint_at_others(PREFIX, _KNOWN, _OF_THE_SERVICE)
         env.check()
         self.name = settings.model or ""
         # A time that somebody has set bounds a call too; the SDK's default would cut off slow answers.
@@ -75,17 +96,17 @@ class Model:
         """Ask the model. Raises RejectedError or TransientError."""
         with self._transport.within(self._deadline(request.deadline)):
             found = contextvars.copy_context().run(self._ask, messages, request)
-        if not found.choices or not found.choices[0].message.content:
+        if not found.choices:
             raise UnusableAnswerError("the model answered nothing")
         choice = found.choices[0]
         usage = found.usage.model_dump(exclude_none=True)
-        return Completion(choice.message.content, found.model, choice.finish_reason or "", usage)
+        return Completion(choice.message.content or "", found.model, choice.finish_reason or "", usage)
 
     def _ask(self, messages: list[Message], request: Request) -> ChatCompletion:
         request_id_cvar.set(header_text(request.id))
         custom_headers_cvar.set({name: value.decode("ascii") for name, value in trace_context(request.headers).items()})
         with _in_the_workers_terms():
-            return self._client.chat({"messages": messages})
+            return self._client.chat({"messages": messages, **self._options})
 
     def _deadline(self, attempt: Deadline) -> Deadline:
         return Deadline(time.monotonic() + min(attempt.remaining(), self._longest or attempt.remaining()))

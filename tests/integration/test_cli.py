@@ -388,7 +388,7 @@ def test_send_prints_the_response_to_its_request(cli, kafka_bootstrap, made_topi
     assert json.loads(done.stdout)["result"] == {"echo": "Größe?"}
     assert done.stderr == ""
     (sent,) = wire.read_all(kafka_bootstrap, made_topics.requests)
-    assert (sent.key, sent.headers) == (b"r-1", [("traceparent", b"00-1")])
+    assert (sent.key, sent.headers) == (b"r-1", [("ttl-ms", b"60000"), ("traceparent", b"00-1")])
     assert json.loads(sent.value) == {"id": "r-1", "query": "Größe?"}
 
 

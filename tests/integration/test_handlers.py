@@ -150,7 +150,7 @@ def test_gigachat_answers_and_counts_tokens_through_limits_and_failures(scene, s
     scene.send(ask("r1"), ask("r2"), ask("bad", query=5))
     responses = scene.wait_responses(3)
     check_once(responses, ["r1", "r2", "bad"])
-    assert {response.result["answer"] for response in responses if response.id != "bad"} == {"42"}
+    assert {response.result["result"]["text_content"] for response in responses if response.id != "bad"} == {"42"}
     assert worker.metric("gigachat_tokens_total", kind="prompt") == 14
     assert worker.metric("gigachat_tokens_total", kind="completion") == 6
     assert scene.count(scene.topics.dlq) == 1
@@ -162,7 +162,7 @@ def test_gigachat_dry_run_needs_nobody(scene):
     scene.ready(WORKER_HANDLER="gigachat", GIGACHAT_MODE="dryrun")
     scene.send(ask("r1"))
     (response,) = scene.wait_responses(1)
-    assert response.result["model"] == "dryrun"
+    assert response.result["metadata"]["model"] == "dryrun"
 
 
 def test_a_handler_that_is_configured_wrongly_ends_with_78(scene):

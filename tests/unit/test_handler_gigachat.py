@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import threading
 import time
 from http.server import ThreadingHTTPServer
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gigaoffice_worker.core.errors import ConfigurationError, RejectedError, TransientError
 from gigaoffice_worker.core.records import Deadline, Request
+from gigaoffice_worker.handlers.environment import Environment
 from gigaoffice_worker.handlers.failures import (
     AccessRefusedError,
     ConnectionFailedError,
@@ -23,7 +26,7 @@ from gigaoffice_worker.handlers.failures import (
 )
 from gigaoffice_worker.handlers.gigachat import GigaChatHandler
 from gigaoffice_worker.handlers.loading import load
-from gigaoffice_worker.handlers.prompts import SYSTEM_PROMPTS, chat
+from gigaoffice_worker.handlers.prompts import CATEGORIES, Prompts, unwrapped
 from tests.support.certificates import Authority
 from tests.support.services import Service, answers, in_turn
 
@@ -111,21 +114,213 @@ def failure(handler, asked=None):
     return caught.value
 
 
+def text(result):
+    """Return the text of a result, which must be one that succeeded."""
+    assert result["success"] is True
+    return result["result"]["text_content"]
+
+
 def test_request_becomes_a_chat_and_the_answer_a_result(service, make):
-    payload = {"query": "Сколько?", "category": "analysis", "input_range": "A1:B2", "input_data": [[1, "я"], [2, None]]}
+    payload = {
+        "query": "Сколько?",
+        "category": "spreadsheet-search",
+        "input_range": "A1:B2",
+        "input_data": [[1, "я"], [2, None]],
+        "created_at": 1_700_000_000.5,
+    }
     result = make()(request(payload=payload))
+    assert result["metadata"].pop("processing_time") >= 0
     assert result == {
-        "answer": "42",
-        "model": "GigaChat-2:2.0",
-        "finish_reason": "stop",
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "precached_prompt_tokens": 2},
+        "success": True,
+        "result": {"text_content": "42"},
+        "metadata": {"total_tokens": 10, "model": "GigaChat-2:2.0", "request_id": "r-1"},
     }
     (asked,) = service.chats
     system, user = asked.json["messages"]
     assert asked.json["model"] == "GigaChat-2"
+    assert not {"max_tokens", "temperature"} & asked.json.keys()
     assert system["role"] == "system"
-    assert SYSTEM_PROMPTS["analysis"] in system["content"]
+    assert "ищешь в таблицах" in system["content"]
     assert user == {"role": "user", "content": 'Сколько?\n\nRange: A1:B2\n\nData:\n[[1,"я"],[2,null]]'}
+
+
+def test_data_of_the_api_service_is_unwrapped_and_sent_as_plain_text(service, make):
+    sheet = json.dumps({"worksheet": {"name": "Лист", "range": "A1"}, "data": {"rows": []}})
+    data = [{"spreadsheet_data": sheet, "required_table_info": json.dumps({"needs_cell_values": True})}]
+    service.chat = completion('{"worksheet": {}, "data": {}}')
+    make()(request(payload={"query": "Q", "category": "spreadsheet-generation", "input_data": data}))
+    content = service.chats[0].json["messages"][-1]["content"]
+    assert content == (
+        'Q\n\nData:\n{"spreadsheet_data":{"worksheet":{"name":"Лист","range":"A1"},"data":{"rows":[]}},'
+        '"required_table_info":{"needs_cell_values":true}}'
+    )
+    assert "Лист".encode() in service.chats[0].body or b"\\u041b" in service.chats[0].body
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        (None, None),
+        ("a;b", "a;b"),
+        ({"spreadsheet_data": "{}"}, {"spreadsheet_data": "{}"}),
+        ([{"spreadsheet_data": "{}"}], {"spreadsheet_data": {}}),
+        ([{"spreadsheet_data": "{broken"}], {"spreadsheet_data": "{broken"}),
+        ([{"spreadsheet_data": "text"}, {"n": 1}], [{"spreadsheet_data": "text"}, {"n": 1}]),
+        (
+            [{"name": "Цена", "range": "B2:B18", "series": "[1]"}, 5],
+            [{"name": "Цена", "range": "B2:B18", "series": [1]}, 5],
+        ),
+        ([[1, 2]], [[1, 2]]),
+    ],
+)
+def test_texts_of_json_within_the_data_are_json(data, expected):
+    assert unwrapped(data) == expected
+
+
+DOCUMENT = {"worksheet": {"name": "Лист1", "range": "A1:B2"}, "data": {"rows": [{"values": [1, "я"]}]}}
+CHART = {"chart_type": "column", "title": "Продажи"}
+BINS = {"source_columns": [1], "recommended_bins": 12}
+
+
+def written(content):
+    return json.dumps(content, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "category, answer, result",
+    [
+        ("spreadsheet-generation", written(DOCUMENT), DOCUMENT),
+        ("spreadsheet-transformation", f"Вот таблица:\n```json\n{written(DOCUMENT)}\n```\nГотово.", DOCUMENT),
+        ("spreadsheet-formatting", f"  {written(DOCUMENT)} and {{more}}", DOCUMENT),
+        ("spreadsheet-analysis", "Продажи растут.", {"text_content": "Продажи растут."}),
+        ("spreadsheet-analysis", written(DOCUMENT), DOCUMENT),
+        ("spreadsheet-search", " В ячейке {B2} ", {"text_content": "В ячейке {B2}"}),
+        ("spreadsheet-assistance", '=СУММ(A1:A3) {"a": 1}', {"text_content": '=СУММ(A1:A3) {"a": 1}'}),
+        ("data-chart", written(CHART), CHART),
+        ("data-histogram", f"```{written(BINS)}```", BINS),
+    ],
+)
+def test_each_category_has_its_kind_of_result(service, make, category, answer, result):
+    service.chat = completion(answer)
+    found = make()(request(payload={"query": "Q", "category": category}))
+    assert (found["success"], found["result"]) == (True, result)
+    assert len(service.chats) == 1
+
+
+UNUSABLE = [
+    ("spreadsheet-generation", "I cannot do that", "stop", "no JSON object with the fields worksheet and data"),
+    ("spreadsheet-generation", '{"rows": []}', "stop", "no JSON object with the fields worksheet and data"),
+    ("spreadsheet-generation", '{"worksheet": {}, "data": {"rows": [NaN]}}', "stop", "no JSON object with the fields"),
+    ("spreadsheet-generation", written(DOCUMENT), "length", "cut off, because it was too long"),
+    ("spreadsheet-formatting", "", "blacklist", "the model refused to answer"),
+    ("spreadsheet-search", "", "stop", "the answer was empty"),
+    ("data-chart", "[1]", "stop", "the answer was no JSON object"),
+    ("data-chart", "{}", "stop", "the answer was no JSON object"),
+    ("data-chart", '{"title": "t"}', "stop", "lacked the field chart_type"),
+    ("data-histogram", "twelve", "stop", "the answer was no JSON object"),
+]
+GOOD = {"data-chart": CHART, "data-histogram": BINS, "spreadsheet-search": None}
+
+
+def choice(answer, finish):
+    message = {"role": "assistant", "content": answer}
+    return completion(choices=[{"message": message, "index": 0, "finish_reason": finish}])
+
+
+@pytest.mark.parametrize("category, answer, finish, told", UNUSABLE)
+def test_an_answer_that_is_no_result_is_asked_for_once_more(service, make, category, answer, finish, told):
+    good = GOOD.get(category, DOCUMENT)
+    service.chat = in_turn(choice(answer, finish), completion(written(good) if good else "found"))
+    found = make()(request(payload={"query": "Q", "category": category}))
+    assert (found["success"], found["result"]) == (True, good or {"text_content": "found"})
+    assert found["metadata"]["total_tokens"] == 20
+    first, second = (asked.json["messages"] for asked in service.chats)
+    assert second[: len(first)] == first
+    assert told in second[-1]["content"]
+    assert second[len(first) : -1] == ([{"role": "assistant", "content": answer}] if answer else [])
+
+
+@pytest.mark.parametrize("category, answer, finish, told", UNUSABLE)
+def test_a_second_answer_that_is_no_result_fails_the_request(service, make, category, answer, finish, told):
+    service.chat = choice(answer, finish)
+    found = make()(request(payload={"query": "Q", "category": category}))
+    assert (found["success"], "result" in found) == (False, False)
+    assert told in found["error"]
+    assert found["error"].endswith(", also when asked once more")
+    assert found["metadata"]["total_tokens"] == 20
+    assert len(service.chats) == 2
+
+
+@pytest.mark.parametrize("category", ["uncertain", "analysis", "unheard-of"])
+def test_a_category_that_is_none_is_rejected_without_a_call(service, make, category):
+    with pytest.raises(RejectedError, match="the category must be one of spreadsheet-generation, "):
+        make()(request(payload={"query": "Q", "category": category}))
+    assert service.asked == []
+
+
+def test_every_category_has_a_prompt_of_its_own():
+    prompts = Prompts(Environment())
+    texts = {each: prompts.chat({"query": "Q", "category": each}).messages[0]["content"] for each in CATEGORIES}
+    assert len(set(texts.values())) == len(CATEGORIES) == 8
+    assert all(len(each) > 100 for each in texts.values())
+    assert prompts.chat({"query": "Q"}).category == "spreadsheet-assistance"
+
+
+def test_prompts_and_examples_of_ones_own_stand_before_the_question(service, make, tmp_path):
+    own = tmp_path / "data-chart"
+    own.mkdir()
+    (own / "system_prompt.txt").write_text("Рисуй.\n")
+    for number in (3, 1, 2, 4):
+        lines = [f"task: Пример {number}", 'request_table: |\n  {"n": 1}', 'response_table: |\n  {"chart_type": "pie"}']
+        (own / f"example_0{number}.yaml").write_text("\n".join(lines if number == 1 else [lines[0], lines[2]]))
+    handler = make(GIGACHAT_PROMPTS=str(tmp_path))
+    service.chat = completion(written(CHART))
+    handler(request(payload={"query": "Q", "category": "data-chart"}))
+    assert service.chats[0].json["messages"] == [
+        {"role": "system", "content": "Рисуй."},
+        {"role": "user", "content": 'Пример 1\n\nData:\n{"n":1}'},
+        {"role": "assistant", "content": '{"chart_type": "pie"}'},
+        {"role": "user", "content": "Пример 2"},
+        {"role": "assistant", "content": '{"chart_type": "pie"}'},
+        {"role": "user", "content": "Пример 3"},
+        {"role": "assistant", "content": '{"chart_type": "pie"}'},
+        {"role": "user", "content": "Q"},
+    ]
+    service.chat = completion(written(BINS))
+    handler(request(payload={"query": "Q", "category": "data-histogram"}))
+    assert "гистограммы" in service.chats[1].json["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("content", ["[", "text", "task: only a task", "- 1"])
+def test_an_example_that_is_none_is_told_at_start(make, tmp_path, content):
+    (tmp_path / "data-chart").mkdir()
+    (tmp_path / "data-chart" / "example_1.yaml").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"example_1.yaml: must hold task and response_table"):
+        make(GIGACHAT_PROMPTS=str(tmp_path))
+
+
+def test_a_directory_of_prompts_that_is_not_there_is_told_at_start(make, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"GIGACHAT_PROMPTS=.*is not a directory"):
+        make(GIGACHAT_PROMPTS=str(tmp_path / "nothing"))
+
+
+def test_limits_of_an_answer_go_with_the_call(service, make):
+    make(GIGACHAT_MAX_TOKENS="800", GIGACHAT_TEMPERATURE="0.1")(request())
+    assert (service.chats[0].json["max_tokens"], service.chats[0].json["temperature"]) == (800, 0.1)
+
+
+def test_names_of_the_api_service_get_a_hint(make):
+    with structlog.testing.capture_logs() as lines:
+        make(
+            GIGACHAT_GENERATE_MODEL="x", GIGACHAT_MAX_REQUESTS_PER_MINUTE="20", GIGACHAT_TEMPERATUR="1", GIGACHAT_ZZ="1"
+        )
+    hints = {line["variable"]: line["hint"] for line in lines if line["event"] == "Variable ignored"}
+    assert hints == {
+        "GIGACHAT_GENERATE_MODEL": "did you mean GIGACHAT_MODEL?",
+        "GIGACHAT_MAX_REQUESTS_PER_MINUTE": "did you mean WORKER_GROUP_RATE?",
+        "GIGACHAT_TEMPERATUR": "did you mean GIGACHAT_TEMPERATURE?",
+        "GIGACHAT_ZZ": "nothing reads it",
+    }
 
 
 def test_request_id_and_trace_go_with_the_call(service, make):
@@ -135,12 +330,6 @@ def test_request_id_and_trace_go_with_the_call(service, make):
     first, second = (asked.headers for asked in service.chats)
     assert (first["x-request-id"], first["traceparent"], first["tracestate"]) == ("r-1", PARENT.decode(), "a=1")
     assert not {"traceparent", "tracestate"} & second.keys()
-
-
-def test_chat_of_a_query_alone_has_no_more_than_that():
-    assert chat({"query": "Q", "category": None, "input_data": None})[1]["content"] == "Q"
-    assert chat({"query": "Q", "category": "unheard-of"})[0] == chat({"query": "Q"})[0]
-    assert chat({"query": "Q", "input_data": "a;b"})[1]["content"] == "Q\n\nData:\na;b"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +364,7 @@ def test_many_threads_fetch_one_token(service, make):
 def test_token_that_is_refused_is_replaced_within_the_attempt(service, make):
     service.chat = in_turn(completion(), answers(401), completion("43"))
     handler = make()
-    assert [handler(request())["answer"] for _ in range(2)] == ["42", "43"]
+    assert [text(handler(request())) for _ in range(2)] == ["42", "43"]
     assert (service.count("/oauth"), len(service.chats)) == (2, 3)
 
 
@@ -238,7 +427,6 @@ def test_limits_close_the_gate_and_failures_are_tried_again(
         answers(200, [1]),
         completion(usage={"prompt_tokens": "tell-nobody"}),
         completion(choices=[]),
-        completion(""),
         answers(200, b"\x1f\x8b", {"Content-Encoding": "gzip"}),
     ],
 )
@@ -254,7 +442,7 @@ def test_token_that_cannot_be_read_is_asked_for_again(service, make, answer):
     service.auth = in_turn(answer, token())
     handler = make()
     assert type(failure(handler)) is UnusableAnswerError
-    assert handler(request())["answer"] == "42"
+    assert text(handler(request())) == "42"
 
 
 def test_too_large_an_answer_is_rejected(service, make):
@@ -306,7 +494,7 @@ def test_user_and_password_get_a_token_too(service, make):
         answers(200, {"tok": "t", "exp": 2**50}) if exchange.path == "/api/v1/token" else completion()
     )(exchange)
     handler = make(GIGACHAT_CREDENTIALS="", GIGACHAT_USER="user", GIGACHAT_PASSWORD="tell-nobody")
-    assert handler(request())["answer"] == "42"
+    assert text(handler(request())) == "42"
     assert [asked.path for asked in service.asked] == ["/api/v1/token", "/api/v1/chat/completions"]
 
 
@@ -328,7 +516,7 @@ def test_credentials_are_read_again_from_their_file_when_they_are_refused(servic
     file.unlink()
     assert type(failure(handler)) is AccessRefusedError
     file.write_text(new)
-    assert handler(request())["answer"] == "42"
+    assert text(handler(request())) == "42"
     assert service.count("/oauth") == 4
 
 
@@ -345,7 +533,7 @@ def test_mutual_tls_needs_no_token(make, tmp_path):
             GIGACHAT_KEY_FILE=key,
             GIGACHAT_KEY_FILE_PASSWORD="pass word",
         )
-        assert handler(request())["answer"] == "42"
+        assert text(handler(request())) == "42"
         assert [asked.path for asked in secure.asked] == ["/api/v1/chat/completions"]
         assert "authorization" not in secure.asked[0].headers
 
@@ -356,7 +544,7 @@ def test_certificates_are_verified_unless_that_is_switched_off(make, tmp_path):
         error = failure(make(**url, GIGACHAT_CREDENTIALS=""))
         assert type(error) is AccessRefusedError
         assert "not trusted" in str(error)
-        assert make(**url, GIGACHAT_VERIFY_SSL_CERTS="false")(request())["answer"] == "42"
+        assert make(**url, GIGACHAT_VERIFY_SSL_CERTS="false")(request())["result"] == {"text_content": "42"}
 
 
 def test_tokens_are_counted_in_the_workers_registry(make):
@@ -377,9 +565,8 @@ def test_tokens_are_counted_in_the_workers_registry(make):
 def test_dry_run_asks_nobody(service, make):
     handler = make(GIGACHAT_MODE="dryrun", GIGACHAT_CREDENTIALS="", GIGACHAT_MODEL="")
     result = handler(request())
-    assert result["model"] == "dryrun"
-    assert result["answer"].startswith("Dry run: 2 messages")
-    assert result["usage"]["total_tokens"] == 0
+    assert result["metadata"].items() >= {"model": "dryrun", "total_tokens": 0}.items()
+    assert result["result"]["text_content"].startswith("Dry run: 2 messages")
     assert service.asked == []
     with pytest.raises(RejectedError):
         handler(request(payload={}))
@@ -428,13 +615,13 @@ def test_a_wrong_variable_is_named(make, name, value):
 
 def test_an_empty_variable_counts_as_unset(make):
     names = ("PROFANITY_CHECK", "FLAGS", "TIMEOUT", "CA_BUNDLE_FILE", "MAX_CONNECTIONS", "MODE", "VERIFY_SSL_CERTS")
-    assert make(**{f"GIGACHAT_{name}": "" for name in names})(request())["answer"] == "42"
+    assert make(**{f"GIGACHAT_{name}": "" for name in names})(request())["result"] == {"text_content": "42"}
 
 
 def test_the_worker_loads_it_by_its_short_name(monkeypatch):
     monkeypatch.setenv("GIGACHAT_MODE", "dryrun")
     handler = load("gigachat")
-    assert handler.call(request())["model"] == "dryrun"
+    assert handler.call(request())["metadata"]["model"] == "dryrun"
     registry = CollectorRegistry()
     handler.register_metrics(registry)
     assert b"gigachat_tokens" in generate_latest(registry)
