@@ -35,6 +35,8 @@ class Assignment:
     committed_text: str = ""
     watermark: int | None = None
     lost: bool = False
+    # No record that follows is taken to have arrived before that, in seconds since the epoch.
+    earliest: float | None = None
     held_records: int = 0
     held_bytes: int = 0
 
@@ -54,7 +56,7 @@ class Work:
     assignment: Assignment
     size: int
     received_at: float
-    # When the record was written, in seconds since the epoch; never later than it was received.
+    # When the record arrived in its partition, in seconds since the epoch, as far as its timestamp can be believed.
     written_at: float = 0.0
     # Known from the first attempt on, when the value is decoded; empty if no response can be addressed.
     id: str = ""

@@ -15,6 +15,7 @@ import structlog
 
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.errors import FencedError
+from gigaoffice_worker.core.arrival import age
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from gigaoffice_worker.core.work import Assignment, Stage
 from gigaoffice_worker.engine.commits import Committer
@@ -187,8 +188,7 @@ class ConsumerThread:
             self._settled = True
             self._dispatcher.settle([each.work for each in delivered])
             now = time.time()
-            written = (each.work.record.timestamp for each in delivered)
-            ages = (max(0.0, now - timestamp) if timestamp else 0.0 for timestamp in written)
+            ages = (age(each.work.written_at, now) for each in delivered)
             self._metrics.requests_finished((each.outcome for each in delivered), ages)
 
     def _commit(self, within: float) -> bool:

@@ -10,6 +10,7 @@ import structlog
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
+from gigaoffice_worker.core.arrival import arrival_times
 from gigaoffice_worker.core.backpressure import HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
 from gigaoffice_worker.core.records import Record
@@ -107,11 +108,15 @@ class Intake:
             return
         records = self._that_fit(assignment, records)
         self._metrics.messages_received.inc(len(records))
-        now, latest = time.monotonic(), time.time()
+        if not records:
+            return
+        now = time.monotonic()
+        timestamps = [record.timestamp for record in records]
+        arrived, assignment.earliest = arrival_times(timestamps, assignment.earliest, time.time())
         self._dispatcher.offer(
             [
-                Work(record, assignment, record.size + _RECORD_COST, now, min(record.timestamp, latest))
-                for record in records
+                Work(record, assignment, record.size + _RECORD_COST, now, at)
+                for record, at in zip(records, arrived, strict=True)
             ]
         )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from gigaoffice_worker.broker.connection_log import LoginWatch
+from gigaoffice_worker.core.arrival import age
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.engine import Engine
@@ -193,7 +194,7 @@ def _lag(held: Assignment) -> int | None:
 
 
 def _lag_seconds(oldest: Work | None) -> float:
-    return max(0.0, time.time() - oldest.record.timestamp) if oldest is not None and oldest.record.timestamp else 0.0
+    return age(oldest.written_at, time.time()) if oldest is not None else 0.0
 
 
 def _oldest(work: Work | None, now: float) -> OldestRequest | None:

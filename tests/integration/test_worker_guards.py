@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import time
 
 import psutil
+import pytest
 
+from tests.support import batches
 from tests.support.scene import ask, check_once, overlapping
 from tests.support.waiting import eventually
 
@@ -56,7 +60,7 @@ def test_gate_without_a_time_opens_by_itself(scene):
     check_once(scene.wait_responses(2), ["limited", "other"])
 
 
-def test_storm_guard_stops_intake_probes_one_request_and_heals(scene):
+def test_storm_guard_stops_intake_probes_one_request_at_a_time_and_heals(scene):
     scene.make()
     worker = scene.ready(WORKER_MAX_ATTEMPTS="2", WORKER_STORM_GUARD_MIN_REQUESTS="5", **QUICK)
     broken = scene.file("broken")
@@ -82,15 +86,14 @@ def test_storm_guard_stops_intake_probes_one_request_and_heals(scene):
     assert json.loads(worker.ask("/health")[1])["status"] == "degraded"
     assert worker.metric("assigned_partitions") == worker.metric("paused_partitions") == 1
     assert "storm" in worker.status()["partitions"][0]["paused"]
-    scene.send(ask("came-later", "later"))
+    scene.send(ask("came-later", "later", do="while_file", then="fail", file=str(broken)))
 
     # One request at a time probes, again and again, and nothing more is given up.
     eventually(lambda: len(scene.journal()) > tripped + 20, "several probes")
     probes = scene.journal()[tripped + 8 :]
     assert overlapping(probes[probes[0].moment == "end" :], lambda call: "any") == []
-    assert len({call.id for call in probes}) == 1
+    assert len({call.id for call in probes}) >= 5  # each time another one
     assert scene.count(scene.topics.dlq) == dead
-    assert scene.starts()["came-later"] == 0
 
     broken.unlink()
     eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to heal")
@@ -103,6 +106,80 @@ def test_storm_guard_stops_intake_probes_one_request_and_heals(scene):
     events = [line["event"] for line in worker.logs() if "torm" in line["event"]]
     assert len(events) == len(set(events)) == 2, events
     assert worker.metric("storm_guard_open") == 0
+
+
+@pytest.mark.parametrize("key", ["one-tenant", None], ids=["one key", "no key"])
+def test_forty_poisoned_requests_hold_nobody_back_for_long(scene, key):
+    scene.make(requests=2)
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="2")
+    scene.send(*[ask(None, key, do="fail") for _ in range(40)])
+    eventually(lambda: worker.metric("storm_guard_open") == 1, "the storm guard to trip", timeout=60)
+    good = [f"good-{n}" for n in range(180)]
+    began = time.monotonic()
+    scene.send(*[ask(name, f"k{n % 50}") for n, name in enumerate(good)])
+
+    def all_answered():
+        return worker.metric("requests_total", outcome="completed") >= 180
+
+    eventually(all_answered, "the good ones to be answered", timeout=60 - (time.monotonic() - began))
+    scene.wait_committed(60)
+    check_once([answer for answer in scene.responses() if answer.status == "completed"], good)
+    assert scene.count(scene.topics.dlq) == 40
+
+
+def test_results_that_are_no_json_are_told_and_stop_the_intake(scene):
+    scene.make()
+    worker = scene.ready(WORKER_STORM_GUARD_MIN_REQUESTS="5", **QUICK)
+    scene.send(*[ask(f"r{n}", f"k{n}", do="unserialisable") for n in range(40)])
+    eventually(lambda: worker.metric("storm_guard_open") == 1, "the storm guard to trip")
+    assert "UnusableResult" in worker.ask("/readyz")[1]
+    eventually(lambda: worker.metric("requests_in_flight") <= 1, "what was running to end", interval=0.01)
+    letters = scene.dead_letters()
+    assert 5 <= len(letters) < 20
+    assert {letter.header("dlq-reason") for letter in letters} == {b"unusable-result"}
+    assert "UnusableResult" in worker.ask("/status")[1]
+    line = next(line for line in worker.logs() if line.get("reason") == "unusable-result")
+    assert (line["level"], line["type"], line["in_result"]) == ("warning", "object", "result['answer']")
+
+
+def test_whatever_a_result_or_an_error_does_when_it_is_looked_at_the_process_lives(scene):
+    scene.make()
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="2", **QUICK)
+    results, errors = ["result.get", "result.property"], ["str", "retry_after", "shared", "class"]
+    others = [f"r{n}" for n in range(20)]
+    odd = [ask(when, when, do="misbehave", when=when) for when in [*results, *errors]]
+    scene.send(*odd, *[ask(name) for name in others])
+    responses = scene.wait_responses(26)
+    check_once(responses, [*results, *errors, *others])
+    failed = {answer.id for answer in responses if answer.status == "failed"}
+    assert {*errors} <= failed <= {*errors, *results}
+    scene.wait_committed()
+    assert worker.ask("/livez")[0] == 200
+    assert worker.stop(10) == 0
+
+
+def test_a_forged_timestamp_does_not_jump_the_queue_or_distort_the_latencies(scene):
+    scene.make()
+    worker = scene.ready(WORKER_CONCURRENCY="1")
+    gate = scene.file("gate")
+    scene.send(ask("first", "k", do="hang", file=str(gate)))
+    scene.wait_started("first")
+    # Of few keys, so that they become ready in turns; the forged ones have a key of their own.
+    older = [ask(f"older-{n}", f"k{n % 3}") for n in range(300)]
+    scene.send(*older)
+    soon = int(time.time() * 1000) + 50 * 60_000  # the broker takes no more than an hour
+    for timestamp in (1, soon):
+        forged = batches.RawRecord(b"forged", json.dumps({"id": f"forged-{timestamp}"}).encode())
+        batches.produce(scene.bootstrap, scene.topics.requests, batches.batch([forged, forged], timestamp=timestamp))
+    eventually(lambda: worker.metric("requests_queued") == 304, "all to be received")
+    gate.unlink()
+    scene.wait_committed()
+    order = [call.id for call in scene.journal() if call.moment == "start"]
+    places = [place for place, name in enumerate(order) if name.startswith("forged")]
+    assert min(places) >= 280
+    seconds = re.search(r"^gigaoffice_worker_end_to_end_seconds_sum (\S+)", worker.ask("/metrics")[1], re.MULTILINE)
+    assert seconds is not None
+    assert float(seconds[1]) < 305 * 60
 
 
 def test_rejections_alone_trip_no_storm_guard(scene):

@@ -6,6 +6,7 @@ with a single append, so that several processes may share it and a kill loses no
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -58,6 +59,8 @@ def _act(request: Request) -> Any:  # noqa: C901, PLR0912  # a list of deeds
             return {"success": False, "error": "the handler said no"}
         case "unserialisable":
             return {"answer": object()}
+        case "misbehave":
+            return _misbehave(payload["when"])
         case "large":
             return {"answer": "x" * int(payload["bytes"])}
     return {"answer": payload.get("query"), "attempt": request.attempt, "pid": os.getpid()}
@@ -74,6 +77,28 @@ def _described(request: Request) -> dict[str, Any]:
         "source": [request.topic, request.partition, request.offset],
         "age": time.time() - request.timestamp,
     }
+
+
+def _misbehave(when: str) -> Any:
+    """Return a result, or raise an error, that breaks in some way when somebody looks at it."""
+
+    def breaks(*_: object) -> Any:
+        raise SystemExit("looked at")
+
+    match when:
+        case "result.get":
+            return type("Odd", (dict,), {"get": breaks, "items": breaks, "__iter__": breaks})(success=False)
+        case "result.property":
+            return dataclasses.make_dataclass("Odd", ["a"], namespace={"a": property(breaks, lambda *_: None)})(1)
+        case "str":
+            raise type("Odd", (ValueError,), {"__str__": breaks})
+        case "retry_after":
+            raise type("Odd", (TransientError,), {"retry_after": property(breaks, lambda *_: None)})
+        case "shared":
+            raise type("Odd", (TransientError,), {"shared": property(breaks, lambda *_: None)})
+        case "class":
+            raise type("Odd", (ValueError,), {"__class__": property(breaks)})
+    raise LookupError(when)
 
 
 def _hang(file: str | None, seconds: float) -> None:
