@@ -231,11 +231,6 @@ class Dispatcher:
             self._scheduler.forget(assignment)
             self._changed.notify_all()
 
-    def advance(self, assignment: Assignment, position: int) -> None:
-        """Note that the client has read up to `position`."""
-        with self._lock:
-            assignment.tracker.advance(position)
-
     def intake_stopped(self) -> str | None:
         """Return the error type for which the storm guard stops intake; None while it does not.
 

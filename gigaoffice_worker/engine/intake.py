@@ -216,7 +216,8 @@ class Intake:
         for partition, assignment in self._ownership.assignments.items():
             assignment.watermark = self._consumer.watermark(partition)
             if (position := self._consumer.position(partition)) is not None:
-                self._dispatcher.advance(assignment, position)
+                with self._dispatcher.locked():
+                    assignment.tracker.advance(position)
         self._quarantine.let_out(self._consumer.position)
         if now >= self._next_watermarks:
             self._next_watermarks = now + _WATERMARKS_EVERY

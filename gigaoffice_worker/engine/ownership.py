@@ -281,7 +281,8 @@ class Ownership:
             hint="the topic's retention is shorter than the backlog, or somebody has deleted records",
         )
         self._metrics.lost_by_retention.inc(start - position)
-        self._dispatcher.advance(assignment, start)
+        with self._dispatcher.locked():
+            assignment.tracker.advance(start)
         self._consumer.seek(assignment.partition, start)
 
     def reposition(self, partition: int, *, anew: bool = False, without_map: bool = False) -> None:
