@@ -32,9 +32,11 @@ def arrival_times(timestamps: Sequence[float], earliest: float | None, latest: f
     following = max(earliest, min(latest, in_order[count // 2]))
     if in_order[0] >= earliest and in_order[-1] <= latest and in_order == timestamps:
         return timestamps, following
-    around = [earliest, *timestamps, latest]
-    believed = (sorted(around[place : place + 3])[1] for place in range(count))
-    return [min(max(each, earliest), latest) for each in believed], following
+    neighbours = zip([earliest, *timestamps], timestamps, [*timestamps[1:], latest], strict=False)
+    believed = [own if before <= own <= after else sorted((before, own, after))[1] for before, own, after in neighbours]
+    if min(believed) < earliest or max(believed) > latest:
+        believed = [min(max(each, earliest), latest) for each in believed]
+    return believed, following
 
 
 def age(arrived: float, now: float) -> float:
