@@ -138,6 +138,7 @@ def _environment(handler: str | None) -> dict[str, str]:
     """Return the worker's environment; what is empty counts as unset."""
     environment = {**os.environ, **_LOCAL_CLUSTER}
     environment.setdefault("LOG_FORMAT", "console")
+    environment.setdefault("LOG_TRACEBACKS", "full")
     if environment.get("METRICS_PORT", "") in {"", "0"}:
         environment["METRICS_PORT"] = str(_free(_SIDE_PORT) or _picked_port())
     if handler is not None:
