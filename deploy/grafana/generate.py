@@ -55,7 +55,7 @@ def _by_instance(metric: str) -> Query:
 # A reason has no series before it occurs for the first time, and that is a nought, not "no data".
 NONE = f"0 * sum (up{{{W}}})"
 NOT_READY = Query(f"sum ({P}not_ready{{{W}}}) or {NONE}", "reasons")
-DEAD = 'reason=~"attempts-exhausted|timed-out|response-too-large"'
+DEAD = 'reason=~"attempts-exhausted|timed-out|response-too-large|unusable-result"'
 FAILED = _rate("messages_failed_total", selector=f"{W}, {DEAD}")
 
 ROWS: Mapping[str, Sequence[Panel]] = {
