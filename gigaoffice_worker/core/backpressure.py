@@ -58,6 +58,11 @@ class HoldingLimits:
         """
         quota = PartitionQuota.of(len(assignments), self.max_records, self.max_bytes)
         reasons = dict.fromkeys(unpositioned, "position unknown")
+        # Each may hold more than its quota by what its last poll brought; together they must not.
+        if everywhere is None and sum(held.held_bytes for held in assignments.values()) > quota.bytes * len(
+            assignments
+        ):
+            everywhere = "bytes"
         for partition, held in assignments.items():
             if undecodable(partition):
                 reasons[partition] = "undecodable record"

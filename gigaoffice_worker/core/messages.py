@@ -14,9 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
+from gigaoffice_worker.core.decoded_size import decode_at_once
 from gigaoffice_worker.core.documents import ErrorDocument, ResponseDocument
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
 
+MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
+"""How large a value may be, unless WORKER_MAX_REQUEST_BYTES says otherwise."""
 TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 REPLAYS: Final = "dlq-replays"
 MOST_REPLAYS: Final = 1000
@@ -39,14 +42,20 @@ class InvalidRequestError(ValueError):
         self.answerable_id = answerable_id
 
 
-def decode_request(record: Record) -> tuple[str, dict[str, Any]]:
-    """Return the request's id and payload. Raises InvalidRequestError with a message that quotes no data."""
+def decode_request(record: Record, most: int = MAX_REQUEST_BYTES) -> tuple[str, dict[str, Any]]:
+    """Return the request's id and payload. Raises InvalidRequestError with a message that quotes no data.
+
+    A value of more than `most` bytes is not decoded: it may take forty times as much memory.
+    """
     key_text = _text(record.key)
     if record.value is None:
         message = "the value is null"
         raise InvalidRequestError(message, key_text)
+    if len(record.value) > most:
+        message = f"the value has {len(record.value)} bytes, more than the {most} of WORKER_MAX_REQUEST_BYTES"
+        raise InvalidRequestError(message, key_text)
     try:
-        payload = _decode(record.value)
+        payload = decode_at_once(_decode, record.value)
     except RecursionError:
         message = "the value is nested too deeply"
         raise InvalidRequestError(message, key_text) from None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gigaoffice_worker.core.decoded_size import DecodedRoom
 from gigaoffice_worker.core.work import Assignment, Lane, Stage, Work
 
 Ordering = Literal["key", "partition", "none"]
@@ -40,6 +41,9 @@ class Scheduler:
         self._fresh: deque[Work] = deque()
         self._freed: list[tuple[float, int, Work]] = []
         self._retries: list[_Retry] = []
+        # Ready, and too large to be decoded beside what runs.
+        self._too_large: list[Work] = []
+        self._decoded = DecodedRoom()
         self._numbers = itertools.count()
         self._queued = 0
 
@@ -91,9 +95,10 @@ class Scheduler:
         """
         if self._retries:
             self._promote_due(now)
-        work = self._pop() if preference is None else self._pop_preferred(preference)
+        work = self._pop_fitting() if preference is None else self._pop_preferred(preference)
         if work is None:
             return None
+        self._decoded.take(work.decoded)
         self._queued -= 1
         work.stage = Stage.RUNNING
         work.attempt += 1
@@ -102,6 +107,22 @@ class Scheduler:
         if work.first_at is None:
             work.first_at = now
         return work
+
+    def _pop_fitting(self) -> Work | None:
+        """Take off what runs next, and set aside what is too large beside what runs: the others don't wait for it."""
+        while (work := self._pop()) is not None and not self._decoded.fits(work.decoded):
+            self._too_large.append(work)
+        return work
+
+    def ended(self, work: Work) -> bool:
+        """Note that a run of a request is over; True when others become ready, since what it was decoded to is gone."""
+        if not work.decoded:
+            return False
+        self._decoded.free(work.decoded)
+        waiting, self._too_large = self._too_large, []
+        for each in waiting:
+            heapq.heappush(self._freed, (each.written_at, each.number, each))
+        return bool(waiting)
 
     def _first(self) -> Work | None:
         """Return what runs next."""
@@ -118,6 +139,7 @@ class Scheduler:
 
     def _pop_preferred(self, preference: Callable[[Work], Any]) -> Work | None:
         ready = [*self._fresh, *(entry[2] for entry in self._freed)]
+        ready = [work for work in ready if self._decoded.fits(work.decoded)]
         if not ready:
             return None
         work = min(ready, key=preference)
@@ -131,6 +153,8 @@ class Scheduler:
         elif (entry := (work.written_at, work.number, work)) in self._freed:
             self._freed.remove(entry)
             heapq.heapify(self._freed)
+        elif work in self._too_large:
+            self._too_large.remove(work)
         else:
             return False
         return True
@@ -175,7 +199,8 @@ class Scheduler:
         heapq.heapify(kept)
         self._retries = kept
         self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
-        self._queued = self.ready + sum(map(len, self._lanes.values()))
+        self._too_large = [work for work in self._too_large if work.assignment is not assignment]
+        self._queued = self.ready + len(self._too_large) + sum(map(len, self._lanes.values()))
 
     def retries(self) -> Iterator[tuple[float, Work]]:
         """Walk over what waits for a retry, as (due, request), in no order."""

@@ -75,5 +75,7 @@ class Work:
     seconds: float = 0.0
     failure: Failure | None = None
     lane: Lane | None = None
+    # Bytes that its value takes once it is decoded, about; 0 for one that is not large, or not to be decoded.
+    decoded: int = 0
     # Counts requests in the order in which they were received.
     number: int = 0

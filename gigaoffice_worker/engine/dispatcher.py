@@ -126,6 +126,8 @@ class Dispatcher:
             if self._observed:
                 self._changed.notify_all()
             now = self._clock()
+            if self._scheduler.ended(work):
+                self._wake(now)
             probing = self.admission.probing
             if work.assignment.lost:
                 self.admission.forget(work)

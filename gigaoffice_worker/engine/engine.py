@@ -56,7 +56,12 @@ class Engine:
         self.pool = Pool(
             config.worker.concurrency,
             self.dispatcher,
-            Processor(spans.around(handler) if spans else handler, timeout, config.worker.retry_after_max),
+            Processor(
+                spans.around(handler) if spans else handler,
+                timeout,
+                config.worker.retry_after_max,
+                max_request_bytes=config.worker.max_request_bytes,
+            ),
             lambda work, outcome: self.delivery.deliver(work, outcome, self._request_partitions),
             metrics,
             FailureLog(config.worker.max_attempts, config.logs.tracebacks),

@@ -13,6 +13,7 @@ from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, Undeco
 from gigaoffice_worker.core.arrival import arrival_times
 from gigaoffice_worker.core.backpressure import HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
+from gigaoffice_worker.core.decoded_size import decoded_size
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
@@ -115,7 +116,7 @@ class Intake:
         arrived, assignment.earliest = arrival_times(timestamps, assignment.earliest, time.time())
         self._dispatcher.offer(
             [
-                Work(record, assignment, record.size + _RECORD_COST, now, at)
+                Work(record, assignment, record.size + _RECORD_COST, now, at, decoded=decoded_size(record.value))
                 for record, at in zip(records, arrived, strict=True)
             ]
         )

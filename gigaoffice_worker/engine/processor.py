@@ -11,7 +11,7 @@ import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.frames import own_frame
-from gigaoffice_worker.core.messages import InvalidRequestError, decode_request, last_values
+from gigaoffice_worker.core.messages import MAX_REQUEST_BYTES, InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
 from gigaoffice_worker.core.results import UnusableResultError, encode_result, failure_told
 from gigaoffice_worker.core.trace import trace_fields
@@ -41,10 +41,19 @@ class Processor:
     """Runs attempts; called by several handler threads at once.
 
     An attempt may take `attempt_timeout` seconds, and what a handler's error asks for is cut at `retry_after_max`.
+    Values of more than `max_request_bytes` are not decoded.
     """
 
-    def __init__(self, handler: Handler, attempt_timeout: float, retry_after_max: float = 300.0) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        attempt_timeout: float,
+        retry_after_max: float = 300.0,
+        *,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+    ) -> None:
         self._handler = handler
+        self._max_request_bytes = max_request_bytes
         self._attempt_timeout = attempt_timeout
         self._retry_after_max = retry_after_max
 
@@ -52,7 +61,7 @@ class Processor:
         """Run one attempt to its end, whatever the handler raises. Fills in the request's id."""
         record = work.record
         try:
-            work.id, payload = decode_request(record)
+            work.id, payload = decode_request(record, self._max_request_bytes)
         except InvalidRequestError as error:
             work.id = error.answerable_id or ""
             return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))

@@ -77,3 +77,9 @@ def test_each_partition_is_paused_for_a_reason_of_its_own() -> None:
 def test_a_reason_for_all_leaves_only_what_cannot_be_decoded_its_own() -> None:
     shut = {0: "draining", 1: "position unknown", 2: "undecodable record", 3: "draining", 4: "draining"}
     assert reasons(everywhere="draining") == shut
+
+
+def test_partitions_that_hold_more_than_all_may_together_stop_each_other() -> None:
+    assert reasons(bytes=1 << 22)[4] == "bytes"
+    assert 0 not in reasons(bytes=1 << 22)
+    assert reasons(bytes=(1 << 22) + 1)[0] == "bytes"

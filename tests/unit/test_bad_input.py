@@ -235,6 +235,13 @@ def test_healthy_data_at_hand_is_not_blamed_for_another_error():
     assert reader.read() == [1, 2]
 
 
+def test_poll_ends_where_it_has_returned_enough():
+    limit_the_client()
+    large = batch([RawRecord(b"k", b"x" * (fetching.POLL_BYTES // 2))])
+    reader = Reader(b"".join(at(offset, large) for offset in range(5)))
+    assert [reader.read() for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+
+
 def test_read_data_are_not_held_on_to():
     reader = Reader(good(3))
     part = reader.fetcher._parse_fetched_data(reader.fetcher._completed_fetches.popleft())

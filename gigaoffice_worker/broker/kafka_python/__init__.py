@@ -16,6 +16,8 @@ a release that renames one fails there; other tests guard what the mends promise
 `test_bad_input::test_nothing_is_handed_on_of_a_batch_whose_offsets_lie` | the client holds them against the batch |
 | a batch may unpack to gigabytes | `fetching`: decoders that stop at 64 MiB or twenty times the size | \
 `test_bad_input::test_client_unpacks_as_much_as_it_is_let_and_no_more` | the client has such a limit |
+| a poll returns so many records, whatever they unpack to | `fetching`: it ends at 4 MiB and one value more | \
+`test_bad_input::test_poll_ends_where_it_has_returned_enough` | `poll` takes a limit in bytes |
 | `send` takes a future and a dozen checks a record: 0.64 of a plain loop's throughput | \
 `batching`: records are appended to the client's open batch | \
 `test_producer::test_each_record_of_a_batch_hears_where_it_landed` | `send` takes a callback and half the time |

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import lz4.frame  # type: ignore[import-untyped]
@@ -26,6 +28,9 @@ from gigaoffice_worker.broker.kafka_python.checked_batch import CheckedBatch, Ly
 UNPACKED_AT_LEAST: Final = 64 * 1024 * 1024
 UNPACKED_TIMES: Final = 20
 """A batch may unpack to 64 MiB, or to twenty times its size where that is more. JSON seldom shrinks so far."""
+
+POLL_BYTES: Final = 4 * 1024 * 1024
+"""What one poll returns of values, and at most one value more."""
 
 _CHUNK: Final = 1024 * 1024
 _LZ4_SHRINKS_TO: Final = 256
@@ -64,7 +69,24 @@ def watch(client: KafkaConsumer) -> None:
             raise
 
     fetcher._parse_fetched_data = watched
-    fetcher.PartitionRecords = _Records
+    _limit_polls(fetcher)
+
+
+def _limit_polls(fetcher: Any) -> None:
+    """Let one poll return no more than about POLL_BYTES: the client counts records, whatever they unpack to."""
+    room = _Room()
+    fetch, append = fetcher.fetched_records, fetcher._append
+
+    def fetched_records(*arguments: Any, **options: Any) -> Any:
+        room.left = POLL_BYTES
+        return fetch(*arguments, **options)
+
+    def appended(drained: Any, part: Any, max_records: int, update_offsets: bool) -> int:  # noqa: FBT001
+        taken: int = append(drained, part, max_records, update_offsets)
+        return taken if room.left > 0 else max_records  # which the client takes for enough
+
+    fetcher.fetched_records, fetcher._append = fetched_records, appended
+    fetcher.PartitionRecords = partial(_Records, room)
 
 
 def set_aside(client: KafkaConsumer, partition: int) -> None:
@@ -76,11 +98,20 @@ def set_aside(client: KafkaConsumer, partition: int) -> None:
         fetcher._next_partition_records = None
 
 
+class _Room:
+    """How many bytes of records a poll may still take."""
+
+    left = POLL_BYTES
+
+
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ships no types
     """One partition's part of a fetch, which says where it could not be decoded."""
 
-    def __init__(self, fetch_offset: int, tp: TopicPartition, records: Any, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, room: _Room, fetch_offset: int, tp: TopicPartition, records: Any, *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(fetch_offset, tp, records, *arguments, **options)
+        self._room = room
         self._raw: bytes = records._buffer
         # Formats before Kafka 0.11 have no batch that could be checked as a whole.
         self._before_checks = self._raw[_MAGIC_AT : _MAGIC_AT + 1] in {b"\0", b"\1"}
@@ -88,12 +119,31 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
     def take(self, n: int | None = None) -> list[Any]:
         offset = self.next_fetch_offset
         try:
-            records: list[Any] = super().take(n)
+            self._maybe_raise_next_inline_exception()
+            records = self._take(n)
             if self._before_checks:
                 _require_rising(records, offset)
         except Exception as error:
+            if not self._before_checks:
+                offset = self.next_fetch_offset  # behind batches that hold no records for us
             behind = batch_end(self._raw, offset)
             raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
+        return records
+
+    def _take(self, most: int | None) -> list[Any]:
+        """Do what the client's `take` does, until the room is used up."""
+        records: list[Any] = []
+        room = self._room
+        try:
+            for record in itertools.islice(self.record_iterator, most):
+                records.append(record)
+                room.left -= record.serialized_value_size
+                if room.left <= 0:
+                    break
+        except Exception as error:
+            if not records:
+                raise
+            self._next_inline_exception = error  # for the next call
         return records
 
     def drain(self) -> None:
