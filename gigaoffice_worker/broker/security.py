@@ -6,10 +6,12 @@ of all clients follow a rotated password file, without a restart of anything.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import structlog
 from kafka.errors import SaslAuthenticationFailedError
 from kafka.sasl import register_sasl_mechanism
 from kafka.sasl.abc import SaslMechanism
@@ -19,6 +21,8 @@ from kafka.sasl.scram import SaslMechanismScram
 from gigaoffice_worker.config import Kafka
 from gigaoffice_worker.config.files import read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
+
+log = structlog.get_logger(__name__)
 
 _MECHANISMS: Final = {
     "PLAIN": SaslMechanismPlain,
@@ -36,7 +40,7 @@ def security_kwargs(kafka: Kafka) -> dict[str, Any]:
     kwargs: dict[str, Any] = {
         "bootstrap_servers": list(kafka.bootstrap_servers),
         "security_protocol": kafka.security_protocol,
-        "ssl_context": ssl_context(kafka),
+        "ssl_context": RereadingContext(kafka) if kafka.use_ssl else None,
     }
     if kafka.sasl_mechanism:
         log_in_late()
@@ -48,13 +52,35 @@ def security_kwargs(kafka: Kafka) -> dict[str, Any]:
     return kwargs
 
 
+class RereadingContext:
+    """Makes each TLS connection with what the files hold by then: certificates are renewed while a worker runs.
+
+    It stands in for an `ssl.SSLContext`, of which the client uses `wrap_socket` only. Where the files do not serve at
+    the moment, those of the last connection are used.
+    """
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._context = _tls_context(kafka)
+
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:
+        """Wrap a connected socket as `ssl.SSLContext.wrap_socket` does."""
+        try:
+            self._context = _tls_context(self._kafka)
+        except ConfigurationError as error:
+            log.warning("TLS files cannot be used, the last ones are", error=str(error), hint=error.hint)
+        return self._context.wrap_socket(sock, **options)
+
+
 def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
     """Return what a TLS connection is made with, TLS 1.2 at least and the broker verified; None without TLS.
 
     Raises ConfigurationError if the files hold no certificates, or the key does not fit them or its password.
     """
-    if not kafka.use_ssl:
-        return None
+    return _tls_context(kafka) if kafka.use_ssl else None
+
+
+def _tls_context(kafka: Kafka) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=kafka.ssl_cafile)
     except OSError as error:

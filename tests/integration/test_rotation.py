@@ -1,14 +1,27 @@
-"""A password that is changed while the worker runs: noticed, told, and healed by its file alone."""
+"""A password or a certificate that is changed while the worker runs: told, and healed by its file alone."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from gigaoffice_worker.devkafka import KafkaCluster
+from gigaoffice_worker.devkafka.ports import ReservedPorts
+from tests.chaos.proxy import Proxy
+from tests.support.certificates import Authority
 from tests.support.scene import Scene, ask, check_once
 from tests.support.waiting import eventually
 
@@ -93,3 +106,67 @@ def test_a_rotated_password_is_noticed_told_and_healed_by_its_file(cluster, topi
 
 def events(worker, event):
     return [line for line in worker.logs() if line["event"] == event]
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """A cluster behind a proxy, whose certificate is signed by `ours`; yields it, the proxy and the authority."""
+    ours = Authority(tmp_path, "ours")
+    with contextlib.closing(ReservedPorts()) as ports:
+        port = ports.take_any()
+        properties = {"ssl.keystore.type": "PEM", **keystore(ours)}
+        listeners = {"CLIENT": "SSL"}
+        with (
+            KafkaCluster(listeners=listeners, advertised={1: port}, properties=properties) as cluster,
+            Proxy(port, cluster.port(1)) as proxy,
+        ):
+            yield cluster, proxy, ours
+
+
+def keystore(authority):
+    certificate, key = (Path(each).read_text() for each in authority.issue("127.0.0.1"))
+    prefix = "listener.name.client.ssl.keystore."
+    return {f"{prefix}certificate.chain": certificate, f"{prefix}key": key}
+
+
+def change_certificate(cluster, authority):
+    changes = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in keystore(authority).items()
+    ]
+    resource = ConfigResource(ConfigResource.Type.BROKER, "1", incremental_configs=changes)
+    door = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
+    for future in door.incremental_alter_configs([resource]).values():
+        future.result(20)
+
+
+def test_a_broker_whose_certificate_is_renewed_ends_no_worker_and_is_trusted_by_the_file_alone(
+    tls, topic_set, tmp_path
+):
+    cluster, proxy, ours = tls
+    theirs = Authority(tmp_path, "theirs")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(Path(ours.file).read_bytes())
+    settings = {
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{proxy.port}",
+        "KAFKA_USE_SSL": "true",
+        "KAFKA_SSL_CAFILE": str(trusted),
+        "KAFKA_SSL_CHECK_HOSTNAME": "false",
+        "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "45000",
+    }
+    with Scene(cluster.bootstrap("BROKER"), topic_set, tmp_path) as scene:
+        scene.make()
+        worker = scene.ready(**settings)
+        scene.send(*(ask(f"before-{number}") for number in range(10)))
+        scene.wait_responses(10)
+        change_certificate(cluster, theirs)
+        # Commits and their questions meet the new certificate as well as polls do.
+        for number in range(10):
+            scene.send(ask(f"during-{number}"))
+            proxy.break_connections()
+            time.sleep(0.5)
+        assert worker.ask("/livez")[0] == 200
+        trusted.write_bytes(Path(theirs.file).read_bytes())
+        check_once(scene.wait_responses(20), [f"{when}-{n}" for when in ("before", "during") for n in range(10)])
+        scene.wait_committed()
+        assert worker.stop() == 0

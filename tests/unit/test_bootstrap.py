@@ -8,12 +8,14 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from kafka.errors import SaslAuthenticationFailedError
+from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker.bootstrap import ask_servers, usable_servers
-from gigaoffice_worker.broker.security import security_kwargs, ssl_context
+from gigaoffice_worker.broker.security import RereadingContext, security_kwargs, ssl_context
 from gigaoffice_worker.config import Secret, load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
 from tests.support.certificates import DAY, Authority
@@ -214,3 +216,27 @@ def test_a_rotated_password_is_read_from_its_file_again(tmp_path):
     file.unlink()
     with pytest.raises(SaslAuthenticationFailedError, match=r"KAFKA_SASL_PASSWORD_FILE=.*there is no such file"):
         password()
+
+
+def connected(context, address):
+    host, _, port = address.rpartition(":")
+    with context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host):
+        return True
+
+
+def test_each_connection_is_made_with_the_certificates_of_the_moment(tmp_path):
+    ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(Path(ours.file).read_bytes())
+    context = RereadingContext(settings("localhost:1", cafile=str(trusted)))
+    with server(speaks_tls(theirs.issue("localhost"))) as address:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            connected(context, address)
+        trusted.write_bytes(Path(theirs.file).read_bytes())
+        assert connected(context, address)
+        trusted.write_text("being written at this very moment")
+        with capture_logs() as logs:
+            assert connected(context, address)
+    [line] = logs
+    assert "trusted.pem" in line["error"]
+    assert line["log_level"] == "warning"
