@@ -256,6 +256,12 @@ _RULES: Final = (
         send=SendFailure.REFUSED,
     ),
     _refused(
+        "the brokers refuse the record's timestamp: this machine's clock and theirs are too far apart",
+        "Set the clock of this machine, or the brokers'; what they take is the topic's message.timestamp.after.max.ms.",
+        kafka.InvalidTimestampError,
+        send=SendFailure.REFUSED,
+    ),
+    _refused(
         "the membership in the group is over",
         "Another member took the partitions over.",
         kafka.CommitFailedError,

@@ -67,6 +67,13 @@ class Producer:
         partition = record.partition
         return partition if partition in (self._client.partitions_for(record.topic) or ()) else None
 
+    def limit_batches(self, size: int) -> None:
+        """Put no more than `size` bytes of records in one batch, the limit of a topic: a batch beyond fails whole.
+
+        A record that is larger by itself still gets a batch of its own.
+        """
+        self._batches.limit(size)
+
     @property
     def broken(self) -> bool:
         """Say whether the producer can never send again: refused as an idempotent one, or its thread has died."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+from functools import partial
 
 import pytest
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import InvalidTimestampError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.consumer import Committed, Consumer
+from gigaoffice_worker.broker.error_table import SendFailure, describe, send_failure
 from gigaoffice_worker.broker.errors import CommitRetriableError
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.config import load
@@ -62,7 +65,7 @@ def member(config):
 
 @contextlib.contextmanager
 def writer(config):
-    """A producer; yields a function that sends a record and returns whether it is acknowledged within `limit`."""
+    """A producer; yields it, and a function that sends a record and returns its place, its error, or None in time."""
     producer = Producer(clients.producer(config, "test"))
 
     def send(limit):
@@ -72,12 +75,50 @@ def writer(config):
         deadline = time.monotonic() + limit
         while not told and time.monotonic() < deadline:
             time.sleep(0.02)
-        return bool(told) and isinstance(told[0], tuple)
+        return told[0] if told else None
 
     try:
-        yield send
+        yield producer, send
     finally:
         producer.force_stop(5.0)
+
+
+def test_records_that_the_brokers_find_too_old_are_refused_and_the_producer_is_not_in_doubt(
+    kafka_bootstrap, topic_set, make_topics
+):
+    """As those of a machine whose clock is wrong."""
+    make_topics({topic_set.requests: 1}, config={"message.timestamp.before.max.ms": "0"})
+    with writer(settings(kafka_bootstrap, topic_set)) as (producer, send):
+        error = send(10.0)
+        assert isinstance(error, InvalidTimestampError)
+        assert send_failure(error) is SendFailure.REFUSED
+        assert "clock" in describe(error)
+        wire.alter_topic(kafka_bootstrap, topic_set.requests, {"message.timestamp.before.max.ms": "3600000"})
+        eventually(lambda: isinstance(send(10.0), tuple), "the same producer to be let write")
+        assert not producer.broken
+
+
+def test_batches_within_the_topics_limit_are_taken_whole(kafka_bootstrap, topic_set, make_topics):
+    make_topics({topic_set.requests: 1}, config={"max.message.bytes": "2000"})
+    with writer(settings(kafka_bootstrap, topic_set)) as (producer, _):
+        refused = write_at_once(producer, topic_set.requests, 40)
+        assert any(isinstance(each, MessageSizeTooLargeError) for each in refused)
+        producer.limit_batches(2000)
+        places = write_at_once(producer, topic_set.requests, 40)
+        assert [partition for partition, _ in places] == [0] * 40
+        offsets = [offset for _, offset in places]
+        assert offsets == sorted(offsets)
+
+
+def write_at_once(producer, topic, count):
+    """Send records of 150 bytes that nothing can pack; returns the place or the error of each."""
+    told = {}
+    for number in range(count):
+        record = OutgoingRecord(topic, None, os.urandom(150), [], 0)
+        note = partial(told.__setitem__, number)
+        producer.send(record, lambda *place, note=note: note(place), note)
+    eventually(lambda: len(told) == count, "all answers")
+    return [told[number] for number in range(count)]
 
 
 @pytest.mark.parametrize("ask", QUESTIONS)
@@ -107,8 +148,8 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         balancer = stack.enter_context(Proxy(ports.take_any(), old))
         config = settings(f"127.0.0.1:{balancer.port}", topic_set)
         consumer, poll = stack.enter_context(member(config))
-        send = stack.enter_context(writer(config))
-        assert send(10.0)
+        _, send = stack.enter_context(writer(config))
+        assert isinstance(send(10.0), tuple)
         eventually(poll, "the first record")
         before.stop()
         eventually(lambda: poll() and consumer.silent_for() > 0, "the consumer to see that nobody answers")
@@ -116,7 +157,7 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         assert after.port(1) != old
         balancer.target = after.port(1)
         moved = time.monotonic()
-        assert send(BACK_WITHIN), "the producer does not find the cluster"
+        assert isinstance(send(BACK_WITHIN), tuple), "the producer does not find the cluster"
         eventually(lambda: len(poll()) == 2, "the second record", timeout=BACK_WITHIN)
         assert time.monotonic() - moved < BACK_WITHIN
         assert consumer.silent_for() == 0

@@ -18,7 +18,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic
 
 LIMIT = 30.0
 
@@ -65,6 +65,16 @@ def delete_topics(bootstrap: str, topics: Iterable[str]) -> None:
     """Delete topics that exist."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for future in admin.delete_topics(list(topics), operation_timeout=LIMIT).values():
+        future.result(LIMIT)
+
+
+def alter_topic(bootstrap: str, topic: str, settings: Mapping[str, str]) -> None:
+    """Change settings of a topic, and leave its others as they are."""
+    alter = AlterConfigOpType.SET
+    changes = [ConfigEntry(name, value, incremental_operation=alter) for name, value in settings.items()]
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=changes)
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.incremental_alter_configs([resource]).values():
         future.result(LIMIT)
 
 

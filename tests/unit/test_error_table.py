@@ -168,6 +168,7 @@ def test_each_failed_commit_says_what_it_means_to_the_partitions(exc, told):
         (kafka.NotEnoughReplicasAfterAppendError(), SendFailure.REFUSED),
         (kafka.PolicyViolationError(), SendFailure.REFUSED),
         (kafka.InvalidRecordError(), SendFailure.REFUSED),
+        (kafka.InvalidTimestampError(), SendFailure.REFUSED),
         (TopicUnavailableError("responses"), SendFailure.REFUSED),
         (kafka.KafkaTimeoutError(), SendFailure.STUCK),
         (kafka.OutOfOrderSequenceNumberError(), SendFailure.STUCK),
@@ -178,3 +179,9 @@ def test_each_failed_commit_says_what_it_means_to_the_partitions(exc, told):
 )
 def test_each_failed_send_says_whether_the_producer_is_in_doubt(exc, failure):
     assert send_failure(exc) is failure
+
+
+def test_refused_timestamp_is_told_as_a_matter_of_clocks():
+    told = to_worker_error(kafka.InvalidTimestampError(), "sending")
+    assert "clock" in str(told)
+    assert "clock" in told.hint

@@ -179,6 +179,16 @@ def test_nothing_is_held_back_where_the_configuration_asks_for_no_linger():
     assert [spacing.leaves_at(at) for at in (0, 0.1, 0.2)] == [0, 0.1, 0.2]
 
 
+def test_batches_keep_within_the_limit_of_the_topic(scene):
+    scene.producer.limit_batches(250)
+    scene.send("a", "b", "c")
+    sizes = [batch.records.size_in_bytes() for batch in scene.accumulator._batches[AT]]
+    assert len(sizes) == 3
+    assert max(sizes) <= 250
+    scene.producer.limit_batches(1 << 30)
+    assert scene.accumulator.config["batch_size"] == 400
+
+
 @pytest.mark.parametrize("wait, slept", [(0.4, 1), (3.0, 3), (3.2, 4), (math.inf, math.inf), (None, None)])
 def test_sender_sleeps_whole_milliseconds(scene, wait, slept):
     scene.network.poll(timeout_ms=wait)

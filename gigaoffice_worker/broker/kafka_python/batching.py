@@ -123,6 +123,11 @@ class BatchWriter:
         settings = self._accumulator.config
         self._spacing = BatchSpacing(settings["linger_ms"] and max(settings["linger_ms"], _APART))
         settings["linger_ms"] = self._spacing.apart
+        self._largest: int = settings["batch_size"]
+
+    def limit(self, size: int) -> None:
+        """Begin no batch of several records that is larger than `size` bytes, from now on."""
+        self._accumulator.config["batch_size"] = min(self._largest, size)
 
     def append(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
         """Append a record to its batch as `send` does, less what that costs: checks, and a future for each record.
