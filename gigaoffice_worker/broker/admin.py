@@ -114,6 +114,10 @@ class Admin:
         """Return host and port of each broker, as the cluster gives them out."""
         return [(str(each["host"]), int(each["port"])) for each in self._client.describe_cluster()["brokers"]]
 
+    def write_idempotently(self) -> None:
+        """See whether we may write idempotently, by asking for an idempotent producer's id."""
+        self._client.ask_producer_id()
+
     def group(self, name: str) -> Group:
         """Ask a consumer group's coordinator about it."""
         found = self._client.describe_consumer_groups([name])[0]

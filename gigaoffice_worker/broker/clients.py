@@ -23,6 +23,7 @@ from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_w
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client, watch
 from gigaoffice_worker.broker.kafka_python.network import mend_network
+from gigaoffice_worker.broker.kafka_python.sender import force_stop, refusal_of_idempotence
 from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
@@ -49,6 +50,12 @@ FETCH: Final = 8 * 1024 * 1024
 RECEIVE: Final = 100 * 1024 * 1024
 """As much as a broker takes in one request by default: no record that could be written is too large to be read."""
 
+IDEMPOTENCE_HINT: Final = (
+    "Grant the user IDEMPOTENT_WRITE on the cluster, which brokers before 2.8 ask for, and WRITE on the output topics; "
+    "or set KAFKA_PRODUCER_ACKS=1, which may repeat and reorder outcomes."
+)
+
+_PRODUCER_ID_WITHIN: Final = 2.0
 _DEAD_PEER: Final = 30
 _SILENT: Final = "the server accepts connections but does not answer as Kafka does"
 _SILENT_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
@@ -167,6 +174,11 @@ def open_producer(during: str, config: Config, timeout: float, suffix: str = "",
     with constructing(during, config):
         client = KafkaProducer(**{**producer_kwargs(reachable(config, timeout), suffix), **changes})
     mend_network(client, config.kafka.bootstrap_servers)
+    if refusal := refusal_of_idempotence(client, _PRODUCER_ID_WITHIN):
+        force_stop(client, _PRODUCER_ID_WITHIN)
+        told = to_worker_error(refusal, during)
+        hint = IDEMPOTENCE_HINT if isinstance(told, AccessError) else told.hint
+        raise type(told)(str(told), hint=hint) from refusal
     return client
 
 

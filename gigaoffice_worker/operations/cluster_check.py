@@ -11,12 +11,13 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker import bootstrap
 from gigaoffice_worker.broker.admin import Admin, Group, TopicState, admin
+from gigaoffice_worker.broker.clients import IDEMPOTENCE_HINT
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
@@ -27,12 +28,16 @@ STEP_LIMIT: Final = 10.0
 
 _NEEDED: Final = {"requests": "READ", "responses": "WRITE", "dlq": "WRITE"}
 _LATER_STEPS: Final = ("authentication", "brokers", "topics", "group")
+_IDEMPOTENCE: Final = "idempotent writes"
 _LOOK_AGAIN: Final = 0.3
 _NO_COORDINATOR_YET: Final = (
     kafka_errors.CoordinatorNotAvailableError,
     kafka_errors.CoordinatorLoadInProgressError,
     kafka_errors.NotCoordinatorError,
 )
+
+
+Answer = TypeVar("Answer")
 
 
 class Mark(StrEnum):
@@ -101,12 +106,16 @@ def describe_group(client: Admin, group: str, patience: float = 0.0) -> Group:
 
     Raises the client's errors.
     """
+    return _patiently(lambda: client.group(group), patience)
+
+
+def _patiently(ask: Callable[[], Answer], patience: float) -> Answer:
+    """Ask again while there is no coordinator yet: the cluster makes its own topics when they are first needed."""
     until = time.monotonic() + patience
     while True:
         try:
-            return client.group(group)
+            return ask()
         except _NO_COORDINATOR_YET:
-            # The cluster makes the topic of committed offsets when it is first asked for a coordinator.
             if time.monotonic() + _LOOK_AGAIN > until:
                 raise
             time.sleep(_LOOK_AGAIN)
@@ -140,6 +149,8 @@ def _questions(client: Admin, config: Config, limit: float) -> Iterator[tuple[st
     yield "brokers", partial(_brokers, client, config.kafka, limit)
     for spec in config.topics:
         yield f"topic {spec.name}", partial(_topic, client, config, spec)
+    if config.producer.acks == "all":
+        yield _IDEMPOTENCE, partial(_idempotence, client)
     yield f"group {config.consumer.group}", partial(_group, client, config.consumer.group)
 
 
@@ -216,6 +227,16 @@ def _missing(client: Admin, config: Config, spec: TopicSpec, step: str) -> Findi
     found = f"missing; the cluster would create it (partitions {spec.partitions}, replication {spec.replication})"
     hint = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."
     return Finding(step, Mark.BAD, found, hint, WorkerError.exit_code)
+
+
+def _idempotence(client: Admin, step: str) -> Finding:
+    """See whether the brokers give out a producer id: they do not tell beforehand, and one costs nothing."""
+    try:
+        _patiently(client.write_idempotently, STEP_LIMIT)
+    except kafka_errors.ClusterAuthorizationFailedError as error:
+        told = to_worker_error(error, "asking for a producer id")
+        return _bad(step, AccessError(str(told), hint=IDEMPOTENCE_HINT))
+    return Finding(step, Mark.GOOD, "permitted")
 
 
 def _group(client: Admin, name: str, step: str) -> Finding:

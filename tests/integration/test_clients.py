@@ -25,6 +25,7 @@ from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
 from gigaoffice_worker.devkafka import KafkaCluster
+from gigaoffice_worker.operations import cluster_check
 from tests.support.certificates import Authority
 
 USERS = ("worker", "reader", "nobody")
@@ -173,6 +174,30 @@ def test_the_right_to_describe_is_enough_when_nothing_is_to_be_created(cluster, 
     assert report.existing == topic_set[:3]
     assert report.limits == dict.fromkeys(topic_set[:3])
     assert report.operations[topic_set.requests] == {"DESCRIBE"}
+
+
+def test_without_the_right_to_write_idempotently_the_producer_is_refused_at_once(cluster, authority, topic_set):
+    config = settings(cluster, "SASL", authority, topic_set, "nobody")
+    started = time.monotonic()
+    with pytest.raises(AccessError, match="connecting the producer: authorization failed") as caught:
+        clients.producer(config)
+    assert time.monotonic() - started < 5.0
+    assert caught.value.exit_code == 77
+    assert "IDEMPOTENT_WRITE" in caught.value.hint
+    client = clients.producer(settings(cluster, "SASL", authority, topic_set, "nobody", KAFKA_PRODUCER_ACKS="1"))
+    client.close(timeout=5)
+
+
+def test_the_check_names_the_right_to_write_idempotently(cluster, authority, topic_set):
+    def found(user, **environ):
+        config = settings(cluster, "SASL", authority, topic_set, user, **environ)
+        return {each.step: each for each in cluster_check.steps(config)}
+
+    refused = found("nobody")["idempotent writes"]
+    assert (refused.mark, refused.exit_code) == (cluster_check.Mark.BAD, 77)
+    assert "IDEMPOTENT_WRITE" in refused.hint
+    assert found("worker")["idempotent writes"].mark is cluster_check.Mark.GOOD
+    assert "idempotent writes" not in found("nobody", KAFKA_PRODUCER_ACKS="1")
 
 
 def test_a_strangers_certificate_is_refused_by_us(cluster, topic_set, tmp_path):

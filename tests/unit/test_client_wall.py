@@ -97,6 +97,8 @@ ON_A_PRODUCER = (
     "_sender.force_close",
     "_sender.wakeup",
     "_transaction_manager.has_fatal_error",
+    "_transaction_manager.has_producer_id",
+    "_transaction_manager.last_error",
     "_unregister_cleanup",
 )
 ON_AN_ADMIN = ("_client.api_version", "_client.least_loaded_node", "_client.poll")

@@ -33,6 +33,10 @@ a release that renames one fails there; other tests guard what the mends promise
 `test_producer::test_sender_sleeps_whole_milliseconds` | `poll` rounds up |
 | with acks=0 a request stays in memory until the next one | `sender`: its connection is marked as having data | \
 `test_producer::test_request_without_an_answer_is_written_at_once` | `send` marks it whether or not it is done |
+| a refused idempotent producer tells only its records | `sender`: refusal_of_idempotence, at the start | \
+`test_clients::test_without_the_right_to_write_idempotently_the_producer_is_refused_at_once` | the constructor raises |
+| a batch above the topic's limit fails whole, and newer ones pass it | `batching`: BatchWriter.limit | \
+`test_client_faults::test_batches_within_the_topics_limit_are_taken_whole` | it splits such a batch |
 | `close` flushes, and raises before it stops anything; the sender's end trips over batches on the wire | \
 `sender`: force_stop | `test_producer::test_stopped_producer_frees_its_thread` | `close(0)` ends the thread |
 | `wakeup` looks at its flag outside of its lock: hundreds of threads write a byte each, the socket is full, and the \

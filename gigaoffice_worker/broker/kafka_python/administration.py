@@ -8,9 +8,11 @@ from typing import Any, Final
 from kafka import errors as kafka_errors
 from kafka.admin import KafkaAdminClient
 from kafka.client_async import KafkaClient
+from kafka.protocol.init_producer_id import InitProducerIdRequest
 from kafka.protocol.metadata import MetadataRequest
 
 _BACKOFF_MS: Final = 50
+_TRANSACTION_MS: Final = 60_000
 _OPERATIONS_SINCE: Final = 8
 """The version of the metadata request that can ask what we may do with a topic."""
 
@@ -68,6 +70,14 @@ class PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client 
             asked |= {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": True}
         found: list[dict[str, Any]] = self.send_request(MetadataRequest[version](**asked)).to_object()["topics"]
         return found
+
+    def ask_producer_id(self) -> None:
+        """Ask for an idempotent producer's id, and leave it unused. Raises the client's error where it is refused."""
+        version = self._client.api_version(InitProducerIdRequest, max_version=1)
+        request = InitProducerIdRequest[version](transactional_id=None, transaction_timeout_ms=_TRANSACTION_MS)
+        error = kafka_errors.for_code(self.send_request(request).error_code)
+        if error is not kafka_errors.NoError:
+            raise error
 
 
 def open_admin_client(deadline: Deadline, **configs: Any) -> PatientAdminClient:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from kafka import KafkaProducer
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.sender import PartitionResponse
+
+_LOOK_EVERY: Final = 0.01
 
 
 def mend_sender(client: KafkaProducer) -> None:
@@ -19,6 +22,20 @@ def mend_sender(client: KafkaProducer) -> None:
     _sleep_to_the_end(sender._client)
     if client.config["acks"] == 0:
         _write_what_nobody_answers(sender._client)
+
+
+def refusal_of_idempotence(client: KafkaProducer, timeout: float) -> Exception | None:
+    """Return why a producer may not write idempotently; None where it may, or nobody has said within `timeout` seconds.
+
+    The client would only tell each record that is sent.
+    """
+    manager, until = client._transaction_manager, time.monotonic() + timeout
+    while manager is not None and not manager.has_producer_id() and time.monotonic() < until:
+        if manager.has_fatal_error():
+            refusal: Exception = manager.last_error
+            return refusal
+        time.sleep(_LOOK_EVERY)
+    return None
 
 
 def is_broken(client: KafkaProducer) -> bool:
