@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_type_hints
 from gigaoffice_worker.config import kinds
 from gigaoffice_worker.config.kinds import Variable, env, milliseconds, one_of, seconds, whole
 from gigaoffice_worker.config.secret import Secret
+from gigaoffice_worker.core.group_share import Rate
 
 
 def _file_of(secret: str) -> Any:
@@ -201,6 +202,16 @@ class Worker:
         "correlation_id,kafka_correlationId",
         kinds.HEADERS,
         "headers of the request that its response carries too; a lone comma for none",
+    )
+    adaptive: bool = env("WORKER_ADAPTIVE", "on", kinds.BOOLEAN, "calls at once follow what the provider takes")
+    group_concurrency: int | None = env(
+        "WORKER_GROUP_CONCURRENCY", "", whole(1, 100_000), "handler calls at once in the whole consumer group"
+    )
+    group_rate: Rate | None = env(
+        "WORKER_GROUP_RATE", "", kinds.RATE, "handler calls of the whole group in a time: 20/60 is 20 in 60 seconds"
+    )
+    group_tokens: Rate | None = env(
+        "WORKER_GROUP_TOKENS", "", kinds.RATE, "tokens of the whole group in a time, as handlers report them"
     )
     rebalance_wait: float = env(
         "WORKER_REBALANCE_WAIT", "5", seconds(0), "seconds a rebalance may wait for running calls"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 from environs import ValidationError
+
+from gigaoffice_worker.core.group_share import Rate
 
 BUILT_IN_HANDLERS: Final = ("echo", "http", "gigachat")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -27,13 +29,6 @@ def text(value: str) -> str:
 def first_directory(value: str) -> str | None:
     """Return the first of several directories: systemd separates them by colons, and the first is the unit's own."""
     return text(value).partition(":")[0] or None
-
-
-class Rate(NamedTuple):
-    """So many of something in so many seconds."""
-
-    number: int
-    seconds: int
 
 
 def rate(value: str) -> Rate:

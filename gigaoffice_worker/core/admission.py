@@ -1,59 +1,93 @@
-"""May an attempt start, and if not, when: holds, the lease, the shared gate and the storm guard."""
+"""May an attempt start, and if not, when: holds, the lease, the limits of provider and group, and the storm guard."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.group_share import GroupLimits
+from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.work import Work
 
 _WINDOW = 60.0
+# Refusals of one request that others passed meanwhile. Calls at once can be learnt from so many, which may be chance;
+# more are about the request itself, and none is a reason to close the gate.
+_TELLING_REFUSALS = 2
 _LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
+
+
+class Refusal(NamedTuple):
+    """When the refused request may be tried again, and how often it was refused alone, with this time."""
+
+    until: float
+    alone: int
 
 
 class Admission:
     """Says for every reason there is whether an attempt may start, and if not, when it is worth asking again.
 
     A *hold* says no until it is released (a rebalance, the drain, delivery that is stuck). The *lease* says no once the
-    session may have lapsed, because another member may then own what is in hand. The *gate* says no after a handler
-    said that every call would fail now. The *storm guard* lets one request at a time through, the probe.
+    session may have lapsed, because another member may then own what is in hand. The *limits* say no when the provider
+    would refuse the call, or when the group's share is used up. The *storm guard* lets one request at a time through,
+    the probe.
 
     Not thread-safe: the dispatcher's lock guards it. What is replaced and never changed may be read without it.
     """
 
-    def __init__(self, gate: Gate, guard: StormGuard) -> None:
-        self.gate = gate
+    def __init__(self, limits: ProviderLimits, group: GroupLimits, guard: StormGuard) -> None:
+        self.limits = limits
+        self.group = group
         self.guard = guard
         # Replaced and never changed, so that observers may read it without the lock.
         self._holds: frozenset[str] = frozenset()
         self._leased_until = math.inf
         self.probes = Probes()
+        # How many calls were answered: between two refusals of one request, it tells whether others passed.
+        self._answered = 0
+        # Whose refusal closed the gate: another request should try it first.
+        self._closed_by: Work | None = None
 
-    def opens_at(self, now: float) -> float:
-        """Return when an attempt may start: at most `now` for at once, infinity where something must happen first."""
+    def opens_at(self, now: float, running: int) -> float:
+        """Return when an attempt may start beside `running` ones: at most `now` for at once.
+
+        Infinity where something must happen first.
+        """
         if self._holds or now > self._leased_until:
             return math.inf
-        if self.guard.reason is None:
-            return self.gate.until
-        return max(self.gate.until, self.probes.next_at)
+        begins = self.limits.begins_at(now, running)
+        if self.guard.reason is not None:
+            begins = max(begins, self.probes.next_at)
+        if begins <= now and self.group.limited:
+            return self.group.begins_at(now, running, self.limits.call_seconds)
+        return begins
 
     @property
     def preference(self) -> Callable[[Work], Any] | None:
         """How to choose what starts next, the least first; None for the usual order."""
-        return self.probes.preference if self.guard.reason is not None else None
+        if self.guard.reason is not None:
+            return self.probes.preference
+        gate = self.limits.gate
+        if gate.half_open and gate.probe_at is None:
+            return self._others_than_the_refused
+        return None
+
+    def _others_than_the_refused(self, work: Work) -> Any:
+        return work is self._closed_by, work.written_at, work.number
 
     @property
     def probing(self) -> bool:
         """Whether only a probe may start."""
         return self.guard.reason is not None
 
-    def started(self, work: Work) -> None:
+    def started(self, work: Work, now: float) -> None:
         """Note that an attempt of `work` begins."""
+        self.limits.started(now)
+        if self.group.limited:
+            work.reserved_tokens = self.group.started(now)
         if self.guard.reason is not None:
             self.probes.begin(work)
 
@@ -65,6 +99,10 @@ class Admission:
         if self.guard.reason is None or (now - self.guard.tripped_at) % _LET_IN_EVERY >= _LET_IN_EVERY - _LET_IN_FOR:
             return None
         return self.guard.reason
+
+    def owns(self, now: float, *, owned: Iterable[int] | None = None, partitions: int | None = None) -> None:
+        """Note which partitions are ours, or how many there are: that decides our share of the group's limits."""
+        self.group.owns(now, self.limits.call_seconds, owned=owned, partitions=partitions)
 
     # Holds and the lease
 
@@ -92,7 +130,7 @@ class Admission:
 
     def passed(self, work: Work, now: float) -> None:
         """Note a request that was answered or rejected: the provider works."""
-        self.gate.passed()
+        self.let_through(work, now)
         if self.guard.reason is not None and work in self.probes:
             self.guard.open()
             self.probes = Probes()
@@ -100,8 +138,47 @@ class Admission:
 
     def invalid(self, work: Work, now: float) -> None:
         """Note a value that is no request: no handler was called, so it tells nothing of the provider."""
-        self.forget(work)
+        self.lost(work, now)
         self.guard.finished(now, None)
+
+    def let_through(self, work: Work, now: float) -> None:
+        """Note a call that the provider has taken, whatever became of it then."""
+        self._answered += 1
+        self.limits.passed(now, work.started_at)
+        self._book(work, now)
+
+    def failed(self, work: Work, now: float) -> None:
+        """Note an attempt that failed for a reason of its own."""
+        self.limits.ended(work.started_at)
+        self._book(work, now)
+
+    def refused(self, work: Work, now: float, running: int, retry_after: float | None, reason: str) -> Refusal:
+        """Note that the provider refused a call with `running` others left; `reason` is the type of the error.
+
+        A request that is refused again although another call was answered meanwhile is refused alone. Its wait holds
+        for it alone, and soon its refusals say nothing about the provider any more.
+        """
+        self.forget(work)
+        alone = 0 <= work.refused_after < self._answered
+        work.refused_after = self._answered
+        work.lone_refusals += alone
+        self._book(work, now, refused=True)
+        if work.lone_refusals > (_TELLING_REFUSALS if self.limits.adaptive else 0):
+            self.limits.ended(work.started_at)
+            return Refusal(now, work.lone_refusals)
+        self._closed_by = work
+        until = self.limits.refused(now, work.started_at, running, None if alone else retry_after, reason)
+        return Refusal(until, work.lone_refusals)
+
+    def lost(self, work: Work, now: float) -> None:
+        """Note an attempt of which nothing counts: its partition is lost, or no handler was called."""
+        self.failed(work, now)
+        self.forget(work)
+
+    def _book(self, work: Work, now: float, *, refused: bool = False) -> None:
+        if self.group.limited:
+            self.group.ended(now, work.reserved_tokens, None, refused=refused)
+            work.reserved_tokens = 0.0  # the late end of a call that was given up is booked again
 
     def failed_in_storm(self, work: Work, next_at: float) -> None:
         """Note an attempt that failed in a storm; if it was the probe, the next one begins at `next_at`."""
@@ -158,51 +235,6 @@ class Probes:
     def forget(self, work: Work) -> None:
         if work is self._running:
             self._running = None
-
-
-class Gate:
-    """One gate for all handler calls, closed when a handler says that every call would fail now (HTTP 429, 503)."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._until = 0.0
-        self._series = 0
-        self._shut_since = 0.0
-        self._reason: str | None = None
-
-    @property
-    def until(self) -> float:
-        """When the gate opens, in seconds of the monotonic clock; in the past when it is open."""
-        return self._until
-
-    def closed(self, now: float) -> bool:
-        return now < self._until
-
-    def shut_for(self, now: float) -> tuple[str, float] | None:
-        """Return since how many seconds no call got through, and the error type why; None while calls do."""
-        return (self._reason, now - self._shut_since) if self._reason is not None else None
-
-    def close(self, now: float, reason: str, retry_after: float | None, random: Callable[[], float]) -> float:
-        """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
-
-        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited
-        service in the same moment.
-        """
-        # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
-        if not self.closed(now):
-            self._series += 1
-        if self._reason is None:
-            self._shut_since = now
-        self._reason = reason
-        wait = retry_after if retry_after is not None else self._policy.ceiling(self._series)
-        wait = max(0.0, wait)
-        self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
-        return self._until
-
-    def passed(self) -> None:
-        """Note that a call got through: the next closing starts a new series."""
-        self._series = 0
-        self._reason = None
 
 
 @dataclass(frozen=True, slots=True)

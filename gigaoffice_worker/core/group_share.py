@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _LEAST_TURN: Final = 60.0
 _CALLS_A_TURN: Final = 15
@@ -27,15 +26,11 @@ _TOKEN_REFILL: Final = 0.9
 _SMOOTHING: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """An amount in a time: 20 calls in 60 seconds."""
+class Rate(NamedTuple):
+    """So many of something in so many seconds."""
 
-    amount: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.amount}/{self.seconds:g}"
+    number: int
+    seconds: int
 
 
 def slots(partition: int, partitions: int, limit: int) -> int:
@@ -113,7 +108,7 @@ class RateShare:
         if not owned:
             self._interval = self.next_at = math.inf
             return
-        self._interval = self.rate.seconds * partitions / (self.rate.amount * owned)
+        self._interval = self.rate.seconds * partitions / (self.rate.number * owned)
         self.next_at = now + self._random() * self._interval
 
     def started(self, now: float) -> None:
@@ -145,8 +140,8 @@ class TokenShare:
     def owns(self, now: float, owned: int, partitions: int) -> None:
         """Take over a new share. It begins empty, as a share of the rate does."""
         part = owned / partitions if partitions else 0.0
-        self._refill = _TOKEN_REFILL * self.budget.amount * part / self.budget.seconds
-        self._most = _TOKEN_BURST * self.budget.amount * part
+        self._refill = _TOKEN_REFILL * self.budget.number * part / self.budget.seconds
+        self._most = _TOKEN_BURST * self.budget.number * part
         self._level, self._at = min(self._level, 0.0), now
 
     @property
@@ -186,3 +181,90 @@ class TokenShare:
     def _fill(self, now: float) -> None:
         self._level = min(self._most, self._level + (now - self._at) * self._refill)
         self._at = now
+
+
+class GroupLimits:
+    """All shares of this process together; what is not limited is None. `wall` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        wall: Callable[[], float],
+        *,
+        concurrency: ConcurrencyShare | None = None,
+        rate: RateShare | None = None,
+        tokens: TokenShare | None = None,
+    ) -> None:
+        self._wall = wall
+        self._concurrency = concurrency
+        self._rate = rate
+        self._tokens = tokens
+        self._owned: frozenset[int] = frozenset()
+        self._partitions = 0
+        # Seconds for which the rate held calls back that could have begun, and since when it does.
+        self.waited = 0.0
+        self._waits_since: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the group has any limit."""
+        return bool(self._concurrency or self._rate or self._tokens)
+
+    def share(self, now: float, call_seconds: float) -> int | None:
+        """Return how many calls may run at once now; None without a limit of the group."""
+        return self._concurrency.calls(now, self._wall(), call_seconds) if self._concurrency else None
+
+    def owns(
+        self, now: float, call_seconds: float, *, owned: Iterable[int] | None = None, partitions: int | None = None
+    ) -> None:
+        """Note which partitions this process owns, or how many the request topic has; None: as before.
+
+        A share that stays the same is not begun anew.
+        """
+        before = self._owned, self._partitions
+        if owned is not None:
+            self._owned = frozenset(owned)
+        if partitions is not None:
+            self._partitions = partitions
+        if (self._owned, self._partitions) == before:
+            return
+        self._share_out(now, call_seconds, self._owned, self._partitions)
+
+    def _share_out(self, now: float, call_seconds: float, owned: frozenset[int], partitions: int) -> None:
+        if self._concurrency:
+            self._concurrency.owns(now, self._wall(), owned, partitions, call_seconds)
+        if self._rate:
+            self._rate.owns(now, len(owned), partitions)
+        if self._tokens:
+            self._tokens.owns(now, len(owned), partitions)
+
+    def begins_at(self, now: float, running: int, call_seconds: float) -> float:
+        """Return when the next call may begin: not after `now` at once, infinity when another call ends."""
+        if self._concurrency:
+            wall = self._wall()
+            if running >= self._concurrency.calls(now, wall, call_seconds):
+                return self._concurrency.next_change(now, wall, call_seconds)
+        begins = now
+        if self._rate:
+            begins = max(begins, self._rate.next_at)
+        if self._tokens:
+            begins = max(begins, self._tokens.next_at(now))
+        self._note_waiting(now, waits=begins > now)
+        return begins
+
+    def _note_waiting(self, now: float, *, waits: bool) -> None:
+        if self._waits_since is not None:
+            self.waited += now - self._waits_since
+        self._waits_since = now if waits else None
+
+    def started(self, now: float) -> float:
+        """Take a call from every share, and return the tokens that are reserved for it."""
+        if self._rate:
+            self._rate.started(now)
+        return self._tokens.started(now) if self._tokens else 0.0
+
+    def ended(self, now: float, reserved: float, tokens: float | None, *, refused: bool = False) -> None:
+        """Book what a call used, in tokens; a refused one used nothing."""
+        if refused and self._rate:
+            self._rate.gave_back()
+        if self._tokens:
+            self._tokens.ended(now, reserved, None if refused else tokens)

@@ -13,13 +13,19 @@ from gigaoffice_worker.core.work import Work
 
 # A call that hangs costs a thread until the process ends: a request gets no third one.
 _MOST_OVERDUE = 2
+FREE_REFUSALS = 10
+"""So often the provider may refuse a request while it takes others: each further time counts as an attempt."""
 
 
 class Retry(NamedTuple):
-    """Another attempt, not before `due` (seconds of the monotonic clock), which is in `wait` seconds."""
+    """Another attempt, not before `due` (seconds of the monotonic clock), which is in `wait` seconds.
+
+    With `behind` it takes its turn after what has come meanwhile.
+    """
 
     due: float
     wait: float
+    behind: bool = False
 
 
 class Judgement:
@@ -33,8 +39,11 @@ class Judgement:
         self._admission = admission
         self._rng = rng
 
-    def of(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
-        """Say what `made` means for its request, and take back the attempt where it does not count."""
+    def of(self, work: Work, made: Attempt, now: float, running: int) -> Outcome | Retry:
+        """Say what `made` means for its request, and take back the attempt where it does not count.
+
+        `running` is how many other attempts run now.
+        """
         match made.ended:
             case AttemptEnd.ANSWERED:
                 self._admission.passed(work, now)
@@ -47,31 +56,42 @@ class Judgement:
                 self._admission.invalid(work, now)
                 return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
             case AttemptEnd.SHARED:
-                work.attempt -= 1
-                self._admission.forget(work)
-                reason = made.failure.type if made.failure else "TransientError"
-                until = self._admission.gate.close(now, reason, made.retry_after, self._rng)
-                return Retry(until, until - now)
+                return self._refused(work, made, now, running)
+            case AttemptEnd.UNUSABLE:
+                self._admission.let_through(work, now)
+            case _:
+                self._admission.failed(work, now)
         return self._failed(work, made, now)
 
-    def _failed(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
+    def _refused(self, work: Work, made: Attempt, now: float, running: int) -> Outcome | Retry:
+        """Take a refusal for the provider's limit, which counts no attempt, unless the request alone is refused."""
+        reason = made.failure.type if made.failure else "TransientError"
+        until, alone = self._admission.refused(work, now, running, made.retry_after, reason)
+        if alone > FREE_REFUSALS:
+            return self._failed(work, made, now, behind=True)
+        work.attempt -= 1
+        if not alone:
+            return Retry(until, until - now)
+        wait = max(until - now, self._policy.delay_after(alone, self._rng, made.retry_after))
+        return Retry(now + wait, wait, behind=True)
+
+    def _failed(self, work: Work, made: Attempt, now: float, *, behind: bool = False) -> Outcome | Retry:
         if self._admission.probing:
             # While nearly everything fails, an attempt says nothing about its request, which stays unsettled.
             work.attempt -= 1
             failures = self._admission.probes.failures
             self._admission.failed_in_storm(work, now + self._policy.delay_after(failures + 1, self._rng))
             wait = self._policy.delay_after(max(failures, work.attempt) + 1, self._rng, made.retry_after)
-            return Retry(now + wait, wait)
+            return Retry(now + wait, wait, behind)
         failure = made.failure or Failure("Unknown", "")
         if made.ended is AttemptEnd.UNUSABLE:
             # Another attempt is paid for as well, and most often returns the same.
-            self._admission.gate.passed()
             self._admission.exhausted(now, failure.type)
             return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
         work.overdue += made.hung
         if not self._policy.exhausted(work.attempt) and work.overdue < _MOST_OVERDUE:
             wait = self._policy.delay_after(work.attempt, self._rng, made.retry_after)
-            return Retry(now + wait, wait)
+            return Retry(now + wait, wait, behind)
         self._admission.exhausted(now, failure.type)
         reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
         return Outcome(failure=failure, reason=reason)

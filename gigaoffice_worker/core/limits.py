@@ -56,10 +56,6 @@ class AdaptiveConcurrency:
         """The calls that may run at once, at least one: without a call nothing would ever be learnt."""
         return max(1, int(self.limit))
 
-    def begin_at(self, calls: float) -> None:
-        """Set the limit to `calls` without a refusal, as a new share of the group's limit does."""
-        self.limit = self.level = min(float(self.ceiling), max(1.0, calls))
-
     def cut(self, running: int) -> None:
         """Note the first refusal of a flight with `running` calls left: that many are taken, and no more."""
         same = abs(running - self.level) <= max(1.0, 0.1 * self.level)
@@ -139,30 +135,74 @@ class Pace:
         self._binding = False
 
 
-@dataclass(slots=True)
-class HalfOpenGate:
-    """Shut while the provider refuses everything. It opens for one call, and for all once that was let through."""
+class Gate:
+    """One gate for all handler calls, shut while the provider refuses everything (HTTP 429, 503).
 
-    until: float = 0.0
-    series: int = 0
-    shut_since: float = 0.0
-    half_open: bool = False
-    probe_at: float | None = None
+    It opens for one call; the others follow once that was let through. `ceiling` gives the longest wait in seconds
+    after so many closings in a row.
+    """
 
-    def shut(self, now: float) -> bool:
-        return now < self.until
+    def __init__(self, ceiling: Callable[[int], float]) -> None:
+        self._ceiling = ceiling
+        self._until = 0.0
+        self._series = 0
+        self._shut_since = 0.0
+        self._reason: str | None = None
+        self.half_open = False
+        self.probe_at: float | None = None
 
-    def close(self, now: float, wait: float, random: Callable[[], float]) -> None:
-        """Shut it for `wait` seconds; jittered, so that several workers don't come back in the same moment."""
-        self.until = now + wait + random() * min(1.0, 0.1 * wait + 0.05)
-        self.half_open, self.probe_at = True, None
+    @property
+    def until(self) -> float:
+        """When the gate opens, in seconds of the monotonic clock; in the past when it is open."""
+        return self._until
+
+    @property
+    def series(self) -> int:
+        """How often it was closed in a row."""
+        return self._series
+
+    def closed(self, now: float) -> bool:
+        return now < self._until
+
+    def shut_for(self, now: float) -> tuple[str, float] | None:
+        """Return since how many seconds no call got through, and the error type why; None while calls do."""
+        return (self._reason, now - self._shut_since) if self._reason is not None else None
+
+    def close(
+        self,
+        now: float,
+        reason: str,
+        retry_after: float | None,
+        random: Callable[[], float],
+        *,
+        at_least: float = 0.0,
+    ) -> float:
+        """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
+
+        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited
+        service in the same moment.
+        """
+        # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
+        if not self.closed(now):
+            self._series += 1
+            self.half_open, self.probe_at = True, None
+        if self._reason is None:
+            self._shut_since = now
+        self._reason = reason
+        own = min(_LONGEST_WAIT, max(at_least, self._ceiling(self._series)))
+        wait = max(0.0, retry_after) if retry_after is not None else own
+        self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
+        return self._until
 
     def started(self, now: float) -> None:
+        """Note a call: the first one after the opening is the probe."""
         if self.half_open and self.probe_at is None:
             self.probe_at = now
 
-    def passed(self, began: float) -> None:
-        """Open it for all, if the call that was let through is the probe or a newer one."""
+    def passed(self, began: float = math.inf) -> None:
+        """Note that the call that began at `began` got through: the next closing starts a new series."""
+        self._series = 0
+        self._reason = None
         if self.half_open and self.probe_at is not None and began >= self.probe_at:
             self.half_open, self.probe_at = False, None
 
@@ -204,18 +244,21 @@ class ProviderLimits:
     """Says when a call may start, and learns from how it ended.
 
     `ceiling` is the most calls at once that this process could make. Until the provider refuses something, asking
-    costs a comparison.
+    costs a comparison. Without `adaptive` every refusal closes the gate, and nothing is learnt.
     """
 
-    def __init__(self, ceiling: int, random: Callable[[], float]) -> None:
+    def __init__(
+        self, ceiling: int, wait: Callable[[int], float], random: Callable[[], float], *, adaptive: bool = True
+    ) -> None:
         self.concurrency = AdaptiveConcurrency(ceiling)
         self.pace = Pace()
-        self.gate = HalfOpenGate()
+        self.gate = Gate(wait)
+        self.refusals = 0
+        self.adaptive = adaptive
         self._random = random
         self._starts = _Starts()
         # Mean seconds of the calls that were let through.
         self._call_seconds, self._calls = 1.0, 0
-        self._refusals = 0
         self._looked_at = 0.0
         # When calls began that are neither refused nor old enough to count as let through, with their number.
         self._young: dict[float, int] = {}
@@ -224,26 +267,21 @@ class ProviderLimits:
         self._learnt_in_series = False
 
     @property
-    def untouched(self) -> bool:
-        """Whether nothing was ever refused and no share limits this process: then nothing holds a call back."""
-        return not self._refusals and self.concurrency.limit >= self.concurrency.ceiling
-
-    @property
     def call_seconds(self) -> float:
         """The mean time of a call that was let through, in seconds; 1 before the first."""
         return self._call_seconds
 
     def begins_at(self, now: float, running: int) -> float:
         """Return when the next call may begin: not after `now` at once, infinity when another call ends."""
-        if self.untouched:
-            return now if running < self.concurrency.ceiling else math.inf
+        if not self.refusals:
+            return now
         self._age(now)
         self.concurrency.grow(now, running, self._call_seconds)
         self.pace.grow(now - self._looked_at)
         self._looked_at = now
-        if self.gate.shut(now):
+        if self.gate.closed(now):
             return self.gate.until
-        if self.gate.half_open and self.gate.probe_at is not None:
+        if self.gate.probe_at is not None and now < self.gate.probe_at + _PASSED:
             return self.gate.probe_at + _PASSED
         if running >= self.concurrency.whole:
             if running < self.concurrency.ceiling:  # the limit grows meanwhile
@@ -254,26 +292,38 @@ class ProviderLimits:
     def started(self, now: float) -> None:
         """Note that a call begins."""
         self._starts.add(now)
-        if self._refusals:
+        if self.refusals:
             self._young[now] = self._young.get(now, 0) + 1
             self.gate.started(now)
             self.pace.started(now)
 
     def passed(self, now: float, began: float) -> None:
-        """Note that the call that began at `began` ended otherwise than by a refusal."""
+        """Note that the provider let the call through that began at `began`, whatever it answered."""
         self._calls += 1
         self._call_seconds += (max(0.001, now - began) - self._call_seconds) * max(0.1, 1 / self._calls)
-        if self._refusals:
+        if self.refusals:
             self._forget(began)
             self._let_through(began)
 
-    def refused(self, now: float, began: float, running: int, retry_after: float | None) -> float:
-        """Note a refusal with `running` calls left, and return when that request may be tried again."""
-        self._refusals += 1
+    def ended(self, began: float) -> None:
+        """Note a call that says nothing of the provider: it failed, or was none."""
+        if self.refusals:
+            self._forget(began)
+            if began == self.gate.probe_at:
+                self.gate.probe_at = None  # another call has to tell
+
+    def refused(self, now: float, began: float, running: int, retry_after: float | None, reason: str = "") -> float:
+        """Note a refusal with `running` calls left, and return when that request may be tried again.
+
+        `reason` is the type of the error; `retry_after` what the provider asks for, in seconds.
+        """
+        self.refusals += 1
         self._age(now)
         self._forget(began)
         self._starts.take_back(began)
         self._refused_at = now
+        if not self.adaptive:
+            return self.gate.close(now, reason, retry_after, self._random)
         last_minute, per_minute = self._starts.count(now), self._starts.per_minute(now)
         # Calls that began before the last cut are of the same flight: one burst must not cut many times.
         fresh, alone = began > self._cut_at, running == 0
@@ -281,8 +331,7 @@ class ProviderLimits:
         if fresh:
             self._cut_at = now
         if alone or again or retry_after is not None:
-            if not self.gate.shut(now):
-                self._close(now, per_minute, retry_after, alone=alone)
+            self._close(now, per_minute, retry_after, reason, alone=alone)
             if alone or again:
                 return max(now, self.gate.until)
         elif self._by_pace(last_minute, running):
@@ -300,21 +349,21 @@ class ProviderLimits:
         used_up = last_minute >= 0.9 * self.pace.per_minute
         return self.pace.known and (used_up or running + 1 < _CUT * int(self.concurrency.limit))
 
-    def _close(self, now: float, per_minute: float, retry_after: float | None, *, alone: bool) -> None:
+    def _close(self, now: float, per_minute: float, retry_after: float | None, reason: str, *, alone: bool) -> None:
         """Shut the gate: nothing of ours gets through, or the provider has said for how long."""
-        gate = self.gate
-        gate.series += 1
-        if gate.series == 1:
+        gate, opened = self.gate, not self.gate.closed(now)
+        if not opened and retry_after is None:
+            return
+        if gate.series == 0:
             self._closed_at_rate = per_minute if retry_after is None else 0.0
             self._learnt_in_series = False
-            gate.shut_since = now
-        if now - gate.shut_since > _OUTAGE:
+        shut = gate.shut_for(now)
+        if shut is not None and shut[1] > _OUTAGE:
             self.pace.forget()
-        if alone and not self._learnt_in_series:
+        if opened and alone and not self._learnt_in_series:
             self._learnt_in_series = True
             self.pace.learn(now, self._closed_at_rate)
-        own = min(_LONGEST_WAIT, max(2.0 ** min(gate.series - 1, 10), _MINUTE / self.pace.per_minute))
-        gate.close(now, own if retry_after is None else max(0.0, retry_after), self._random)
+        gate.close(now, reason, retry_after, self._random, at_least=_MINUTE / self.pace.per_minute)
 
     def _age(self, now: float) -> None:
         while self._young and (began := next(iter(self._young))) <= now - _PASSED:
@@ -324,8 +373,7 @@ class ProviderLimits:
     def _let_through(self, began: float) -> None:
         self._passed_at = max(self._passed_at, began)
         if began > self._refused_at:
-            self.gate.series = 0
-        self.gate.passed(began)
+            self.gate.passed(began)
 
     def _forget(self, began: float) -> None:
         left = self._young.get(began, 0) - 1

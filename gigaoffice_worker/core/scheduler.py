@@ -46,6 +46,7 @@ class Scheduler:
         self._decoded = DecodedRoom()
         self._numbers = itertools.count()
         self._queued = 0
+        self._newest = 0.0
 
     @property
     def queued(self) -> int:
@@ -76,6 +77,7 @@ class Scheduler:
     def add(self, work: Work, now: float) -> None:
         """Queue a request that was just received."""
         self._queued += 1
+        self._newest = max(self._newest, work.written_at)
         work.stage = Stage.QUEUED
         work.number = next(self._numbers)
         work.lane = self._lane_of(work)
@@ -167,9 +169,14 @@ class Scheduler:
             self._queued += 1
             self._make_ready(work, now)
 
-    def retry(self, work: Work, due: float) -> None:
-        """Let a request that ran wait until `due`; its lane stays closed."""
+    def retry(self, work: Work, due: float, *, behind: bool = False) -> None:
+        """Let a request that ran wait until `due`, then its turn; its lane stays closed.
+
+        Its turn is that of its age, or with `behind` that of what came last.
+        """
         work.stage = Stage.WAITING_RETRY
+        if behind:
+            work.written_at = max(work.written_at, self._newest)
         heapq.heappush(self._retries, _Retry(due, work.number, work))
 
     def withdraw(self, work: Work) -> None:

@@ -79,3 +79,9 @@ class Work:
     decoded: int = 0
     # Counts requests in the order in which they were received.
     number: int = 0
+    # How many calls had been answered when the provider refused this one last (-1: it never did), and how often others
+    # were answered between two of its refusals.
+    refused_after: int = -1
+    lone_refusals: int = 0
+    # Tokens that the group's budget has set aside for the call that runs.
+    reserved_tokens: float = 0.0

@@ -83,10 +83,10 @@ class Dispatcher:
                 self._scheduler.free(done, now)
             while not self._stopped:
                 work = None
-                if idle.may_take(me, now, returning=returning) and admission.opens_at(now) <= now:
+                if idle.may_take(me, now, returning=returning) and self._opens_at(now) <= now:
                     work = self._scheduler.take(now, admission.preference)
                 if work is not None:
-                    admission.started(work)
+                    admission.started(work, now)
                     idle.took(me, now)
                     self._running[work] = work.run
                     # Promote a follower before leaving: one idle thread must wait with a time-out, or nobody wakes for
@@ -99,9 +99,12 @@ class Dispatcher:
                 now = self._clock()
             return None
 
+    def _opens_at(self, now: float) -> float:
+        return self.admission.opens_at(now, len(self._running))
+
     def _nap(self, now: float) -> float | None:
         """Return how long the leader may wait unless it is woken."""
-        due: float | None = self.admission.opens_at(now)
+        due: float | None = self._opens_at(now)
         if due is not None and due <= now:
             if self._scheduler.ready:
                 return QUICK_CALL
@@ -112,7 +115,7 @@ class Dispatcher:
 
     def _wake(self, now: float) -> None:
         """See to it that idle threads look at what is ready: one, or as many as slow calls have work for."""
-        one = self._idle.calls_are_quick or self.admission.probing or self.admission.opens_at(now) > now
+        one = self._idle.calls_are_quick or self.admission.probing or self._opens_at(now) > now
         self._idle.wake(1 if one else max(1, self._scheduler.ready))
 
     def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
@@ -130,16 +133,16 @@ class Dispatcher:
                 self._wake(now)
             probing = self.admission.probing
             if work.assignment.lost:
-                self.admission.forget(work)
+                self.admission.lost(work, now)
                 if probing:
                     self._wake(now)
                 return Late.LOST
             self._idle.ended(made.seconds)
             work.seconds += made.seconds
             work.failure = made.failure
-            judged = self._judgement.of(work, made, now)
+            judged = self._judgement.of(work, made, now, len(self._running))
             if isinstance(judged, Retry):
-                self._scheduler.retry(work, judged.due)
+                self._scheduler.retry(work, judged.due, behind=judged.behind)
                 # The leader may wait for a later due time.
                 self._wake(now)
                 return judged
@@ -160,9 +163,9 @@ class Dispatcher:
         self._scheduler.withdraw(work)
         work.seconds += made.seconds - work.overdue_seconds
         work.failure = made.failure
-        judged = self._judgement.of(work, made, now)
+        judged = self._judgement.of(work, made, now, len(self._running))
         if isinstance(judged, Retry):  # The storm guard has tripped meanwhile, and wants nothing to end badly.
-            self._scheduler.retry(work, judged.due)
+            self._scheduler.retry(work, judged.due, behind=judged.behind)
             return Late.ABANDONED
         self._wake(now)
         work.stage = Stage.DELIVERING
@@ -251,6 +254,13 @@ class Dispatcher:
                 self._observed = False
             return not self._running and not self._delivering
 
+    def owns(self, owned: Iterable[int] | None = None, *, partitions: int | None = None) -> None:
+        """Note which partitions are ours, or how many the request topic has; None: as before."""
+        with self._lock:
+            now = self._clock()
+            self.admission.owns(now, owned=owned, partitions=partitions)
+            self._wake(now)
+
     # The supervisor and the observers
 
     def running(self, *, longer_than: float = -math.inf) -> list[tuple[Work, int]]:
@@ -263,9 +273,9 @@ class Dispatcher:
         """Return for how long work has been ready although nothing holds it back and no thread is busy."""
         with self._lock:
             since = self._scheduler.ready_since
-            if since is None or self._running or self.admission.probing or self.admission.opens_at(now) > now:
+            if since is None or self._running or self.admission.probing or self._opens_at(now) > now:
                 return 0.0
-            return now - max(since, self._idle.last_take, self.admission.gate.until)
+            return now - max(since, self._idle.last_take, self.admission.limits.gate.until)
 
     def stop(self) -> None:
         """Send every handler thread home as soon as it asks for work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.admission import Admission, Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
+from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, RateShare, TokenShare
 from gigaoffice_worker.core.judgement import Judgement
+from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
@@ -105,6 +108,7 @@ class Engine:
         """Take note of what the topics take, as the last verification found it."""
         topics = self._config.topics
         self._request_partitions = report.partitions.get(topics.requests.name, 0)
+        self.dispatcher.owns(partitions=self._request_partitions)
         for spec in (topics.responses, topics.dlq):
             limit, count = report.limits.get(spec.name), report.partitions.get(spec.name, 0)
             self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)
@@ -150,6 +154,17 @@ class Engine:
 def _dispatcher(config: Config) -> Dispatcher:
     worker = config.worker
     policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
-    limits = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
-    admission = Admission(Gate(policy), StormGuard(limits))
+    limits = ProviderLimits(worker.concurrency, policy.ceiling, random.random, adaptive=worker.adaptive)
+    storm = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
+    admission = Admission(limits, _group_limits(config), StormGuard(storm))
     return Dispatcher(Scheduler(worker.ordering), admission, Judgement(policy, admission))
+
+
+def _group_limits(config: Config) -> GroupLimits:
+    worker = config.worker
+    return GroupLimits(
+        time.time,
+        concurrency=ConcurrencyShare(worker.group_concurrency) if worker.group_concurrency else None,
+        rate=RateShare(worker.group_rate, random.random) if worker.group_rate else None,
+        tokens=TokenShare(worker.group_tokens) if worker.group_tokens else None,
+    )

@@ -45,7 +45,7 @@ class Observer:
         counts = engine.dispatcher.counts()
         partitions = self._partitions(engine, now)
         running = engine.dispatcher.running()
-        gate, ownership = engine.dispatcher.admission.gate, engine.consumer.ownership
+        gate, ownership = engine.dispatcher.admission.limits.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
         return Snapshot(
             state=self.state,
@@ -164,7 +164,7 @@ class Observer:
 
 
 def _guard_trouble(dispatcher: Dispatcher, now: float) -> Iterator[Trouble]:
-    if shut := dispatcher.admission.gate.shut_for(now):
+    if shut := dispatcher.admission.limits.gate.shut_for(now):
         refusal, seconds = shut
         if seconds > _GATE_GRACE or refusal == _REFUSED_ACCESS:
             yield Trouble("gate", f"no handler call got through for {seconds:.0f} s: {refusal}")

@@ -7,8 +7,10 @@ import random
 import time
 from collections.abc import Callable
 
-from gigaoffice_worker.core.admission import Admission, Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
+from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
+from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Failure, Headers, Outcome, Reason, Record
 from gigaoffice_worker.core.results import encode_result
@@ -19,6 +21,7 @@ from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.health import Snapshot, State
 
 TOPIC = "requests"
+_THREADS = 1024
 
 
 def record(
@@ -59,10 +62,13 @@ def dispatcher(
     storm: StormLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
     rng: Callable[[], float] = random.random,
+    adaptive: bool = False,
+    group: GroupLimits | None = None,
 ) -> Dispatcher:
     """Return a dispatcher, without a storm guard unless `storm` has its limits."""
     policy = policy or RetryPolicy()
-    admission = Admission(Gate(policy), StormGuard(storm or StormLimits(enabled=False)))
+    limits = ProviderLimits(_THREADS, policy.ceiling, rng, adaptive=adaptive)
+    admission = Admission(limits, group or GroupLimits(time.time), StormGuard(storm or StormLimits(enabled=False)))
     return Dispatcher(Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
 
 

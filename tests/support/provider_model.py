@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gigaoffice_worker.core.limits import ProviderLimits
+from gigaoffice_worker.core.retry import RetryPolicy
 
 _A_REFUSAL_TAKES = 0.05
 _SPREAD = 0.6
@@ -84,7 +85,9 @@ class _Play:
 
     def __init__(self, provider: Provider, workers: int, threads: int, call: float, rng: random.Random) -> None:
         self._provider = provider
-        self._workers = [_Worker(ProviderLimits(threads, rng.random), threads) for _ in range(workers)]
+        self._workers = [
+            _Worker(ProviderLimits(threads, RetryPolicy().ceiling, rng.random), threads) for _ in range(workers)
+        ]
         self._call = call
         self._rng = rng
         self._numbers = itertools.count()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.admission import Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import StormGuard, StormLimits
+from gigaoffice_worker.core.limits import Gate
 from gigaoffice_worker.core.retry import RetryPolicy
 
 POLICY = RetryPolicy(delay=1.0, max_delay=8.0)
@@ -24,7 +25,7 @@ def most() -> float:
 
 
 def test_a_gate_is_open_until_it_is_closed() -> None:
-    gate = Gate(POLICY)
+    gate = Gate(POLICY.ceiling)
     assert not gate.closed(5.0)
     assert gate.close(5.0, "RateLimited", 3.0, least) == gate.until == 8.0
     assert gate.closed(7.9)
@@ -33,18 +34,18 @@ def test_a_gate_is_open_until_it_is_closed() -> None:
 
 @given(st.floats(0, 1e5), st.floats(0, 1, exclude_max=True))
 def test_a_gate_stays_closed_for_as_long_as_asked_and_little_longer(asked_for: float, draw: float) -> None:
-    gate = Gate(POLICY)
+    gate = Gate(POLICY.ceiling)
     until = gate.close(100.0, "RateLimited", asked_for, lambda: draw)
     assert asked_for <= until - 100.0 + 1e-9
     assert until - 100.0 <= asked_for + min(1.0, 0.1 * asked_for + 0.05) + 1e-9
 
 
 def test_the_opening_is_jittered() -> None:
-    assert Gate(POLICY).close(0.0, "A", 10.0, least) < Gate(POLICY).close(0.0, "A", 10.0, most)
+    assert Gate(POLICY.ceiling).close(0.0, "A", 10.0, least) < Gate(POLICY.ceiling).close(0.0, "A", 10.0, most)
 
 
 def test_closings_in_a_row_get_longer_and_a_call_that_got_through_ends_the_row() -> None:
-    gate, now, waits = Gate(POLICY), 0.0, []
+    gate, now, waits = Gate(POLICY.ceiling), 0.0, []
     for _ in range(5):
         until = gate.close(now, "RateLimited", None, least)
         waits.append(until - now)
@@ -55,7 +56,7 @@ def test_closings_in_a_row_get_longer_and_a_call_that_got_through_ends_the_row()
 
 
 def test_calls_that_were_running_when_the_gate_closed_do_not_lengthen_the_row() -> None:
-    gate = Gate(POLICY)
+    gate = Gate(POLICY.ceiling)
     for _ in range(16):
         gate.close(0.0, "RateLimited", None, least)
     assert gate.until == 1.0
@@ -63,13 +64,13 @@ def test_calls_that_were_running_when_the_gate_closed_do_not_lengthen_the_row() 
 
 
 def test_a_shorter_wish_does_not_open_the_gate_sooner() -> None:
-    gate = Gate(POLICY)
+    gate = Gate(POLICY.ceiling)
     gate.close(0.0, "RateLimited", 30.0, least)
     assert gate.close(1.0, "RateLimited", 2.0, least) == 30.0
 
 
 def test_a_wish_for_the_past_does_not_reach_into_it() -> None:
-    assert Gate(POLICY).close(10.0, "RateLimited", -5.0, least) == 10.0
+    assert Gate(POLICY.ceiling).close(10.0, "RateLimited", -5.0, least) == 10.0
 
 
 # The storm guard
@@ -176,7 +177,7 @@ def test_the_guard_agrees_with_a_list_of_everything_that_finished(
 
 
 def test_gate_tells_why_and_for_how_long_no_call_got_through() -> None:
-    gate = Gate(POLICY)
+    gate = Gate(POLICY.ceiling)
     assert gate.shut_for(5.0) is None
     gate.close(10.0, "RateLimited", 1.0, least)
     gate.close(20.0, "AccessRefused", 1.0, least)

@@ -78,7 +78,7 @@ class Scene:
         """Whether a thread that asks now would have to wait."""
         admission, scheduler = self.dispatcher.admission, self.dispatcher._scheduler
         with self.dispatcher.locked():
-            if admission.opens_at(self.time.now) > self.time.now:
+            if admission.opens_at(self.time.now, len(self.dispatcher._running)) > self.time.now:
                 return True
             return scheduler.ready + sum(at <= self.time.now for at, _ in scheduler.retries()) == 0
 
@@ -392,7 +392,7 @@ def test_a_shared_failure_closes_the_gate_for_all_and_counts_no_attempt() -> Non
         assert isinstance(outcome, Retry)
         assert (work.attempt, work.stage) == (0, Stage.WAITING_RETRY)
         assert scene.idle
-        scene.time.now = scene.dispatcher.admission.gate.until
+        scene.time.now = scene.dispatcher.admission.limits.gate.until
     first, second = scene.run(ANSWERED), scene.run(ANSWERED)
     assert {first[0].record.offset, second[0].record.offset} == {0, 1}
     assert first[0].attempt == second[0].attempt == 1
@@ -478,7 +478,7 @@ def test_probes_come_at_growing_distances() -> None:
     scene, waits = in_a_storm(), []
     for _ in range(5):
         scene.run(FAILED)
-        opens = scene.dispatcher.admission.opens_at(scene.time.now)
+        opens = scene.dispatcher.admission.opens_at(scene.time.now, 0)
         waits.append(opens - scene.time.now)
         scene.time.now = max(opens, scene.dispatcher._scheduler.next_due or 0.0)
     assert waits == [1.0, 2.0, 4.0, 4.0, 4.0]
@@ -487,7 +487,7 @@ def test_probes_come_at_growing_distances() -> None:
 def test_what_one_probe_asks_for_does_not_hold_the_others() -> None:
     scene = in_a_storm()
     scene.run(FAILED._replace(retry_after=600.0))
-    assert scene.dispatcher.admission.opens_at(scene.time.now) - scene.time.now == 1.0
+    assert scene.dispatcher.admission.opens_at(scene.time.now, 0) - scene.time.now == 1.0
 
 
 def test_a_probe_that_answers_late_opens_intake() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import random
 from statistics import mean
 
 import pytest
 
 from gigaoffice_worker.core.limits import ProviderLimits
+from gigaoffice_worker.core.retry import RetryPolicy
 from tests.support.provider_model import Played, Provider, play
 
+POLICY = RetryPolicy()
 SEEDS = (101, 102, 103)
 
 
@@ -64,14 +65,13 @@ def test_an_outage_is_probed_seldom_and_its_end_is_noticed_soon():
 
 
 def test_what_was_never_refused_waits_for_nothing_but_threads():
-    limits = ProviderLimits(4, random.Random(1).random)
+    limits = ProviderLimits(4, POLICY.ceiling, random.Random(1).random)
 
     assert [limits.begins_at(now, running) for now, running in ((0.0, 0), (0.1, 3))] == [0.0, 0.1]
-    assert limits.begins_at(0.2, 4) == math.inf
 
 
 def test_calls_of_one_flight_cut_once():
-    limits = ProviderLimits(16, random.Random(1).random)
+    limits = ProviderLimits(16, POLICY.ceiling, random.Random(1).random)
     for _ in range(16):
         limits.started(0.0)
 
@@ -84,7 +84,7 @@ def test_calls_of_one_flight_cut_once():
 
 
 def test_retry_after_shuts_the_gate_and_opens_it_for_one():
-    limits = ProviderLimits(8, lambda: 0.0)
+    limits = ProviderLimits(8, POLICY.ceiling, lambda: 0.0)
     limits.started(0.0)
     limits.started(0.0)
 
@@ -102,7 +102,7 @@ def test_retry_after_shuts_the_gate_and_opens_it_for_one():
 @pytest.mark.parametrize("ceiling", [1, 5, 64])
 def test_the_limit_stays_within_its_bounds(ceiling):
     rng = random.Random(7)
-    limits = ProviderLimits(ceiling, rng.random)
+    limits = ProviderLimits(ceiling, POLICY.ceiling, rng.random)
     now, running = 0.0, []
     for _ in range(3000):
         now += rng.random()

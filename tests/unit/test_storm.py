@@ -73,7 +73,7 @@ def _next(asked) -> Work | None:
     now = asked._clock()
     scheduler = asked._scheduler
     due = sum(at <= now for at, _ in scheduler.retries())
-    if asked.admission.opens_at(now) > now or not scheduler.ready + due:
+    if asked.admission.opens_at(now, 0) > now or not scheduler.ready + due:
         return None
     return asked.take(returning=True)
 

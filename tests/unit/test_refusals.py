@@ -1,0 +1,144 @@
+"""Refusals of the provider, from a request's side: whose fault one is, who tries next, and when it ends."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, Rate, RateShare
+from gigaoffice_worker.core.judgement import FREE_REFUSALS
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
+from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.engine.dispatcher import Dispatcher
+from tests.support.making import Partition, dispatcher
+
+ANSWERED = Attempt(AttemptEnd.ANSWERED, 1.0, b"{}")
+ATTEMPTS = 3
+
+
+def refused(retry_after: float | None = None) -> Attempt:
+    return Attempt(AttemptEnd.SHARED, 0.05, failure=Failure("RateLimited", "429"), retry_after=retry_after)
+
+
+class Scene:
+    def __init__(self, *, adaptive: bool = True, group: GroupLimits | None = None) -> None:
+        self.now = 100.0
+        self.partition = Partition()
+        self._numbers = itertools.count()
+        policy = RetryPolicy(ATTEMPTS, delay=1.0, max_delay=8.0)
+        self.dispatcher: Dispatcher = dispatcher(
+            policy, clock=lambda: self.now, rng=lambda: 0.5, adaptive=adaptive, group=group
+        )
+
+    def offer(self, count: int) -> list[Work]:
+        works = [self.partition.work(b"%d" % next(self._numbers)) for _ in range(count)]
+        for work in works:
+            work.written_at = float(work.record.offset)
+        self.dispatcher.offer(works)
+        return works
+
+    def opens_at(self) -> float:
+        return self.dispatcher.admission.opens_at(self.now, len(self.dispatcher.running()))
+
+    def take(self) -> Work:
+        assert self.opens_at() <= self.now
+        work = self.dispatcher.take(returning=True)
+        assert work is not None
+        return work
+
+    def end(self, work: Work, made: Attempt) -> Outcome | object:
+        return self.dispatcher.conclude(work, work.run, made)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_when_the_gate_opens_another_request_tries_first(adaptive):
+    scene = Scene(adaptive=adaptive)
+    poisoned, *others = scene.offer(3)
+    assert scene.take() is poisoned
+    scene.end(poisoned, refused(retry_after=5.0))
+    assert scene.opens_at() > scene.now
+
+    scene.now = scene.opens_at() + 0.1
+    probe = scene.take()
+
+    assert probe in others
+    assert scene.opens_at() > scene.now, "until the probe has told, nobody else starts"
+    scene.end(probe, ANSWERED)
+    assert scene.opens_at() <= scene.now
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_request_that_is_always_refused_ends_while_others_pass(adaptive):
+    scene = Scene(adaptive=adaptive)
+    (poisoned,) = scene.offer(1)
+    refusals = 0
+    for _ in range(5000):
+        scene.offer(1)
+        scene.now += 1.0
+        if scene.opens_at() > scene.now:
+            continue
+        work = scene.take()
+        if work is not poisoned:
+            scene.end(work, ANSWERED)
+            continue
+        refusals += 1
+        outcome = scene.end(work, refused())
+        if isinstance(outcome, Outcome):
+            assert outcome.reason is Reason.ATTEMPTS_EXHAUSTED
+            break
+    # The first refusal, the free ones, and those that count.
+    assert refusals == 1 + FREE_REFUSALS + ATTEMPTS
+
+
+def test_what_everybody_is_refused_never_counts():
+    scene = Scene()
+    scene.offer(2)
+    for _ in range(100):
+        scene.now = scene.opens_at() + 20.0
+        work = scene.take()
+        assert not isinstance(scene.end(work, refused()), Outcome)
+        assert work.attempt == 0
+
+
+def test_a_lone_refusal_does_not_stop_the_others():
+    scene = Scene(adaptive=False)
+    poisoned, *_ = scene.offer(4)
+    assert scene.take() is poisoned
+    scene.end(poisoned, refused(retry_after=1.0))
+    scene.now += 2.0
+    scene.end(scene.take(), ANSWERED)
+    assert scene.take() is poisoned
+    scene.end(poisoned, refused(retry_after=1000.0))
+    scene.end(scene.take(), ANSWERED)
+
+    scene.offer(1)
+    scene.end(scene.take(), ANSWERED)
+
+
+def test_the_groups_share_bounds_the_calls_at_once():
+    scene = Scene(group=GroupLimits(lambda: 0.0, concurrency=ConcurrencyShare(6)))
+    scene.offer(10)
+    assert scene.opens_at() == float("inf"), "without a partition there is no share"
+
+    scene.dispatcher.owns([0], partitions=3)
+    scene.now += 10.0
+    running = [scene.take(), scene.take()]
+    assert scene.opens_at() == float("inf")
+
+    scene.end(running[0], ANSWERED)
+    assert scene.opens_at() <= scene.now
+
+
+def test_the_groups_rate_spreads_the_calls():
+    scene = Scene(adaptive=False, group=GroupLimits(lambda: 0.0, rate=RateShare(Rate(6, 60), lambda: 0.0)))
+    scene.offer(10)
+    scene.dispatcher.owns([0], partitions=2)
+
+    scene.end(scene.take(), ANSWERED)
+    assert scene.opens_at() == scene.now + 20.0
+
+    scene.now += 20.0
+    scene.end(scene.take(), refused())
+    assert scene.opens_at() <= scene.now + 2.0, "a refused call is not counted by the provider either"
