@@ -91,8 +91,15 @@ class Consumer:
         return self._session.left()
 
     def silent_for(self) -> float:
-        """Return for how many seconds no broker has answered; 0 while one does."""
+        """Return for how many seconds no broker has answered; 0 while one does. Any thread may ask."""
         return group.silent_for(self._client)
+
+    def coordinator_silent_for(self) -> float:
+        """Return for how many seconds the coordinator owes the answer to a heartbeat; 0 while it does not.
+
+        Only in a group that is not rebalancing: else none is sent. Any thread may ask.
+        """
+        return self._session.silent_for()
 
     def has_leader(self, partition: int) -> bool:
         """Say whether a partition has a broker that it can be read from, as far as the client knows."""
@@ -160,6 +167,10 @@ class Consumer:
         """Return the newest known high watermark: the position behind the last record that can be read."""
         known = (self._client.highwater(self._at(partition)), self._watermarks.get(partition))
         return max((at for at in known if at is not None), default=None)
+
+    def readable_end(self, partition: int) -> int | None:
+        """Return up to where the log can be read, as last asked for: not beyond the first open transaction."""
+        return self._watermarks.get(partition)
 
     def forget_watermark(self, partition: int) -> None:
         """Drop what was known: the log began anew."""

@@ -113,6 +113,20 @@ class ConsumerThread:
         """When the loop last showed progress, in seconds of the monotonic clock."""
         return max(self._last_turn, self.ownership.last_step)
 
+    @property
+    def unreachable_for(self) -> float:
+        """For how many seconds no broker, or not the group's coordinator, has answered; 0 while they do."""
+        ownership = self.ownership
+        stable = ownership.joined and ownership.rebalancing_since is None
+        silent = self._consumer.coordinator_silent_for() if stable else 0.0
+        return max(silent, self._consumer.silent_for())
+
+    @property
+    def session_lost_for(self) -> float:
+        """For how many seconds the coordinator may have given our partitions away; not positive while it keeps us."""
+        ownership = self.ownership
+        return -self._consumer.session_left() if ownership.joined and ownership.rebalancing_since is None else 0.0
+
     def _run(self) -> None:
         try:
             self._consumer.subscribe(self._on_revoked, self._on_assigned)

@@ -20,6 +20,7 @@ from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.ownership import Ownership
 from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
+from gigaoffice_worker.engine.stalls import StallWatch
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class Intake:
         self.paused: Mapping[int, str] = {}
         self.trouble: str | None = None
         self.stopped_by_operator = False
+        self.stalls = StallWatch(consumer)
         self._failures = 0
         self._next_watermarks = 0.0
 
@@ -220,6 +222,8 @@ class Intake:
                 with self._dispatcher.locked():
                     assignment.tracker.advance(position)
         self._quarantine.let_out(self._consumer.position)
+        self.stalls.look(self._ownership.assignments, self.paused)
         if now >= self._next_watermarks:
             self._next_watermarks = now + _WATERMARKS_EVERY
-            self._consumer.request_watermarks(p for p in self.paused if p in self._ownership.assignments)
+            asked = {*self.paused, *self.stalls.to_ask_about()}
+            self._consumer.request_watermarks(asked & self._ownership.assignments.keys())

@@ -10,6 +10,7 @@ from gigaoffice_worker.core.arrival import age
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.engine import Engine
+from gigaoffice_worker.engine.stalls import Cause
 from gigaoffice_worker.engine.topic_watch import TopicWatch
 from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, State, TopicsSeen, Trouble
 
@@ -19,6 +20,8 @@ STANDSTILL = 90.0
 # How long a rebalance, and not having joined, stay normal.
 REBALANCE_GRACE = 60.0
 _OVERDUE_GRACE = 60.0
+# How long the cluster may stay silent: told before 15 s are over, and longer than a leader takes to be elected.
+_UNREACHABLE_GRACE = 12.0
 # How long the shared gate may let no call through before that is more than a rate limit.
 _GATE_GRACE = 60.0
 # Refused credentials do not pass by themselves. The handlers' own name for it, since nothing here may depend on them.
@@ -43,7 +46,8 @@ class Observer:
         if engine is None:
             return _idle(self.state, now - self._started, list(self._not_ready_yet()), self._topics.seen)
         counts = engine.dispatcher.counts()
-        partitions = self._partitions(engine, now)
+        unreachable = engine.consumer.unreachable_for
+        partitions = self._partitions(engine, now, unreachable)
         running = engine.dispatcher.running()
         gate, ownership = engine.dispatcher.admission.limits.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
@@ -65,7 +69,7 @@ class Observer:
             holds=sorted(engine.dispatcher.admission.held(now)),
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
-            not_ready=list(self._not_ready(engine, partitions, trouble, now)),
+            not_ready=list(self._not_ready(engine, partitions, trouble, unreachable, now)),
             failures=engine.pool.failures.newest.kinds(),
             consumer_running=engine.consumer.thread.is_alive(),
             topics=self._topics.seen,
@@ -109,7 +113,12 @@ class Observer:
             yield Trouble("topic-missing", f"missing topics: {', '.join(report.missing)}")
 
     def _not_ready(
-        self, engine: Engine, partitions: list[PartitionStatus], trouble: dict[str, str], now: float
+        self,
+        engine: Engine,
+        partitions: list[PartitionStatus],
+        trouble: dict[str, str],
+        unreachable: float,
+        now: float,
     ) -> Iterator[Trouble]:
         if self.state.is_ending:
             yield Trouble("draining", "the worker drains")
@@ -117,7 +126,10 @@ class Observer:
         yield from self._cluster_trouble()
         if engine.paused:
             yield Trouble("paused", "an operator stopped intake (ctl pause); ctl resume lets it go on")
+        if unreachable > _UNREACHABLE_GRACE:
+            yield Trouble("cluster-unreachable", f"no broker that is needed has answered for {unreachable:.0f} s")
         yield from _membership_trouble(engine, now)
+        yield from _stall_trouble(engine, now)
         for topic, why in trouble.items():
             yield Trouble("delivery-blocked", f"outcomes cannot be delivered to {topic}: {why}")
         intake, committer = engine.consumer.intake, engine.consumer.committer
@@ -134,7 +146,7 @@ class Observer:
                 text = f"request {oldest.request_id} of partition {row.partition} is unfinished for {oldest.age:.0f} s"
                 yield Trouble("request-overdue", text)
 
-    def _partitions(self, engine: Engine, now: float) -> list[PartitionStatus]:
+    def _partitions(self, engine: Engine, now: float, unreachable: float) -> list[PartitionStatus]:
         consumer, intake = engine.consumer, engine.consumer.intake
         with engine.dispatcher.locked():
             rows = [
@@ -144,6 +156,14 @@ class Observer:
         found = []
         for partition, held, position, oldest in rows:
             quarantine = intake.quarantined.get(partition)
+            stall = intake.stalls.held.get(partition)
+            if stall is not None and not stall.told(now):
+                stall = None
+            # Nothing is known any more of the log, only that whatever comes waits.
+            known = unreachable <= _UNREACHABLE_GRACE
+            waits = 0.0 if known else unreachable
+            if stall is not None:
+                waits = max(waits, now - stall.since)
             found.append(
                 PartitionStatus(
                     partition=partition,
@@ -151,13 +171,14 @@ class Observer:
                     position=position,
                     committed=held.committed,
                     high_watermark=held.watermark,
-                    lag=_lag(held),
-                    lag_seconds=_lag_seconds(oldest),
+                    lag=_lag(held) if known else None,
+                    lag_seconds=max(_lag_seconds(oldest), waits),
                     in_hand=held.held_records,
                     bytes_in_hand=held.held_bytes,
                     oldest=_oldest(oldest, now),
                     paused=intake.paused.get(partition),
                     quarantined={"offset": quarantine[0], "error": quarantine[1]} if quarantine else None,
+                    stalled={"reason": stall.cause, "seconds": round(now - stall.since, 1)} if stall else None,
                 )
             )
         return found
@@ -185,8 +206,32 @@ def _membership_trouble(engine: Engine, now: float) -> Iterator[Trouble]:
             yield Trouble("joining", "the consumer group is not joined yet")
     elif ownership.rebalancing_since is not None and now - ownership.rebalancing_since > REBALANCE_GRACE:
         yield Trouble("rebalancing", f"a rebalance takes {now - ownership.rebalancing_since:.0f} s")
+    if (lost := engine.consumer.session_lost_for) > 0:
+        yield Trouble(
+            "session-lost", f"the coordinator has not heard of us for {lost:.0f} s longer than a session lasts"
+        )
     if ownership.unpositioned and ownership.rebalancing_since is None:
-        yield Trouble("position-unknown", f"no position yet for partitions {sorted(ownership.unpositioned)}")
+        reasons = "; ".join(f"{partition}: {why}" for partition, why in sorted(ownership.unpositioned.items()))
+        yield Trouble("position-unknown", f"no position yet for partitions {reasons}")
+
+
+def _stall_trouble(engine: Engine, now: float) -> Iterator[Trouble]:
+    """Name the partitions from which nothing comes, each cause by itself."""
+    found: dict[Cause, list[str]] = {}
+    for partition, stall in sorted(engine.consumer.intake.stalls.held.items()):
+        if stall.told(now):
+            found.setdefault(stall.cause, []).append(
+                f"{partition} (at {stall.position}, for {now - stall.since:.0f} s)"
+            )
+    for cause, partitions in found.items():
+        named = ", ".join(partitions)
+        match cause:
+            case Cause.NO_LEADER:
+                yield Trouble("partition-without-leader", f"partitions without a leader: {named}")
+            case Cause.OPEN_TRANSACTION:
+                yield Trouble("open-transaction", f"a producer's open transaction ends what can be read of: {named}")
+            case Cause.NOT_ANSWERED:
+                yield Trouble("partition-unread", f"records are there, and the cluster does not send them: {named}")
 
 
 def _lag(held: Assignment) -> int | None:

@@ -60,6 +60,8 @@ class PartitionStatus:
     oldest: OldestRequest | None
     paused: str | None
     quarantined: Mapping[str, Any] | None
+    # Why nothing can be read although it is not paused, and for how many seconds: "reason" and "seconds".
+    stalled: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

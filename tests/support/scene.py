@@ -121,6 +121,17 @@ class Scene(AbstractContextManager["Scene"]):
         lag: Callable[[], bool] = lambda: wire.lag(self.bootstrap, self.topics.group, self.topics.requests) == 0  # noqa: E731
         eventually(lag, "everything to be committed", timeout=timeout, interval=0.1)
 
+    def wait_without_leader(self, topic: str, partitions: Iterable[int]) -> None:
+        """Wait until the cluster knows that these partitions of a topic have no leader, and the other topics have."""
+        stuck = set(partitions)
+        others = [name for name in self.topics[:3] if name != topic]
+
+        def known() -> bool:
+            gone = {partition for partition, leader in wire.leaders(self.bootstrap, topic).items() if leader < 0}
+            return gone == stuck and all(min(wire.leaders(self.bootstrap, name).values()) >= 0 for name in others)
+
+        eventually(known, f"partitions {sorted(stuck)} to lose their leader", timeout=30, interval=0.2)
+
     def committed(self) -> dict[int, int]:
         """Return the committed offset of each partition that has one."""
         found = wire.committed(self.bootstrap, self.topics.group, self.topics.requests)

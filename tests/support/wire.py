@@ -40,6 +40,12 @@ class Rec(NamedTuple):
         return dict(self.headers)[name]
 
 
+def leaders(bootstrap: str, topic: str) -> dict[int, int]:
+    """Return the leader of each partition, as a node; -1 for none."""
+    found = AdminClient({"bootstrap.servers": bootstrap}).list_topics(topic, timeout=LIMIT).topics[topic].partitions
+    return {partition: about.leader for partition, about in found.items()}
+
+
 def create_topics(
     bootstrap: str, partitions: Mapping[str, int], *, replication: int = 1, config: Mapping[str, str] | None = None
 ) -> None:

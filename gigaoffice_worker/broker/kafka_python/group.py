@@ -117,11 +117,18 @@ class Session:
 
         Not positive: it may have given our partitions to another member.
         """
+        return float(self._client.config["session_timeout_ms"] / 1000 - self._unheard_for())
+
+    def silent_for(self) -> float:
+        """Return for how many seconds an answer is overdue: heartbeats come at intervals."""
+        return float(max(0.0, self._unheard_for() - self._client.config["heartbeat_interval_ms"] / 1000))
+
+    def _unheard_for(self) -> float:
         heartbeat = self._client._coordinator.heartbeat
         # An answer may have lain in a socket while this process was frozen: what counts is when it was asked for.
         if heartbeat.last_receive >= heartbeat.last_send > self._confirmed_at:
             self._confirmed_at = heartbeat.last_send
-        return float(self._client.config["session_timeout_ms"] / 1000 - (STEADY.time() - self._confirmed_at))
+        return float(STEADY.time() - self._confirmed_at)
 
 
 def committed(

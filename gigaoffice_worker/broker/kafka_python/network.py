@@ -56,7 +56,8 @@ class Reach:
             # A configured server has told where the brokers are: they have their time to answer.
             self._silent_since, self._lost_since = now, None
         if self._silent_since is None:
-            self._silent_since = now
+            # Where a broker stays connected and says nothing, since the oldest question that it owes an answer to.
+            self._silent_since = min((asked for each in brokers if (asked := _asked_at(each)) is not None), default=now)
         if self._lost_since is None and now - self._silent_since >= LOST_AFTER:
             self._lost_since = now
             log.warning("No broker answers: the configured servers are asked, too", servers=self._servers())
@@ -151,5 +152,10 @@ def _look_for_a_lost_cluster(network: KafkaClient, servers: Sequence[str]) -> Re
 def _answers(connection: BrokerConnection, now: float) -> bool:
     if not connection.connected():
         return False
-    asked = [sent for _, sent, _ in list(connection.in_flight_requests.values())]
-    return not asked or now - min(asked) < _ANSWERS_WITHIN
+    asked = _asked_at(connection)
+    return asked is None or now - asked < _ANSWERS_WITHIN
+
+
+def _asked_at(connection: BrokerConnection) -> float | None:
+    """Return when the oldest question was sent that has no answer yet; None where each has."""
+    return min((float(sent) for _, sent, _ in list(connection.in_flight_requests.values())), default=None)

@@ -4,6 +4,7 @@
 |---|---|
 | CHAOS_KILL | `PLACE:N` kills the process at the Nth time it comes to PLACE, see `_PLACES` |
 | CHAOS_DELIVERY_TIMEOUT | the producer's delivery time-out in seconds |
+| CHAOS_FETCH | `N` lets every Nth round of fetch requests fail as a broken TLS connection or a lack of memory does |
 | CHAOS_CLOCK | a file: the seconds in it are added to the clock that Python code reads, but not to the monotonic one |
 """
 
@@ -14,6 +15,7 @@ import itertools
 import os
 import random
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -125,6 +127,22 @@ def _shorten_delivery(seconds: float) -> None:
     clients.REQUEST_TIMEOUT = min(clients.REQUEST_TIMEOUT, seconds / 2)
 
 
+def _fail_fetches(every: int) -> None:
+    """Raise where the client sends its next fetches: it may have taken records that nobody has seen."""
+    from kafka.consumer.fetcher import Fetcher
+
+    send = Fetcher.send_fetches
+    rounds = itertools.count(1)
+
+    def send_or_fail(self: Any) -> Any:
+        number = next(rounds)
+        if number % every == 0:
+            raise ssl.SSLError("injected") if number // every % 2 else MemoryError("injected")
+        return send(self)
+
+    Fetcher.send_fetches = send_or_fail
+
+
 def _bend_clock(file: str) -> None:
     real = time.time
     step = read_at = 0.0
@@ -145,5 +163,7 @@ if kill := os.environ.get("CHAOS_KILL"):
     _PLACES[place](_Fuse(int(times)))
 if delivery_timeout := os.environ.get("CHAOS_DELIVERY_TIMEOUT"):
     _shorten_delivery(float(delivery_timeout))
+if fetches := os.environ.get("CHAOS_FETCH"):
+    _fail_fetches(int(fetches))
 if clock := os.environ.get("CHAOS_CLOCK"):
     _bend_clock(clock)
