@@ -18,6 +18,8 @@ from kafka.sasl.abc import SaslMechanism
 from kafka.sasl.plain import SaslMechanismPlain
 from kafka.sasl.scram import SaslMechanismScram
 
+from gigaoffice_worker.broker.msk import login_of
+from gigaoffice_worker.broker.oauth import TokenProvider, token_source
 from gigaoffice_worker.config import Kafka
 from gigaoffice_worker.config.files import read_secret
 from gigaoffice_worker.core.errors import ConfigurationError
@@ -35,7 +37,7 @@ def security_kwargs(kafka: Kafka) -> dict[str, Any]:
     """Return the client's arguments for reaching the cluster safely.
 
     The password is asked for at each login, so that clients follow a rotation of its file. Raises ConfigurationError
-    if a TLS file does not serve.
+    if a TLS file does not serve; for OAUTHBEARER what `TokenSource.token` raises.
     """
     kwargs: dict[str, Any] = {
         "bootstrap_servers": list(kafka.bootstrap_servers),
@@ -43,13 +45,20 @@ def security_kwargs(kafka: Kafka) -> dict[str, Any]:
         "ssl_context": RereadingContext(kafka) if kafka.use_ssl else None,
     }
     if kafka.sasl_mechanism:
-        log_in_late()
-        kwargs |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": Password(kafka),
-        }
+        kwargs |= {"sasl_mechanism": kafka.sasl_mechanism, **_login(kafka)}
     return kwargs
+
+
+def _login(kafka: Kafka) -> dict[str, Any]:
+    if kafka.sasl_mechanism == "OAUTHBEARER":
+        source = token_source(kafka)
+        source.token()  # what is wrong with the endpoint is told here, and not as the login of some connection
+        return {"sasl_oauth_token_provider": TokenProvider(source)}
+    if kafka.sasl_mechanism == "AWS_MSK_IAM":
+        register_sasl_mechanism("AWS_MSK_IAM", login_of(kafka.sasl_aws_region or ""), overwrite=True)
+        return {}
+    log_in_late()
+    return {"sasl_plain_username": kafka.sasl_username, "sasl_plain_password": Password(kafka)}
 
 
 class RereadingContext:

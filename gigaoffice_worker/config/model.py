@@ -57,13 +57,26 @@ class Kafka:
     sasl_mechanism: str | None = env(
         "KAFKA_SASL_MECHANISM",
         "",
-        one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
-        "authenticate; needs user name and password",
+        one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"),
+        "authenticate: by user name and password, by a token (`…_OAUTH_…`), or by AWS's credentials (`…_AWS_REGION`)",
     )
     sasl_username: str | None = env("KAFKA_SASL_USERNAME", "", kinds.TEXT, "user name")
     sasl_password: Secret | None = env("KAFKA_SASL_PASSWORD", "", kinds.SECRET, "password")
     sasl_password_file: str | None = _file_of("KAFKA_SASL_PASSWORD")
     """Kept beside the password that it held at start, so that a rotated one can be read again."""
+    sasl_oauth_token_url: str | None = env(
+        "KAFKA_SASL_OAUTH_TOKEN_URL", "", kinds.URL, "OAUTHBEARER: where tokens are asked for by client credentials"
+    )
+    sasl_oauth_client_id: str | None = env("KAFKA_SASL_OAUTH_CLIENT_ID", "", kinds.TEXT, "OAUTHBEARER: who asks")
+    sasl_oauth_client_secret: Secret | None = env(
+        "KAFKA_SASL_OAUTH_CLIENT_SECRET", "", kinds.SECRET, "OAUTHBEARER: its secret"
+    )
+    sasl_oauth_client_secret_file: str | None = _file_of("KAFKA_SASL_OAUTH_CLIENT_SECRET")
+    sasl_oauth_scope: str | None = env("KAFKA_SASL_OAUTH_SCOPE", "", kinds.TEXT, "OAUTHBEARER: what the token is for")
+    sasl_oauth_cafile: str | None = env(
+        "KAFKA_SASL_OAUTH_CAFILE", "", kinds.PATH, "authorities to trust at the token endpoint; none: the system's"
+    )
+    sasl_aws_region: str | None = env("KAFKA_SASL_AWS_REGION", "", kinds.TEXT, "AWS_MSK_IAM: the cluster's region")
 
     @property
     def security_protocol(self) -> str:

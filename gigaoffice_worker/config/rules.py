@@ -19,6 +19,7 @@ Values = Mapping[str, Any]
 ROLES: Final = ("REQUESTS", "RESPONSES", "DLQ")
 OUR_PREFIXES: Final = ("KAFKA_TOPIC_", "KAFKA_CONSUMER_", "KAFKA_PRODUCER_", "WORKER_")
 LONGEST_SHOWN: Final = 100
+OAUTH: Final = ("KAFKA_SASL_OAUTH_TOKEN_URL", "KAFKA_SASL_OAUTH_CLIENT_ID", "KAFKA_SASL_OAUTH_CLIENT_SECRET")
 TLS_FILES: Final = ("KAFKA_SSL_CAFILE", "KAFKA_SSL_CERTFILE", "KAFKA_SSL_KEYFILE")
 
 
@@ -48,7 +49,24 @@ def _topics(values: Values) -> Iterator[str]:
 
 
 def _sasl(values: Values) -> Iterator[str]:
-    yield from _together(("KAFKA_SASL_MECHANISM", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"), values)
+    mechanism = values.get("KAFKA_SASL_MECHANISM")
+    if mechanism == "AWS_MSK_IAM":
+        yield from _needed(mechanism, ("KAFKA_SASL_AWS_REGION",), values)
+        if values.get("KAFKA_USE_SSL") is False:
+            yield "KAFKA_USE_SSL=false: must be true, because KAFKA_SASL_MECHANISM is AWS_MSK_IAM"
+    elif mechanism == "OAUTHBEARER":
+        yield from _needed(mechanism, OAUTH, values)
+        path = values.get("KAFKA_SASL_OAUTH_CAFILE")
+        if path and (trouble := file_trouble(path)):
+            yield f"KAFKA_SASL_OAUTH_CAFILE={path!r}: {trouble}"
+    else:
+        yield from _together(("KAFKA_SASL_MECHANISM", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"), values)
+
+
+def _needed(mechanism: str, names: tuple[str, ...], values: Values) -> Iterator[str]:
+    for name in names:
+        if name in values and values[name] is None:
+            yield f"{name}: must be set, because KAFKA_SASL_MECHANISM is {mechanism}"
 
 
 def _together(names: tuple[str, ...], values: Values) -> Iterator[str]:
@@ -97,6 +115,9 @@ def _weak_security(values: Values) -> Iterator[str]:
     tls = values["KAFKA_USE_SSL"]
     if values["KAFKA_SASL_MECHANISM"] == "PLAIN" and not tls:
         yield "KAFKA_SASL_MECHANISM=PLAIN without TLS sends the password readable; set KAFKA_USE_SSL=true or use SCRAM"
+    token_url = values["KAFKA_SASL_OAUTH_TOKEN_URL"]
+    if values["KAFKA_SASL_MECHANISM"] == "OAUTHBEARER" and token_url.startswith("http:"):
+        yield "KAFKA_SASL_OAUTH_TOKEN_URL without TLS sends the client's secret readable; name an https:// address"
     if not values["KAFKA_SSL_CHECK_HOSTNAME"]:
         yield "KAFKA_SSL_CHECK_HOSTNAME=false accepts any broker that holds a trusted certificate, whatever its host"
     unused = [name for name in TLS_FILES if values[name]]

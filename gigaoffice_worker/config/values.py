@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import urlsplit
 
 from environs import ValidationError
 
@@ -37,6 +38,19 @@ def rate(value: str) -> Rate:
     if not found:
         raise ValidationError("must be NUMBER/SECONDS, two whole numbers from 1 to 999999999, as in 20/60")
     return Rate(int(found[1]), int(found[2]))
+
+
+def url(value: str) -> str:
+    """Read an address of the web, with a host and without a user or a fragment in it."""
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and not (parts.username or parts.fragment)
+        _ = parts.port
+    except ValueError:
+        usable = False
+    if not usable or not value.isascii() or any(each.isspace() for each in value):
+        raise ValidationError("must be an address that begins with https:// or http://, without a user in it")
+    return value
 
 
 def hosts(value: str) -> tuple[str, ...]:

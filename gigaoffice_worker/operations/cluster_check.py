@@ -159,7 +159,8 @@ _CONNECTED: Final = {"reach": "accepts connections", "TLS": "its certificate is 
 
 def _login(kafka: Kafka) -> str:
     if kafka.sasl_mechanism:
-        return f"{kafka.sasl_mechanism} as {kafka.sasl_username} ({kafka.security_protocol})"
+        who = kafka.sasl_oauth_client_id or kafka.sasl_username or kafka.sasl_aws_region
+        return f"{kafka.sasl_mechanism} as {who} ({kafka.security_protocol})"
     if kafka.use_ssl and kafka.ssl_certfile:
         return "by client certificate (SSL)"
     return f"none is configured ({kafka.security_protocol}), and the cluster asks for none"
