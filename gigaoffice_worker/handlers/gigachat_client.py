@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pydantic
@@ -56,6 +57,8 @@ _OF_THE_SERVICE = {
 }
 _MAX_BYTES = 4 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
+# Seconds: a token is not used for more than a day, lives for half an hour by default, and is renewed a minute early.
+_LONGEST_TOKEN, _USUAL_TOKEN, _TOKEN_MARGIN = 86_400.0, 1800.0, 60.0
 _ACCESS_HINT = "see to the GIGACHAT_ credentials and to what they are allowed and have left"
 
 
@@ -126,8 +129,11 @@ class _Client(GigaChatSyncClient):
             transport=transport,
             trust_env=False,
             headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [self._note_time]},
         )
         self._secret_files = secret_files
+        self._service_time: float | None = None
+        self._usable_until = 0.0
 
     @property
     def _client(self) -> httpx.Client:
@@ -145,9 +151,27 @@ class _Client(GigaChatSyncClient):
                 raise
             self._fetch_token()
 
+    def _is_token_usable(self) -> bool:
+        # The SDK compares the expiry with this machine's clock: where that is 40 minutes ahead no token is ever usable.
+        token = self._access_token
+        return token is not None and (token.expires_at == 0 or time.monotonic() < self._usable_until)
+
+    def _note_time(self, response: httpx.Response) -> None:
+        try:
+            self._service_time = parsedate_to_datetime(response.headers["Date"]).timestamp()
+        except (KeyError, ValueError):
+            self._service_time = None
+
     def _fetch_token(self) -> None:
+        began = time.monotonic()
         with _in_the_workers_terms(for_token=True):
             super()._update_token()
+        if self._access_token is not None:
+            # By the service's own clock where it tells it; an expiry that makes no sense is the usual half an hour.
+            now = self._service_time if self._service_time is not None else time.time()
+            left = self._access_token.expires_at / 1000 - now
+            lifetime = left if 0 < left <= _LONGEST_TOKEN else _USUAL_TOKEN
+            self._usable_until = began + lifetime - min(_TOKEN_MARGIN, lifetime / 10)
 
     def _read_secrets_again(self) -> bool:
         """Take what the secrets' files hold by now; True when that is something new."""

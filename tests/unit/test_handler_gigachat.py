@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from email.utils import formatdate
 from http.server import ThreadingHTTPServer
 
 import pytest
@@ -349,6 +350,26 @@ def test_token_is_fetched_once_and_kept(service, make):
     assert (service.count("/oauth"), len(service.chats)) == (1, 3)
     assert service.asked[0].headers["authorization"] == f"Basic {CREDENTIALS}"
     assert service.chats[0].headers["authorization"] == "Bearer tell-nobody-token"
+
+
+@pytest.mark.parametrize("ahead", [2400.0, -2400.0, 10 * 365 * 86_400.0])
+def test_a_clock_of_this_machine_that_is_wrong_costs_no_tokens(service, make, ahead):
+    then = time.time() - ahead  # the service's clock, if this machine's is that far ahead
+    body = {"access_token": "tell-nobody-token", "expires_at": int((then + 1800) * 1000)}
+    service.auth = answers(200, body, {"Date": formatdate(then, usegmt=True)})
+    handler = make()
+    for _ in range(60):
+        handler(request())
+    assert (service.count("/oauth"), len(service.chats)) == (1, 60)
+
+
+@pytest.mark.parametrize("expires_at", [1, -5, 2**62])
+def test_an_expiry_that_makes_no_sense_still_lets_one_token_serve(service, make, expires_at):
+    service.auth = answers(200, {"access_token": "tell-nobody-token", "expires_at": expires_at})
+    handler = make()
+    for _ in range(3):
+        handler(request())
+    assert (service.count("/oauth"), len(service.chats)) == (1, 3)
 
 
 def test_many_threads_fetch_one_token(service, make):
