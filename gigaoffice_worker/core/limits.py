@@ -56,6 +56,13 @@ class AdaptiveConcurrency:
         """The calls that may run at once, at least one: without a call nothing would ever be learnt."""
         return max(1, int(self.limit))
 
+    def resize(self, ceiling: int) -> None:
+        """Take another ceiling; what the provider has taught stays, below it."""
+        at_the_top = self.limit >= self.ceiling
+        self.ceiling = ceiling
+        self.limit = float(ceiling) if at_the_top else min(self.limit, float(ceiling))
+        self.level = min(self.level, float(ceiling)) if not at_the_top else self.limit
+
     def cut(self, running: int) -> None:
         """Note the first refusal of a flight with `running` calls left: that many are taken, and no more."""
         same = abs(running - self.level) <= max(1.0, 0.1 * self.level)

@@ -64,6 +64,7 @@ class Dispatcher:
         # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
         self._observed = False
         self._running: dict[Work, int] = {}
+        self._most_running: float = math.inf
         self._delivering: set[Work] = set()
         self._stopped = False
 
@@ -100,7 +101,8 @@ class Dispatcher:
             return None
 
     def _opens_at(self, now: float) -> float:
-        return self.admission.opens_at(now, len(self._running))
+        # At the operator's limit the next thread that comes back from a call goes on with what is ready.
+        return self.admission.opens_at(now, len(self._running)) if len(self._running) < self._most_running else math.inf
 
     def _nap(self, now: float) -> float | None:
         """Return how long the leader may wait unless it is woken."""
@@ -117,6 +119,13 @@ class Dispatcher:
         """See to it that idle threads look at what is ready: one, or as many as slow calls have work for."""
         one = self._idle.calls_are_quick or self.admission.probing or self._opens_at(now) > now
         self._idle.wake(1 if one else max(1, self._scheduler.ready))
+
+    def limit_running(self, most: int) -> None:
+        """Let at most so many requests run at once from now on; those that run already are not cut short."""
+        with self._lock:
+            self._most_running = most
+            self.admission.limits.concurrency.resize(most)
+            self._idle.wake(most)
 
     def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
         """Note what came of run number `run`: an outcome to deliver, a retry, or why it is too late."""

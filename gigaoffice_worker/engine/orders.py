@@ -8,6 +8,8 @@ from gigaoffice_worker.engine.engine import Engine
 from gigaoffice_worker.observe import logs
 from gigaoffice_worker.observe.control import Command
 
+MOST_CALLS = 1024
+
 
 class Orders:
     """Carries out what `gigaoffice-worker ctl` says; `engine` gives the running parts, None before they run."""
@@ -20,6 +22,7 @@ class Orders:
         return {
             "pause": self._pause,
             "resume": self._resume,
+            "concurrency": self._concurrency,
             "log-level": self._log_level,
         }
 
@@ -39,6 +42,12 @@ class Orders:
             return "running: it was not paused"
         engine.resume()
         return "running"
+
+    def _concurrency(self, argument: str) -> str:
+        if not (argument.isascii() and argument.isdecimal() and 1 <= int(argument[:5]) <= MOST_CALLS):
+            raise ValueError(f"concurrency must be a whole number from 1 to {MOST_CALLS}, not {argument[:20]!r}")
+        self._running().pool.resize(int(argument))
+        return f"{int(argument)} handler calls at once, until the worker ends"
 
     def _log_level(self, argument: str) -> str:
         logs.set_level(argument)

@@ -72,6 +72,13 @@ class Pool:
         """How many handler calls may run at once."""
         return self._size
 
+    def resize(self, size: int) -> None:
+        """Let `size` handler calls run at once. Threads are added, never taken away: idle ones cost next to nothing."""
+        self._size = size
+        self._dispatcher.limit_running(size)
+        for _ in range(size - len(self._threads)):
+            self._start_thread()
+
     @property
     def abandoned(self) -> int:
         """How many abandoned threads are still alive."""

@@ -42,6 +42,7 @@ _LONG_TEXTS = {"traceback": _MAX_TRACEBACK, "stack": _MAX_TRACEBACK}
 _RESERVED = frozenset({"timestamp", "level", "event"})
 _PRINTED_AS_TEXT = (Decimal, UUID, PurePath, datetime, date, time)
 
+# What our own messages say behind a variable's name and a colon is no secret: "KAFKA_SASL_PASSWORD: must be set".
 # `token(?!s)` spares the token counts of a language model. The payload names are not secret, but never logged either.
 _SECRET_KEY = re.compile(
     r"password|passwd|secret|token(?!s)|authorization|credential|api[-_]?key|private[-_]?key|cookie"
@@ -52,7 +53,7 @@ _SECRET_IN_TEXT = re.compile(
     r"(?P<scheme>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"
     r"|(?P<user>://[^/\s:@]*:)[^/\s@]+(?=@)"
     r"|(?P<name>(?:password|passwd|secret|token|api[-_]?key|authorization)['\"]?\s*[=:]\s*['\"]?"
-    r"(?:(?:bearer|basic)\s+)?)[^\s'\",;&)}]+",
+    r"(?:(?:bearer|basic)\s+)?)(?!(?<=: )(?:must|only|cannot|there)\s)[^\s'\",;&)}]+",
     re.IGNORECASE,
 )
 _SECRET_HINTS = ("bearer", "basic", "://", "passw", "secret", "token", "key", "authorization")

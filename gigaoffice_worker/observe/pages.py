@@ -98,7 +98,6 @@ class Pages:
             "group": config.consumer.group,
             "topics": {spec.role: spec.name for spec in config.topics},
             "handler": config.worker.handler,
-            "concurrency": config.worker.concurrency,
             "ordering": config.worker.ordering,
             "totals": self._metrics.totals(),
         }
@@ -109,6 +108,7 @@ def status_document(now: Snapshot, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the worker is doing now, for `/status`."""
     return {
         **facts,
+        "concurrency": now.concurrency,
         "state": now.state,
         "uptime_seconds": round(now.uptime, 1),
         "live": not now.not_live,

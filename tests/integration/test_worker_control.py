@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 
-from tests.support.scene import ask
+from tests.support.scene import ask, overlapping
 from tests.support.waiting import eventually
 
 
@@ -29,6 +29,22 @@ def test_intake_is_paused_and_resumed_and_the_membership_is_kept(scene):
     assert worker.ctl("resume").stdout == "running: it was not paused\n"
     assert worker.stop() == 0
     assert not socket.exists()
+
+
+def test_calls_at_once_are_lowered_and_raised_while_the_worker_runs(scene):
+    worker = scene.make().ready(WORKER_CONCURRENCY="4")
+    assert worker.ctl("concurrency", "1").stdout == "1 handler calls at once, until the worker ends\n"
+    scene.send(*(ask(f"slow-{number}", seconds=0.2) for number in range(6)))
+    scene.wait_responses(6)
+    assert overlapping(scene.journal(), lambda _call: "any") == []
+    assert worker.status()["concurrency"] == 1
+    assert worker.ctl("concurrency", "8").returncode == 0
+    scene.send(*(ask(f"wide-{number}", seconds=1.5) for number in range(8)))
+    eventually(lambda: worker.status()["requests"]["running"] == 8, "eight calls at once")
+    refused = worker.ctl("concurrency", "0")
+    assert refused.returncode == 1
+    assert "a whole number from 1 to 1024" in refused.stderr
+    assert worker.stop() == 0
 
 
 def test_a_paused_worker_stops_in_order(scene):

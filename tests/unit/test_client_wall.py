@@ -288,7 +288,7 @@ ROOMS = [file for file in (PACKAGE / "gigaoffice_worker").rglob("*.py") if holds
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 PUBLIC = {
     *("kafka", "kafka.admin", "kafka.errors", "kafka.partitioner", "kafka.structs"),
-    *("kafka.sasl", "kafka.sasl.abc", "kafka.sasl.plain", "kafka.sasl.scram"),
+    *("kafka.sasl", "kafka.sasl.abc", "kafka.sasl.msk", "kafka.sasl.oauth", "kafka.sasl.plain", "kafka.sasl.scram"),
 }
 
 

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from gigaoffice_worker.core.limits import ProviderLimits
+from gigaoffice_worker.core.limits import AdaptiveConcurrency, ProviderLimits
 from gigaoffice_worker.core.retry import RetryPolicy
 from tests.support.provider_model import Played, Provider, play
 
@@ -116,3 +116,24 @@ def test_the_limit_stays_within_its_bounds(ceiling):
             else:
                 limits.passed(now, began)
         assert 1 <= limits.concurrency.whole <= ceiling
+
+
+# Another ceiling
+
+
+def test_a_ceiling_that_was_never_felt_moves_the_limit_with_it() -> None:
+    calls = AdaptiveConcurrency(16)
+    calls.resize(4)
+    assert (calls.whole, calls.ceiling) == (4, 4)
+    calls.resize(32)
+    assert calls.whole == 32
+
+
+def test_what_the_provider_has_taught_stays_below_another_ceiling() -> None:
+    calls = AdaptiveConcurrency(16)
+    calls.cut(5)
+    learnt = calls.limit
+    calls.resize(32)
+    assert calls.limit == learnt
+    calls.resize(2)
+    assert calls.whole == 2

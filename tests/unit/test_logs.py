@@ -1016,6 +1016,26 @@ def test_a_connection_that_breaks_is_told_by_the_kafka_client_without_a_tracebac
     assert "traceback" not in line
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "KAFKA_SASL_PASSWORD: must be set, because KAFKA_SASL_MECHANISM is",
+        "KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE: only one of them may be set",
+        "KAFKA_SASL_OAUTH_CLIENT_SECRET: must be set, because KAFKA_SASL_MECHANISM is OAUTHBEARER",
+        "KAFKA_SSL_PASSWORD_FILE='/none': there is no such file",
+    ],
+)
+def test_redaction_does_not_eat_what_a_message_says_of_a_variable(message):
+    line = json.loads(LineFormat().line("error", "Worker stopped", {"error": message}, 0.0))
+    assert line["error"].replace(MASK, "/none") == message.replace("'/none'", "'/none'")
+
+
+@pytest.mark.parametrize("told", ["password: hunter22", "password=must-be-secret", "token: onlyme", "secret:must"])
+def test_redaction_still_hides_what_looks_like_those_words(told):
+    line = json.loads(LineFormat().line("error", "x", {"error": told}, 0.0))
+    assert line["error"].endswith(MASK)
+
+
 # The level
 
 
