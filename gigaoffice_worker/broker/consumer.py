@@ -76,7 +76,7 @@ class Consumer:
         except UndecodableError as error:
             set_aside(self._client, error.partition)
             raise
-        return {tp.partition: [_record(record) for record in records] for tp, records in batches.items()}
+        return {tp.partition: [as_record(record) for record in records] for tp, records in batches.items()}
 
     def membership(self) -> Membership | None:
         """Return who we are in the group, or None while we are not in it."""
@@ -187,6 +187,7 @@ class Consumer:
         return TopicPartition(self._topic, partition)
 
 
-def _record(found: Any) -> Record:
+def as_record(found: Any) -> Record:
+    """Return a record of the client as ours."""
     timestamp = found.timestamp / 1000 if found.timestamp is not None and found.timestamp >= 0 else 0.0
     return Record(found.topic, found.partition, found.offset, timestamp, found.key, found.value, found.headers)

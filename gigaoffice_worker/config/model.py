@@ -226,6 +226,12 @@ class Worker:
     group_tokens: Rate | None = env(
         "WORKER_GROUP_TOKENS", "", kinds.RATE, "tokens of the whole group in a time, as handlers report them"
     )
+    journal: bool = env(
+        "WORKER_JOURNAL", "on", kinds.BOOLEAN, "look for outcomes in the response topic when a partition is taken over"
+    )
+    journal_timeout: float = env(
+        "WORKER_JOURNAL_TIMEOUT", "10", seconds(0.1), "seconds for which a partition waits for that at most"
+    )
     rebalance_wait: float = env(
         "WORKER_REBALANCE_WAIT", "5", seconds(0), "seconds a rebalance may wait for running calls"
     )

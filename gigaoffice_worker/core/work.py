@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import Failure, Record
 
@@ -39,6 +40,9 @@ class Assignment:
     earliest: float | None = None
     held_records: int = 0
     held_bytes: int = 0
+    # What the journal has found of it, as long as not all of that was received, and the mark that it was found from.
+    findings: Findings | None = None
+    mark: str = ""
 
     @property
     def name(self) -> tuple[str, int]:
@@ -85,3 +89,5 @@ class Work:
     lone_refusals: int = 0
     # Tokens that the group's budget has set aside for the call that runs.
     reserved_tokens: float = 0.0
+    # Where its outcome can stand at the lowest; None before that is sent.
+    floor: Floor | None = None

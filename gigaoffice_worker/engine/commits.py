@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -16,12 +16,16 @@ from gigaoffice_worker.broker.errors import (
     CommitRetriableError,
 )
 from gigaoffice_worker.core.commit_map import CommitMap
+from gigaoffice_worker.core.journal import split_metadata, with_mark, worth_a_commit
 from gigaoffice_worker.core.work import Assignment
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
+# Characters of the metadata that are kept free of the map, for the mark: so many, or this part of a small limit.
+_MARK_ROOM = 128
+_MARK_SHARE = 4
 _TRY_AGAIN_AFTER = 0.1
 # How often partitions without progress are looked at, too.
 _LOOK_EVERY = 5.0
@@ -45,14 +49,26 @@ class CommitResult:
 
 
 class Committer:
-    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond."""
+    """Commits the contiguous progress of each partition, and with it the map of what is finished beyond.
 
-    def __init__(self, consumer: Consumer, dispatcher: Dispatcher, metrics: Metrics, map_limit: int) -> None:
+    `marks` tells of partitions where the journal is to be read from; they travel behind the map.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        metadata_limit: int,
+        marks: Callable[[Mapping[int, Assignment]], Mapping[int, str]] = lambda _ours: {},
+    ) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._marks = marks
         # How many characters of metadata the broker takes with a commit (offset.metadata.max.bytes), as far as known.
-        self.map_limit = map_limit
+        self._limit = metadata_limit
+        self._handing_over = False
         self._next_look = 0.0
         # Partitions whose map did not fit: no more intake for them, or a crash would repeat more and more.
         self.full: frozenset[int] = frozenset()
@@ -60,16 +76,25 @@ class Committer:
         self._refusals: dict[int, str] = {}
 
     @property
+    def map_limit(self) -> int:
+        """How many characters a commit map may have, beside a mark of usual length."""
+        return self._limit - min(_MARK_ROOM, self._limit // _MARK_SHARE)
+
+    @property
     def trouble(self) -> str | None:
         """Return what the cluster refuses to commit, and why; None while it refuses nothing."""
         refusals = [f"commit of partition {partition} refused: {error}" for partition, error in self._refusals.items()]
         return "; ".join(refusals) or None
 
-    def commit(self, assignments: Mapping[int, Assignment], timeout: float) -> CommitResult:
+    def commit(
+        self, assignments: Mapping[int, Assignment], timeout: float, *, handing_over: bool = False
+    ) -> CommitResult:
         """Commit what has changed since the last acknowledged commit; what failed is tried again with the next one.
 
-        Tries for `timeout` seconds. Raises nothing but FencedError.
+        Tries for `timeout` seconds. `handing_over` says that the partitions are about to be given up, with nothing on
+        its way. Raises nothing but FencedError.
         """
+        self._handing_over = handing_over
         ours = {partition: held for partition, held in assignments.items() if not held.lost}
         self._forget_all_but(ours)
         failed = self._commit(ours, time.monotonic() + timeout)
@@ -81,12 +106,17 @@ class Committer:
         with self._dispatcher.locked():
             maps = [(held, held.tracker.commit_map()) for held in assignments]
         return any(
-            found.base > held.committed or (found.says_more and self._text(found)[0] != held.committed_text)
+            found.base > held.committed
+            or (found.says_more and self._text(found)[0] != split_metadata(held.committed_text)[0])
             for held, found in maps
         )
 
     def _text(self, found: CommitMap) -> tuple[str, bool]:
-        return found.encode(self.map_limit) if found.says_more else ("", True)
+        """Return a commit map as text, and whether all of it went in. It takes the mark's room only where it must."""
+        if not found.says_more:
+            return "", True
+        text, whole = found.encode(self.map_limit)
+        return (text, True) if whole else found.encode(self._limit)
 
     def _forget_all_but(self, ours: Mapping[int, Assignment]) -> None:
         """Drop what is known of partitions that are not ours any more."""
@@ -100,9 +130,9 @@ class Committer:
                 self._commit_over_our_own(due, ours, until)
                 break
             except CommitMapTooLargeError as error:
-                self.map_limit //= 2
-                log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self.map_limit)
-                if not self.map_limit:
+                self._limit //= 2
+                log.warning("Commit map shrinks: the broker takes less metadata with a commit", limit=self._limit)
+                if not self._limit:
                     return self._failed("refused", due, error)
             except CommitRetriableError as error:
                 if not due or time.monotonic() + _TRY_AGAIN_AFTER > until:
@@ -173,13 +203,26 @@ class Committer:
     def _due(self, ours: Mapping[int, Assignment]) -> dict[int, Committed]:
         due = {}
         full = set(self.full)
+        # Before the maps: what ends from now on stands above these marks, and in none of the maps.
+        marks = self._marks(ours)
         with self._dispatcher.locked():
             maps = {partition: held.tracker.commit_map() for partition, held in ours.items()}
         for partition, found in maps.items():
-            text, whole = self._text(found)
-            (full.discard if whole else full.add)(partition)
             held = ours[partition]
-            if (found.base, text) != (held.committed, held.committed_text):
+            text, whole = self._metadata(found, marks.get(partition, ""), held)
+            (full.discard if whole else full.add)(partition)
+            if found.base != held.committed or worth_a_commit(held.committed_text, text):
                 due[partition] = Committed(found.base, text)
         self.full = frozenset(full)
         return due
+
+    def _metadata(self, found: CommitMap, mark: str, held: Assignment) -> tuple[str, bool]:
+        """Return what is committed beside a position, and whether the whole map went in. The mark may have to stay out.
+
+        It also does where partitions are handed over with nothing on its way, and the map says something: nobody will
+        have to look for an outcome, and a member of a version that knows no marks can read the map.
+        """
+        text, whole = self._text(found)
+        needless = self._handing_over and text and held.findings is None
+        marked = with_mark(text, mark)
+        return text if needless or len(marked) > self._limit else marked, whole

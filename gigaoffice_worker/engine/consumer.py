@@ -22,6 +22,7 @@ from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.intake import Intake
+from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.ownership import COMMIT_WITHIN, Ownership
 from gigaoffice_worker.observe.metrics import Metrics
 
@@ -61,6 +62,7 @@ class ConsumerThread:
         consumer: Consumer,
         dispatcher: Dispatcher,
         delivery: Delivery,
+        journal: Journal,
         settings: ConsumerSettings,
         metrics: Metrics,
         died: Callable[[BaseException], None],
@@ -68,17 +70,25 @@ class ConsumerThread:
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._delivery = delivery
+        self._journal = journal
         self._settings = settings
         self._metrics = metrics
         self._died = died
-        self.committer = Committer(consumer, dispatcher, metrics, settings.map_limit)
+        self.committer = Committer(
+            consumer,
+            dispatcher,
+            metrics,
+            settings.map_limit,
+            lambda ours: journal.marks(ours, dispatcher.oldest_floors()),
+        )
         topic, reset = settings.topic, settings.auto_offset_reset
-        self.ownership = Ownership(consumer, dispatcher, metrics, topic=topic, auto_offset_reset=reset)
+        self.ownership = Ownership(consumer, dispatcher, journal, metrics, topic=topic, auto_offset_reset=reset)
         self.intake = Intake(
             consumer,
             dispatcher,
             delivery,
             self.ownership,
+            journal,
             metrics,
             topic=topic,
             auto_offset_reset=reset,
@@ -151,6 +161,9 @@ class ConsumerThread:
         self._last_turn = time.monotonic()
         self._dispatcher.lease(self._last_turn + self._consumer.session_left())
         self.ownership.position_new()
+        if self._journal.hear():
+            # With its mark, before anything of it is received: the next one shall know where to begin.
+            self._commit(COMMIT_WITHIN)
         self._pace()
         self._receive(_POLL_IN_HAND if self.ownership.has_work else _POLL)
         self._settle()
@@ -172,7 +185,7 @@ class ConsumerThread:
             # While partitions are set aside in a rebalance nothing of them can be committed.
             if quiet and not self.ownership.awaits_return:
                 self._settle()
-                committed = self._commit(2.0)
+                committed = self._commit(2.0, handing_over=True)
             if committed or time.monotonic() >= self._deadline(deadline):
                 break
         if not quiet:
@@ -205,11 +218,11 @@ class ConsumerThread:
             ages = (age(each.work.written_at, now) for each in delivered)
             self._metrics.requests_finished((each.outcome for each in delivered), ages)
 
-    def _commit(self, within: float) -> bool:
+    def _commit(self, within: float, *, handing_over: bool = False) -> bool:
         """Commit what is due within so many seconds; False when not all of it landed."""
         began = time.monotonic()
         self._settled = False
-        made = self.committer.commit(self.ownership.assignments, within)
+        made = self.committer.commit(self.ownership.assignments, within, handing_over=handing_over)
         now = time.monotonic()
         self._commit_at = now + min(_COMMIT_AT_LEAST_EVERY, max(_COMMIT_AFTER, (now - began) / _COMMIT_SHARE))
         self._commit_anyhow_at = now + _COMMIT_ANYHOW
@@ -234,6 +247,8 @@ class ConsumerThread:
                 self._progress_lost = True
             self.intake.note_assigned()
             self._pace()
+            # With their marks, which may have been left out when the partitions were given up.
+            self._commit_anyhow_at = 0.0
         except Exception as error:  # noqa: BLE001
             self._raised = error
 
@@ -253,6 +268,6 @@ class ConsumerThread:
             self._last_turn = time.monotonic()
             self._settle()
         self._settle()
-        self._commit(COMMIT_WITHIN)
+        self._commit(COMMIT_WITHIN, handing_over=quiet)
         log.info("Partitions revoked", partitions=sorted(self.ownership.assignments), quiet=quiet)
         self.ownership.set_aside()

@@ -20,6 +20,7 @@ from typing import Protocol
 import structlog
 
 from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.core.journal import Floors, Place
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.work import Work
@@ -68,6 +69,7 @@ class Delivery:
         died: Callable[[BaseException], None],
         *,
         delivery_timeout: float,
+        floors: Floors | None = None,
         traced: Traced | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +77,7 @@ class Delivery:
         self._handler_calls = handler_calls
         self._metrics = metrics
         self._died = died
+        self._floors = floors or Floors()
         self._traced = traced
         self._clock = clock
         self._wake = threading.Event()
@@ -135,7 +138,15 @@ class Delivery:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
         return self._send_next(self._pending(work, outcome, request_partitions))
 
+    def answer_only(self, work: Work, outcome: Outcome, request_partitions: int) -> None:
+        """Send the response to a request whose dead letter is in its topic already, and which is in no lane."""
+        pending = self._pending(work, outcome, request_partitions)
+        del pending.unsent[:-1]
+        self._send_next(pending)
+
     def _pending(self, work: Work, outcome: Outcome, request_partitions: int) -> PendingOutcome:
+        # Read before anything is sent: whatever is sent later stands higher.
+        work.floor = work.floor or self._floors.now
         partition = None
         if request_partitions == self._responses.partitions > 0:
             # Partitioned like the requests: order per key holds, and the client need not hash the key.
@@ -177,15 +188,20 @@ class Delivery:
         """Return the outcomes that have become durable since the last call (the consumer thread's)."""
         durable: list[PendingOutcome] = []
         sent: Counter[str] = Counter()
+        ends: dict[Place, int] = {}
         for _ in range(len(self._acknowledged)):
             pending = self._acknowledged.popleft()
             self._collected_bytes += pending.size
             if not pending.refused:
-                sent[pending.record.topic] += 1
+                topic = pending.record.topic
+                sent[topic] += 1
+                partition, offset = pending.place
+                ends[topic, partition] = max(offset + 1, ends.get((topic, partition), 0))
             if pending.topic is self._responses or not pending.outcome.work.id:
                 durable.append(pending.outcome)
         for topic, records in sent.items():
             self._metrics.messages_sent.labels(topic).inc(records)
+        self._floors.raise_to(ends)
         return durable
 
     @property
@@ -248,6 +264,8 @@ class Delivery:
             message = f"the response of {size} bytes is larger than topic {pending.record.topic} takes"
             outcome = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
             replacement = self._pending(work, outcome, -1)
+            # To the same partition as the response that it stands for: the journal looks for it there.
+            replacement.unsent[-1] = replacement.unsent[-1]._replace(partition=pending.record.partition)
             replacement.lane_opened = old.lane_opened
             pending.topic.forget_size(pending)
             if self._send_next(replacement):

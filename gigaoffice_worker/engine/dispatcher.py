@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.journal import Floor
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
@@ -24,6 +26,8 @@ from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
 _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.UNUSABLE})
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0
+_HIGHEST = Floor(1 << 62, {})
+NOTHING_KNOWN: Mapping[Work, Outcome | None] = MappingProxyType({})
 
 
 class Late(Enum):
@@ -192,18 +196,34 @@ class Dispatcher:
 
     # The consumer thread
 
-    def offer(self, works: Iterable[Work]) -> None:
-        """Queue requests that were received, unless their offset is done already."""
+    def offer(self, works: Iterable[Work], known: Mapping[Work, Outcome | None] = NOTHING_KNOWN) -> list[Work]:
+        """Queue requests that were received, unless their offset is done already.
+
+        Those in `known` run no more, and those of them that are not done already are returned: one without an outcome
+        is settled at once, the others are the caller's to deliver.
+        """
+        taken = []
         with self._lock:
             now = self._clock()
             for work in works:
                 assignment = work.assignment
-                if assignment.tracker.start(work.record.offset, work):
-                    assignment.held_records += 1
-                    assignment.held_bytes += work.size
+                if not assignment.tracker.start(work.record.offset, work):
+                    continue
+                if work in known:
+                    taken.append(work)
+                    if known[work] is None:
+                        assignment.tracker.settle(work.record.offset)
+                        continue
+                assignment.held_records += 1
+                assignment.held_bytes += work.size
+                if work in known:
+                    work.stage = Stage.DELIVERING
+                    self._delivering.add(work)
+                else:
                     self._scheduler.add(work, now)
             if self._scheduler.ready:
                 self._wake(now)
+        return taken
 
     def settle(self, works: Iterable[Work]) -> None:
         """Note that the outcomes of these requests are durable."""
@@ -244,6 +264,17 @@ class Dispatcher:
             assignment.lost = True
             self._scheduler.forget(assignment)
             self._changed.notify_all()
+
+    def oldest_floors(self) -> dict[Assignment, Floor]:
+        """Return the lowest floor among the outcomes on their way, for each partition that has some."""
+        oldest: dict[Assignment, Floor] = {}
+        with self._lock:
+            for work in self._delivering:
+                floor = work.floor
+                # One without a floor is not sent yet: it will get one that is no lower than the newest.
+                if floor is not None and floor.number < oldest.get(work.assignment, _HIGHEST).number:
+                    oldest[work.assignment] = floor
+        return oldest
 
     def intake_stopped(self) -> str | None:
         """Return the error type for which the storm guard stops intake; None while it does not.

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from gigaoffice_worker._version import __version__
 from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.broker.log_reader import LogReader
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
 from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, RateShare, TokenShare
+from gigaoffice_worker.core.journal import Floors
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.messages import RecordEncoder
@@ -24,6 +26,8 @@ from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.failure_log import FailureLog
+from gigaoffice_worker.engine.journal import Journal
+from gigaoffice_worker.engine.journal_reader import JournalReader
 from gigaoffice_worker.engine.pool import Pool
 from gigaoffice_worker.engine.processor import Handler, Processor
 from gigaoffice_worker.observe.metrics import Metrics
@@ -53,6 +57,15 @@ class Engine:
         self._request_partitions = 0
         self.started = time.monotonic()
         self.dispatcher = _dispatcher(config)
+        self._floors = Floors()
+        self._journal_reader = JournalReader(lambda timeout: LogReader(config, "journal", timeout), died)
+        self.journal = Journal(
+            self._journal_reader,
+            self._floors,
+            metrics,
+            on=config.worker.journal,
+            timeout=config.worker.journal_timeout,
+        )
         self.delivery = self._make_delivery(metrics, spans, died)
         self.consumer = self._make_consumer(metrics, died, map_limit)
         timeout = config.worker.attempt_timeout
@@ -86,6 +99,7 @@ class Engine:
             metrics,
             died,
             delivery_timeout=clients.DELIVERY_TIMEOUT,
+            floors=self._floors,
             traced=spans.acknowledged if spans is not None else None,
         )
 
@@ -102,7 +116,7 @@ class Engine:
             map_limit=map_limit,
         )
         consumer = Consumer(clients.consumer(config), settings.topic)
-        return ConsumerThread(consumer, self.dispatcher, self.delivery, settings, metrics, died)
+        return ConsumerThread(consumer, self.dispatcher, self.delivery, self.journal, settings, metrics, died)
 
     def know(self, report: TopicReport) -> None:
         """Take note of what the topics take, as the last verification found it."""
@@ -112,11 +126,13 @@ class Engine:
         for spec in (topics.responses, topics.dlq):
             limit, count = report.limits.get(spec.name), report.partitions.get(spec.name, 0)
             self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)
+        self.journal.know(report, topics.requests.name, topics.responses.name, topics.dlq.name)
 
     def start(self) -> None:
         """Build the first producers (their errors are the caller's), then start the threads."""
         self.delivery.start()
         self.pool.start()
+        self._journal_reader.start()
         self.consumer.start()
 
     @property
@@ -147,6 +163,7 @@ class Engine:
         """Send the threads home and end the producer. Waits two seconds at most, and never for a handler."""
         self.dispatcher.stop()
         self.delivery.stop()
+        self._journal_reader.stop()
         self.delivery.join(1.0)
         self.delivery.close(1.0)
 

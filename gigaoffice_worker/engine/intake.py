@@ -18,6 +18,7 @@ from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.ownership import Ownership
 from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
 from gigaoffice_worker.engine.stalls import StallWatch
@@ -46,6 +47,7 @@ class Intake:
         dispatcher: Dispatcher,
         delivery: Delivery,
         ownership: Ownership,
+        journal: Journal,
         metrics: Metrics,
         *,
         topic: str,
@@ -58,6 +60,7 @@ class Intake:
         self._dispatcher = dispatcher
         self._delivery = delivery
         self._ownership = ownership
+        self._journal = journal
         self._metrics = metrics
         self._topic = topic
         self._reset = auto_offset_reset
@@ -116,12 +119,23 @@ class Intake:
         now = time.monotonic()
         timestamps = [record.timestamp for record in records]
         arrived, assignment.earliest = arrival_times(timestamps, assignment.earliest, time.time())
-        self._dispatcher.offer(
-            [
-                Work(record, assignment, record.size + _RECORD_COST, now, at, decoded=decoded_size(record.value))
-                for record, at in zip(records, arrived, strict=True)
-            ]
-        )
+        works = [
+            Work(record, assignment, record.size + _RECORD_COST, now, at, decoded=decoded_size(record.value))
+            for record, at in zip(records, arrived, strict=True)
+        ]
+        if assignment.findings is None:
+            self._dispatcher.offer(works)
+        else:
+            self._offer_unless_known(works)
+
+    def _offer_unless_known(self, works: list[Work]) -> None:
+        """Queue requests, but for those that the journal knows the outcome of."""
+        known = self._journal.look_up(works)
+        recovered = self._dispatcher.offer(works, known)
+        for work in recovered:
+            if (outcome := known[work]) is not None:
+                self._delivery.answer_only(work, outcome, self._journal.request_partitions)
+        self._metrics.journal_recovered.inc(len(recovered))
 
     def _that_fit(self, assignment: Assignment, records: list[Record]) -> list[Record]:
         """Return the records whose ends the commit map has room for; the others are read again when it has."""
@@ -202,6 +216,9 @@ class Intake:
             undecodable=lambda partition: self._quarantine.shuts_in(partition, now),
             map_full=full | self._crowded,
         )
+        wanted |= {
+            partition: "journal" for partition, held in self._ownership.assignments.items() if self._journal.waits(held)
+        }
         # Also where only the reason is another: a partition that has just got its position was resumed with it.
         pause = {partition for partition, reason in wanted.items() if self.paused.get(partition) != reason}
         resume = self.paused.keys() - wanted.keys()

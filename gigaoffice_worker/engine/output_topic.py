@@ -74,6 +74,7 @@ class PendingSend:
         "first_sent_at",
         "number",
         "outcome",
+        "place",
         "record",
         "refused",
         "sent_at",
@@ -87,6 +88,8 @@ class PendingSend:
         self.outcome = outcome
         self.record = record
         self.number = -1
+        # The partition and the offset that it has got; -1 where nobody acknowledges.
+        self.place = (-1, -1)
         # The topic has refused it for good, and nothing can take its place.
         self.refused = False
         self.size = record.size
@@ -104,8 +107,9 @@ class PendingSend:
         copy.smallest = self.smallest
         return copy
 
-    def acknowledged(self, _partition: int, _offset: int) -> None:
+    def acknowledged(self, partition: int, offset: int) -> None:
         """Note where the record stands now; called on the client's thread."""
+        self.place = (partition, offset)
         self.topic.answered(self, None)
 
     def answered(self, error: BaseException | None) -> None:

@@ -17,9 +17,11 @@ import structlog
 
 from gigaoffice_worker.broker.consumer import Committed, Consumer, Membership
 from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
+from gigaoffice_worker.core.journal import split_metadata
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -60,6 +62,7 @@ class Ownership:
         self,
         consumer: Consumer,
         dispatcher: Dispatcher,
+        journal: Journal,
         metrics: Metrics,
         *,
         topic: str,
@@ -67,6 +70,7 @@ class Ownership:
     ) -> None:
         self._consumer = consumer
         self._dispatcher = dispatcher
+        self._journal = journal
         self._metrics = metrics
         self._topic = topic
         self._reset = auto_offset_reset
@@ -200,10 +204,11 @@ class Ownership:
 
     def _restored(self, partition: int, found: Committed, waiting: _Unpositioned) -> CommitMap | None:
         """Return the map that came with a commit, unless it is none of ours or tells of a log that is not there."""
-        if not found.metadata or waiting.without_map:
+        commit_map, _ = split_metadata(found.metadata)
+        if not commit_map or waiting.without_map:
             return None
         try:
-            restored = CommitMap.decode(found.metadata, found.position)
+            restored = CommitMap.decode(commit_map, found.position)
         except CommitMapError as error:
             log.warning("Commit metadata ignored", partition=partition, error=str(error))
             return None
@@ -238,6 +243,7 @@ class Ownership:
         del self._unpositioned[partition]
         self._consumer.seek(partition, found.position)
         self._consumer.resume([partition])
+        self._journal.ask(assignment, split_metadata(found.metadata)[1])
 
     def _tell_unpositioned(self) -> None:
         self.unpositioned = {partition: waiting.why for partition, waiting in self._unpositioned.items()}

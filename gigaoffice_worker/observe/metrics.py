@@ -115,6 +115,15 @@ class Metrics:
             "lost_by_retention_total", "Requests that the cluster removed before they were read."
         )
         self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
+        self.journal_recovered = self._counter(
+            "journal_recovered_total", "Requests settled without a call: their outcome stood in the cluster already."
+        )
+        self.journal_read = self._histogram(
+            "journal_read_seconds", "How long a partition that was taken over waited for the journal to be read."
+        )
+        self.journal_skipped = self._counter(
+            "journal_skipped_total", "Partitions taken over whose journal was not read, by reason.", "reason"
+        )
         self.last_poll = self._gauge("last_poll_timestamp_seconds", "When the consumer last came back from a poll.")
         self.log_dropped = self._counter("log_dropped_total", "Log lines dropped because nobody took them in time.")
         # Label values that a dashboard should see at zero from the start.

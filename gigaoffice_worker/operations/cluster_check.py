@@ -189,16 +189,30 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
         hint = "Check that all brokers run."
         return Finding(step, Mark.BAD, "a partition has no leader", hint, WorkerError.exit_code)
     found = f"partitions {state.partitions}, replication {state.replication}, {needed} permitted"
+    remarks = list(_journal_remarks(config, spec, state))
     settings = client.settings({spec.name, config.topics.requests.name}, topic_advice.READ)
     if not settings.get(spec.name):
-        return Finding(step, Mark.WEAK, f"{found}, its settings cannot be read", "Grant the user DESCRIBE_CONFIGS.")
+        remarks.append(topic_advice.Remark("Grant the user DESCRIBE_CONFIGS.", fatal=False))
+        return _judged(step, f"{found}, its settings cannot be read", remarks)
     of_requests = settings.get(config.topics.requests.name, {})
-    remarks = list(topic_advice.remarks(spec, settings[spec.name], of_requests, state))
+    remarks += topic_advice.remarks(spec, settings[spec.name], of_requests, state)
     if differences := _differences(spec, state):
         hint = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
         remarks.append(topic_advice.Remark(hint, fatal=False))
     found = f"{found}; {topic_advice.summary(settings[spec.name])}"
     return _judged(step, found, remarks)
+
+
+def _journal_remarks(config: Config, spec: TopicSpec, state: TopicState) -> Iterator[topic_advice.Remark]:
+    """Say what the journal cannot do: it reads back what workers have written."""
+    missed = {
+        "responses": "the journal is off, and a crash repeats calls that were answered",
+        "dlq": "the journal passes over dead letters, and a crash repeats calls that ended in one",
+    }
+    readable = not state.operations or {"READ", "ALL"} & state.operations
+    if config.worker.journal and spec.role in missed and not readable:
+        hint = f"Grant the user READ on it, too: without it {missed[spec.role]}. Or set WORKER_JOURNAL=off."
+        yield topic_advice.Remark(hint, fatal=False)
 
 
 def _judged(step: str, found: str, remarks: list[topic_advice.Remark]) -> Finding:

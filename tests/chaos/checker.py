@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
+from gigaoffice_worker.core.journal import split_metadata
 from tests.chaos.evidence import Evidence, Place, Sample
 from tests.support.wire import Rec
 from tests.support.workers import Call
@@ -117,6 +118,19 @@ def stale_repeats(evidence: Evidence, deaths: Sequence[float], *, within: float 
                 found.append(f"{place} was called again, done {death - done:.1f} s before a death")
         called.add(place)
     return found
+
+
+def called_though_answered(evidence: Evidence, taken_over: Mapping[int, float]) -> list[str]:
+    """Return the calls of requests whose whole outcome stood in the cluster when the caller took their partition over.
+
+    `taken_over` says for each process when it did, in seconds of the clock.
+    """
+    outcomes = _Outcomes.of(evidence)
+    return [
+        f"{place} was called although its outcome had stood for {taken_over[call.pid] - done:.3f} s"
+        for place, call in _starts(evidence.calls)
+        if call.attempt == 1 and (done := outcomes.done_at(place) / 1000) < taken_over.get(call.pid, 0.0)
+    ]
 
 
 def expected(request: Rec, topic: str) -> Expected:
@@ -267,10 +281,11 @@ def _rewinds(samples: Sequence[Sample], *, only_for_good: bool) -> Iterator[str]
 
 def _map_faults(sample: Sample, partition: int, done: Sequence[tuple[int, int]]) -> Iterator[str]:
     position, metadata = sample.committed[partition]
-    if not metadata:
+    commit_map, _ = split_metadata(metadata)
+    if not commit_map:
         return
     try:
-        found = CommitMap.decode(metadata, position)
+        found = CommitMap.decode(commit_map, position)
     except CommitMapError as error:
         yield f"commit map of partition {partition} at {position} cannot be read: {error}"
         return

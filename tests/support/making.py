@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 
+from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
@@ -70,6 +72,21 @@ def dispatcher(
     limits = ProviderLimits(_THREADS, policy.ceiling, rng, adaptive=adaptive)
     admission = Admission(limits, group or GroupLimits(time.time), StormGuard(storm or StormLimits(enabled=False)))
     return Dispatcher(Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
+
+
+def report(partitions: Mapping[str, int], operations: Mapping[str, Iterable[str]]) -> TopicReport:
+    """Return what a verification found: topics with their numbers of partitions, and what we may do with some."""
+    return TopicReport(
+        required=tuple(partitions),
+        existing=tuple(partitions),
+        missing=(),
+        without_leader=(),
+        mismatches=(),
+        verified_at=datetime.fromtimestamp(0, UTC),
+        limits={},
+        partitions=partitions,
+        operations={topic: frozenset(found) for topic, found in operations.items()},
+    )
 
 
 def snapshot(**facts) -> Snapshot:

@@ -71,6 +71,8 @@ one try can be asked for |
 `test_client_wall::test_position_is_read_without_asking` | public calls take a time limit |
 | high watermarks of paused partitions are not known | `group`: request_watermarks, answered in later polls | \
 `test_client_wall::test_consumer_has_what_we_touch` | they can be asked for without waiting |
+| `end_offsets` and its like wait for partitions without a leader, and raise for all when their time is up | \
+`group`: offsets_at, one question | `test_client_wall::test_consumer_has_what_we_touch` | they return what they know |
 | an administration client's limits are per request, some of them fixed; there may be no node to ask | \
 `administration`: a deadline around each wait; waits for a node | \
 `test_clients::test_a_frozen_broker_holds_an_attempt_no_longer_than_its_time` | calls take a time limit |

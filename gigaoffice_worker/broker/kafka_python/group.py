@@ -20,7 +20,9 @@ from gigaoffice_worker.broker.kafka_python.network import Reach
 
 log = structlog.get_logger(__name__)
 
-_LATEST = -1
+LATEST, EARLIEST = -1, -2
+"""Times that stand for the end and the start of a log."""
+_LOOK_AGAIN_MS = 50
 
 
 class Polling:
@@ -186,6 +188,29 @@ def end_of_log(client: KafkaConsumer, place: TopicPartition, timeout: float) -> 
     return int(client._fetcher.end_offsets([place], int(timeout * 1000))[place])
 
 
+def offsets_at(
+    client: KafkaConsumer, wanted: Mapping[TopicPartition, int], timeout: float
+) -> dict[TopicPartition, int]:
+    """Return the first offset at or behind a time (in milliseconds; LATEST and EARLIEST) for each partition.
+
+    Left out are those without a leader, which the public calls would wait for, and those without such an offset. Raises
+    the client's errors, KafkaTimeoutError among them when nobody answers within `timeout` seconds.
+    """
+    until = time.monotonic() + timeout
+    while wanted and (left := until - time.monotonic()) > 0:
+        future = client._fetcher._send_list_offsets_requests(wanted)
+        client._client.poll(future=future, timeout_ms=int(left * 1000))
+        if future.is_done and future.succeeded():
+            return {place: found.offset for place, found in future.value[0].items()}
+        if future.is_done and not future.retriable():
+            raise future.exception
+        # The metadata is on its way.
+        client._client.poll(timeout_ms=_LOOK_AGAIN_MS)
+    if wanted:
+        raise kafka_errors.KafkaTimeoutError("no answer to the question for offsets")
+    return {}
+
+
 def position(client: KafkaConsumer, place: TopicPartition) -> int | None:
     """Return the position that is read from next, without asking anybody for it; None while there is none."""
     state = client._subscription.assignment.get(place)
@@ -196,7 +221,7 @@ def request_watermarks(
     client: KafkaConsumer, places: Iterable[TopicPartition], note: Callable[[int, int], None]
 ) -> None:
     """Ask the brokers for high watermarks; `note` hears partition and watermark during later polls."""
-    wanted = dict.fromkeys(places, _LATEST)
+    wanted = dict.fromkeys(places, LATEST)
     if not wanted:
         return
 

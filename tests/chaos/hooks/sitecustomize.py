@@ -104,15 +104,29 @@ def _after_send(fuse: _Fuse) -> None:
 
     send = Producer.send
 
-    def and_die(self: Any, *arguments: Any) -> None:
-        send(self, *arguments)
+    def and_die(self: Any, *arguments: Any, **options: Any) -> None:
+        send(self, *arguments, **options)
         fuse.touch()
 
     Producer.send = and_die
 
 
+def _in_handler(fuse: _Fuse) -> None:
+    """A call runs, and others beside it."""
+    from gigaoffice_worker.engine.processor import Processor
+
+    attempt = Processor.attempt
+
+    def die_meanwhile(self: Any, work: Any) -> Any:
+        fuse.touch(random.uniform(0.0001, 0.02))
+        return attempt(self, work)
+
+    Processor.attempt = die_meanwhile
+
+
 _PLACES: dict[str, Callable[[_Fuse], None]] = {
     "after-poll": _after_poll,
+    "in-handler": _in_handler,
     "after-send": _after_send,
     "before-commit": _before_commit,
     "in-commit": _in_commit,
