@@ -31,6 +31,11 @@ from gigaoffice_worker.handlers.failures import (
 # A server that reads slowly can't stretch the time of a write by more than one piece.
 _PIECE = 16 * 1024
 _KEEP_IDLE = 5.0
+# Bytes of announcements and headers, and what one read may bring along of the body.
+_LONGEST_HEADERS = 256 * 1024
+# Each part of an answer costs the time of some hundred bytes: so many may be small, and the others so large on average.
+_MOST_SMALL_PARTS = 10_000
+_SMALL_PART = 16
 _LONGEST_HEADER = 256
 # All that is visible in ASCII but the percent sign, which marks what is encoded.
 _PLAIN = "".join(chr(code) for code in range(0x21, 0x7F)).replace("%", "")
@@ -77,12 +82,14 @@ class Transport(httpx.BaseTransport):
             raise _connection_trouble(error) from None
         finally:
             self._mine.line = None
+            line.close_if_data_are_left()
             self._free.put(line)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the answer's body is read by whoever asked, within the same limits."""
         line: _Line = self._mine.line
         url = request.url
+        line.backend.begin_answer()
         answer = line.pool.handle_request(
             httpcore.Request(
                 request.method,
@@ -91,7 +98,10 @@ class Transport(httpx.BaseTransport):
                 content=request.stream,
             )
         )
-        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer, self._max_bytes))
+        line.backend.headers_are_there()
+        # Cookies of one tenant's answer must not go with the next tenant's request: none is kept.
+        headers = [(name, value) for name, value in answer.headers if name.lower() != b"set-cookie"]
+        return httpx.Response(answer.status, headers=headers, stream=_Body(answer, self._max_bytes))
 
     def close(self) -> None:
         """Close the connections; to be called when no call runs."""
@@ -116,6 +126,19 @@ class _Line:
             else httpcore.ConnectionPool(**options)
         )
 
+    def close_if_data_are_left(self) -> None:
+        """Close a connection on which more came than the answer: it would be taken for the next request's.
+
+        httpcore looks at the socket before it uses a connection again, not at what it has read already.
+        """
+        for connection in self.pool.connections:
+            inner: Any = connection
+            while (deeper := getattr(inner, "_connection", None)) is not None:
+                inner = deeper
+            state = getattr(inner, "_h11_state", None)
+            if state is not None and state.trailing_data[0]:
+                connection.close()
+
 
 class _Body(httpx.SyncByteStream):
     def __init__(self, answer: httpcore.Response, max_bytes: int) -> None:
@@ -128,10 +151,12 @@ class _Body(httpx.SyncByteStream):
         if headers.get(b"content-encoding", b"identity") not in {b"identity", b""}:
             raise UnusableAnswerError("the service sent a compressed answer, which was not asked for")
         size = 0
-        for part in self._answer.iter_stream():
+        for parts, part in enumerate(self._answer.iter_stream(), start=1):
             size += len(part)
             if size > self._max_bytes:
                 raise RejectedError(f"the answer of the service has more than {self._max_bytes} bytes")
+            if parts > _MOST_SMALL_PARTS + size // _SMALL_PART:
+                raise UnusableAnswerError("the service sent its answer in too many small pieces")
             yield part
 
     def close(self) -> None:
@@ -145,6 +170,22 @@ class _Backend(httpcore.NetworkBackend):
         self._inner = httpcore.SyncBackend()
         self._connect_timeout = connect_timeout
         self.deadline = Deadline(0.0)
+        # What may still be read before the answer's headers are complete; None where that is no matter any more.
+        self._before_headers: int | None = None
+
+    def begin_answer(self) -> None:
+        """Limit what is read until `headers_are_there`: a service may send announcements (1xx) without end."""
+        self._before_headers = _LONGEST_HEADERS
+
+    def headers_are_there(self) -> None:
+        self._before_headers = None
+
+    def note_read(self, size: int) -> None:
+        """Count what was read. Raises httpcore.RemoteProtocolError when that is too much before the answer begins."""
+        if self._before_headers is not None:
+            self._before_headers -= size
+            if self._before_headers < 0:
+                raise httpcore.RemoteProtocolError("no answer within the bytes that headers may have")
 
     def left(self) -> float:
         """Return the seconds left to the call. Raises httpcore.TimeoutException when there are none."""
@@ -187,7 +228,9 @@ class _Stream(httpcore.NetworkStream):
         self._backend = backend
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
-        return self._inner.read(max_bytes, self._backend.left())
+        content = self._inner.read(max_bytes, self._backend.left())
+        self._backend.note_read(len(content))
+        return content
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         for start in range(0, len(buffer), _PIECE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -453,6 +454,83 @@ def test_an_early_refusal_of_a_large_request_is_heard(service, make):
     service.reads_bodies = False
     service.answer = lambda exchange: (exchange.reply(413, b"", {"Connection": "close"}), exchange.pause(0.3))
     assert type(failure(make(), request(payload={"query": "x" * 20_000_000}))) in {RejectedError, ConnectionFailedError}
+
+
+# What a service does to the requests after its answer
+
+
+def test_no_cookie_of_an_answer_goes_with_the_next_request(service, make):
+    cookies = {"Set-Cookie": "tenant=one; Path=/", "set-cookie": "long=" + "x" * 3000}
+    service.answer = answers(200, {"answer": "yes"}, cookies)
+    handler = make()
+    for _ in range(3):
+        handler(request())
+    assert all("cookie" not in asked.headers for asked in service.asked)
+    assert len({id(connection) for connection in service.connections}) == 1
+
+
+def _answer_and_more(more):
+    """Answer completely, and in the same packet say what only the next request should hear."""
+    body = b'{"answer": "mine"}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    return lambda exchange: exchange.connection.sendall(head + body + more)
+
+
+SMUGGLED = b'HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{"answer": "forged"}'
+
+
+@pytest.mark.parametrize(
+    "more", [SMUGGLED, SMUGGLED[:30], b"\r\n", b"garbage"], ids=["whole", "part", "blank", "garbage"]
+)
+def test_bytes_behind_an_answer_are_never_taken_for_the_next_one(service, make, more):
+    service.answer = in_turn(_answer_and_more(more), answers(200, {"answer": "yours"}))
+    handler = make(WORKER_CONCURRENCY="1")
+    assert handler(request()) == {"answer": "mine"}
+    assert handler(request()) == {"answer": "yours"}
+    assert len(service.connections) == 2
+
+
+def test_a_connection_with_nothing_left_is_kept(service, make):
+    handler = make(WORKER_CONCURRENCY="1")
+    for _ in range(5):
+        handler(request())
+    assert len(service.connections) == 1
+
+
+def _announcing(exchange):
+    while not exchange.pause(0):
+        exchange.connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 200)
+
+
+def _in_single_bytes(exchange):
+    exchange.start(200, {"Transfer-Encoding": "chunked"})
+    while not exchange.pause(0):
+        exchange.connection.sendall(b"1\r\n \r\n" * 500)
+
+
+@pytest.mark.parametrize(
+    "answer, expected", [(_announcing, ConnectionFailedError), (_in_single_bytes, UnusableAnswerError)]
+)
+def test_a_service_that_never_comes_to_the_point_is_given_up_long_before_the_deadline(service, make, answer, expected):
+    service.answer = answer
+    asked, used = request(60), time.process_time()
+    assert type(failure(make(), asked)) is expected
+    assert asked.deadline.remaining() > 40
+    assert time.process_time() - used < 10
+    service.answer = answers(200, {"answer": "yes"})
+    assert make()(request()) == {"answer": "yes"}
+
+
+def test_an_answer_in_many_pieces_of_some_size_is_taken(service, make):
+    content = json.dumps({"answer": "x" * 300_000}).encode()
+
+    def in_pieces(exchange):
+        exchange.start(200, {"Transfer-Encoding": "chunked"})
+        pieces = [content[at : at + 32] for at in range(0, len(content), 32)]
+        exchange.connection.sendall(b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in pieces) + b"0\r\n\r\n")
+
+    service.answer = in_pieces
+    assert len(make()(request())["answer"]) == 300_000
 
 
 def test_certificates_are_verified(make, tmp_path):
