@@ -46,7 +46,9 @@ def add(commands: terminal.Commands) -> None:
 def _add_list(commands: terminal.Commands) -> None:
     parser = commands.add("list", dlq_reading.act_list, "count and list dead letters", _LIST)
     _add_filters(parser)
-    parser.add_argument("--limit", type=_count, metavar="N", help="show the N newest (default: 50, with --json all)")
+    parser.add_argument(
+        "--limit", type=terminal.whole_number, metavar="N", help="show the N newest (default: 50, with --json all)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     _add_timeout(parser)
 
@@ -65,7 +67,7 @@ def _add_replay(commands: terminal.Commands) -> None:
     parser.add_argument("--rate", type=_rate, metavar="N", help="put back no more than N letters a second")
     parser.add_argument(
         "--max-replays",
-        type=_count,
+        type=terminal.whole_number,
         default=3,
         metavar="N",
         help="skip, and name, letters that have been replayed N times already (default: %(default)s)",
@@ -125,12 +127,6 @@ def _moment(text: str) -> Moment:
         return read_moment(text, time.time())
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {_MOMENT}") from error
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _partition(text: str) -> int:

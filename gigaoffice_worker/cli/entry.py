@@ -16,7 +16,7 @@ from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 WRONG_USAGE = 2
 
-COMMANDS = ("run", "check", "topics", "health", "ctl", "send", "dlq", "dev")
+COMMANDS = ("run", "check", "topics", "try", "health", "ctl", "send", "dlq", "dev", "schema")
 """Each is a module here. Only the one that is asked for is imported: `health` runs every few seconds."""
 
 _EPILOG = """\

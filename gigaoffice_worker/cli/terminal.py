@@ -68,6 +68,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def whole_number(text: str) -> int:
+    """Read a number of things from the command line."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def report(error: WorkerError) -> None:
     """Say on standard error what went wrong and what to do."""
     print(f"error: {visible_lines(str(error))}", file=sys.stderr)

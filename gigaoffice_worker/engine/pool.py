@@ -10,12 +10,12 @@ from collections.abc import Callable
 import structlog
 
 from gigaoffice_worker.core.judgement import Retry
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.call_stack import call_stack
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
 from gigaoffice_worker.engine.failure_log import FailureLog, where
-from gigaoffice_worker.engine.processor import Processor
+from gigaoffice_worker.engine.processor import Processor, overdue
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -107,8 +107,7 @@ class Pool:
         for work, run in self._dispatcher.running(longer_than=limit):
             number, thread = work.attempt, self._thread_of(work, run)
             at, stack = call_stack(thread) if thread is not None else ("", "")
-            failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds", at)
-            made = Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure, hung=True)
+            made = overdue(limit, at)
             judged = self._dispatcher.conclude(work, run, made)
             if judged is Late.ABANDONED:
                 continue  # It came back in this very moment.

@@ -95,6 +95,12 @@ class Processor:
         return _answered(result, time.monotonic() - started)
 
 
+def overdue(limit: float, at: str) -> Attempt:
+    """Return what came of a call that hangs: it was given up after `limit` seconds, in the frame `at`."""
+    failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds", at)
+    return Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure, hung=True)
+
+
 def _answered(result: object, seconds: float) -> Attempt:
     """Say what a handler's result means; one that cannot be written is no better the second time, but paid for."""
     try:
