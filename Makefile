@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test lint lock audit docs bench chaos variables test-security test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test lint lock audit docs bench chaos variables test-security docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,11 @@ test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by 
 	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest \
 	  tests/integration/test_tls_sasl.py tests/integration/test_acls.py tests/integration/test_sideport_abuse.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .security.jsonl docs/security.md)
+
+docs-mistakes: $(STAMP) ## handlers with every usual mistake, on a real Kafka; fills the table of docs/handlers.md
+	@rm -f .mistakes.jsonl
+	TABLES_RESULTS=.mistakes.jsonl $(BIN)/python -m pytest tests/integration/test_mistakes.py
+	$(BIN)/python -m tests.support.tables .mistakes.jsonl docs/handlers.md
 
 test-systemd: $(STAMP) ## the units under a real systemd in a booted Debian (root, debootstrap, systemd-container)
 	$(BIN)/python -m pytest tests/system/test_systemd.py $(ARGS)

@@ -33,7 +33,7 @@ from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
 from gigaoffice_worker.core.records import Headers, OutgoingRecord, Record, Source
 
-__all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError"]
+__all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError", "read_response"]
 
 log = structlog.get_logger(__name__)
 

@@ -26,12 +26,12 @@ _PEOPLE: Final[Table] = [
 ]
 
 _QUESTIONS: Final[tuple[tuple[str, str, str, Table], ...]] = (
-    ("Sum the sales by month", "A1:C4", "analysis", _SALES),
-    ("Which region grew most from May to June?", "A1:C4", "analysis", _SALES),
-    ("Write a formula for the share of each row in the total of column C", "A1:C4", "formula", _SALES),
-    ("Draw the sales by region as a bar chart", "A1:C4", "chart", _SALES),
-    ("Mark the rows without an e-mail address", "A1:C3", "data-quality", _PEOPLE),
-    ("Write all dates in column C as YYYY-MM-DD", "A1:C3", "formatting", _PEOPLE),
+    ("Sum the sales by month", "A1:C4", "spreadsheet-analysis", _SALES),
+    ("Which region grew most from May to June?", "A1:C4", "spreadsheet-analysis", _SALES),
+    ("Write a formula for the share of each row in the total of column C", "A1:C4", "spreadsheet-assistance", _SALES),
+    ("Draw the sales by region as a bar chart", "A1:C4", "data-chart", _SALES),
+    ("Mark the rows without an e-mail address", "A1:C3", "spreadsheet-transformation", _PEOPLE),
+    ("Write all dates in column C as YYYY-MM-DD", "A1:C3", "spreadsheet-formatting", _PEOPLE),
 )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -566,7 +567,7 @@ def serving(dev: Cli, *arguments: str, **environment: str):
             said = []
             for line in process.stdout:
                 said.append(line)
-                if "Partitions assigned" in line:
+                if "Worker running" in line:
                     break
             assert process.poll() is None, "".join(said)
             yield process, "".join(said)
@@ -624,6 +625,84 @@ def test_a_second_interrupt_ends_the_wait_for_the_worker(dev):
         process.stdout.read()
         assert process.wait(10) == 0  # and not after the drain's 25 seconds
     assert gone(processes)
+
+
+def kafka_of(process: subprocess.Popen[str]) -> psutil.Process:
+    (kafka,) = [each for each in family(process) if "kafka.Kafka" in each.cmdline()]
+    return kafka
+
+
+def test_dev_ends_when_its_kafka_dies(dev):
+    with serving(dev) as (process, _):
+        kafka_of(process).kill()
+        rest = process.stdout.read()
+        assert process.wait(60) == 1
+    assert "error: Kafka has ended by itself" in rest
+    assert "Worker draining" in rest
+
+
+HANDLER = """
+import logging
+
+
+def handle(request):
+    print("printed by the handler")
+    logging.getLogger("shop").info("logged by the handler")
+    {deed}
+    return {{"answer": 1}}
+"""
+
+
+def test_dev_is_quiet_and_tells_each_request_in_a_line(dev, tmp_path):
+    (tmp_path / "answers.py").write_text(HANDLER.format(deed="assert request.payload['query'] != 'bad', 'as asked'"))
+    found = {"PYTHONPATH": str(tmp_path), "WORKER_MAX_ATTEMPTS": "1"}
+    with serving(dev, "--handler", "answers:handle", **found) as (process, said):
+        assert len(said.splitlines()) <= 12
+        (bootstrap,) = [line.split()[-1] for line in said.splitlines() if line.startswith("Kafka: ")]
+        assert dev("send", '{"id": "r-1", "query": "good"}', KAFKA_BOOTSTRAP_SERVERS=bootstrap).returncode == 0
+        assert dev("send", '{"id": "r-2", "query": "bad"}', KAFKA_BOOTSTRAP_SERVERS=bootstrap).returncode == 1
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(30) == 0
+    of_good, _, of_bad = rest.partition("Request answered")
+    printed, logged = of_good.splitlines()[:2]
+    assert "info     printed by the handler  " in printed
+    assert "info     logged by the handler  " in logged
+    assert "request_id=r-1" in of_bad.splitlines()[0]
+    (dead,) = [line for line in of_bad.splitlines() if "dead letter" in line]
+    assert "AssertionError" in dead
+    assert "request_id=r-2" in dead
+    assert "AssertionError: as asked" in of_bad  # the traceback
+    assert "answers.py" in of_bad
+
+
+def test_dev_loads_a_handler_again_when_its_file_changes(dev, tmp_path):
+    file = tmp_path / "answers.py"
+    file.write_text("def handle(request): return 1\n")
+    found = {"PYTHONPATH": str(tmp_path)}
+    with serving(dev, "--handler", "answers:handle", "--reload", **found) as (process, said):
+        (bootstrap,) = [line.split()[-1] for line in said.splitlines() if line.startswith("Kafka: ")]
+
+        def answer() -> object:
+            done = dev("send", "{}", KAFKA_BOOTSTRAP_SERVERS=bootstrap)
+            return json.loads(done.stdout)["result"]
+
+        def until(text: str) -> str:
+            read = list(itertools.takewhile(lambda line: text not in line, process.stdout))
+            assert process.poll() is None, "".join(read)
+            return "".join(read)
+
+        assert answer() == 1
+        file.write_text("def handle(request): return \n\n(\n")
+        refused = until("Waiting for a change")
+        file.write_text("def handle(request): return 22\n")
+        until("Worker running")
+        assert answer() == 22
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(30) == 0
+    assert refused.count("SyntaxError: '(' was never closed, in ") == 1
+    assert "Traceback" not in refused + rest
 
 
 def test_dev_ends_with_the_code_of_its_worker(dev):

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tests.conftest import TopicSet, settings
-from tests.support import wire
+from tests.support import schemas, wire
 from tests.support.waiting import eventually
 from tests.support.workers import Call, WorkerProcess
 
@@ -104,7 +104,11 @@ class Scene(AbstractContextManager["Scene"]):
         return [_response(rec) for rec in wire.read_all(self.bootstrap, self.topics.responses)]
 
     def dead_letters(self) -> list[wire.Rec]:
-        return wire.read_all(self.bootstrap, self.topics.dlq)
+        """Return all dead letters; fails for one that is not as its schema says."""
+        found = wire.read_all(self.bootstrap, self.topics.dlq)
+        for record in found:
+            schemas.check_dead_letter(record)
+        return found
 
     def count(self, topic: str) -> int:
         """Return how many records a topic has taken."""
@@ -196,6 +200,7 @@ def _response(rec: wire.Rec) -> Response:
     assert rec.value is not None
     body = json.loads(rec.value, parse_constant=lambda name: f"{name} is no JSON")
     assert set(body) == FIELDS
+    schemas.check_response(rec, body)
     failed = body["status"] == "failed"
     assert failed or body["status"] == "completed"
     assert (body["error"] is not None) == failed
