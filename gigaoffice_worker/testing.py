@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +23,12 @@ from typing import Any, Final
 import msgspec
 
 from gigaoffice_worker._version import __version__
-from gigaoffice_worker.core.admission import Admission, Gate, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
 from gigaoffice_worker.core.dead_letters import facts
 from gigaoffice_worker.core.documents import Response, read_response
+from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
+from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import ATTEMPT_TIMEOUT, Attempt, Deadline, Outcome, OutgoingRecord, Record, Request
@@ -154,21 +157,24 @@ def _attempts(
 ) -> Iterator[tuple[Attempt, object]]:
     """Run one attempt after the other, each judged as the worker judges it at the time at which it would begin."""
     processor = Processor(call, limit, _RETRY_AFTER_MAX)
-    admission = Admission(Gate(policy), StormGuard(StormLimits(enabled=False)))
+    # One call at once, and no other request: nothing else can be refused, fail or wait.
+    limits = ProviderLimits(1, policy.ceiling, random.random, adaptive=False)
+    admission = Admission(limits, GroupLimits(time.time), StormGuard(StormLimits(enabled=False)))
     judgement = Judgement(policy, admission)
     now = 0.0
     for run in itertools.count(1):
         if run > _MOST_CALLS:
             return
         work.attempt, work.run, number = work.attempt + 1, run, work.attempt + 1
+        admission.started(work, now)
         made = _made_within(processor, work, limit)
         work.seconds += made.seconds
         work.failure = made.failure
         attempts.append(Tried(number, made))
-        judged = judgement.of(work, made, now)
+        judged = judgement.of(work, made, now, 0)
         yield made, judged
         # The clock does not wait.
-        now = max(now + made.seconds, getattr(judged, "due", now), admission.opens_at(now))
+        now = max(now + made.seconds, getattr(judged, "due", now), admission.opens_at(now, 0))
 
 
 def _made_within(processor: Processor, work: Work, limit: float) -> Attempt:

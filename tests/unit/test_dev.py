@@ -64,7 +64,7 @@ def test_a_traceback_stands_below_its_line(output) -> None:
     shown = output.shown(
         line("Request goes to the dead letter queue", "warning", traceback="Traceback:\n  KeyError: 1")
     )
-    assert shown.splitlines()[1:] == ["    Traceback:", "      KeyError"]
+    assert shown.splitlines()[1:] == ["    Traceback:", "      KeyError: 1"]
 
 
 @pytest.mark.parametrize("text", ["no JSON at all\x1b[2J\n", "[1]\n", "5"])
