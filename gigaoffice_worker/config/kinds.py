@@ -93,6 +93,7 @@ URL: Final = Kind(values.url, "an address that begins with https:// or http://")
 HOSTS: Final = Kind(values.hosts, "host names separated by commas, or *", none=())
 HANDLER: Final = Kind(values.handler, "echo, http, gigachat or package.module:callable")
 HEADERS: Final = Kind(values.header_names, "names of headers, separated by commas", none=frozenset())
+PLACE: Final = Kind(values.place, "a field's name, or header:NAME")
 INSTANCE: Final = Kind(values.instance_id, "1 to 249 of A-Z a-z 0-9 . _ -")
 LEVEL: Final = Kind(values.level, one_of(*values.LEVELS).allowed)
 

@@ -191,6 +191,21 @@ class Worker:
     ordering: Literal["key", "partition", "none"] = env(
         "WORKER_ORDERING", "key", one_of("key", "partition", "none"), "what is handled one at a time, in order"
     )
+    tenant_field: str | None = env(
+        "WORKER_TENANT_FIELD",
+        "",
+        kinds.PLACE,
+        "whom a request is for: a top-level field of it, or header:NAME; tenants share the calls equally",
+    )
+    priority_field: str | None = env(
+        "WORKER_PRIORITY_FIELD",
+        "",
+        kinds.PLACE,
+        "how urgent a request is: a top-level field of it, or header:NAME, that holds a number; higher first",
+    )
+    priority_aging: float = env(
+        "WORKER_PRIORITY_AGING", "60", seconds(0.001), "seconds of waiting that are worth one step of priority"
+    )
     max_attempts: int = env(
         "WORKER_MAX_ATTEMPTS", "5", whole(1, 10_000), "attempts for one request, the first included"
     )

@@ -125,6 +125,13 @@ def _is_dotted(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
+def place(value: str) -> str:
+    """Check where something stands in a request: a field's name, or `header:NAME`."""
+    if not value or value == "header:":
+        raise ValidationError("must be a field's name, or header:NAME")
+    return value
+
+
 def instance_id(value: str) -> str:
     """Check a static member's id, for which Kafka has the rule of topic names."""
     if topic_name_trouble(value):

@@ -26,6 +26,8 @@ _DEFLATE_LEVEL = 4
 # What deflate's fixed codes make of a bitmap at most, in bits: a byte with an unfinished offset, which may become any
 # byte; a zero byte; 258 repetitions of the byte before; fewer of them.
 _LITERAL, _ZERO, _REPEAT, _LAST_REPEAT = 9, 8, 13, 18
+# The rest of a repetition that is broken by other bytes: three literals and another repetition.
+_BREAK = 3 * _LITERAL + _LAST_REPEAT
 # Bytes for the heads and ends of blocks.
 _OVERHEAD = 8
 
@@ -40,17 +42,23 @@ class CommitMap:
 
     It travels as the commit's metadata, so that a restart or another member does not repeat what is done although a
     slow request holds the committed position back. Offsets that were never received (removed by compaction, or
-    transaction markers) count as finished: nobody will ever receive them.
+    transaction markers) count as finished: nobody will ever receive them. `parked` are more unfinished offsets, as a
+    bitmap that begins where that of the map does.
     """
 
     base: int
     horizon: int
     unfinished: tuple[int, ...]
+    parked: bytes = b""
 
     @property
     def says_more(self) -> bool:
         """Whether anything is finished beyond the base that its position alone does not say."""
-        return self.horizon - self.base > len(self.unfinished)
+        return self.horizon - self.base > len(self.unfinished) + self._parked_count
+
+    @property
+    def _parked_count(self) -> int:
+        return int.from_bytes(self.parked, "little").bit_count()
 
     def encode(self, limit: int) -> tuple[str, bool]:
         """Return the map as ASCII text of at most `limit` characters, and whether all of it went in.
@@ -58,8 +66,17 @@ class CommitMap:
         A map that does not fit is cut at an unfinished offset: what lies behind counts as not done, which costs a
         repetition after a crash and never a loss.
         """
+        if self.parked:
+            small = len(self.unfinished) + self._parked_count < limit
+            text = None if small else self._as_bitmap(limit)
+            return (text, True) if text else self._one_by_one().encode(limit)
         text = self._as_steps(limit) or self._as_bitmap(limit)
         return (text, True) if text else (self._cut(limit), False)
+
+    def _one_by_one(self) -> CommitMap:
+        """Return the same map, with what is parked named offset by offset."""
+        offsets = sorted((*self.unfinished, *_set_bits(self.parked, _byte_start(self.base))))
+        return CommitMap(self.base, self.horizon, tuple(offsets))
 
     def _as_steps(self, limit: int) -> str | None:
         room = _room(limit, f"{_STEPS}:{self.base}:")
@@ -87,9 +104,10 @@ class CommitMap:
         """Return a bit for each offset up to the last unfinished one, set for these; None where that is too much."""
         start = _byte_start(self.base)
         last = self.unfinished[-1] if self.unfinished else start - 1
-        if last - start >= _LONGEST_BITMAP:
+        if max(last - start, 8 * len(self.parked)) >= _LONGEST_BITMAP:
             return None
-        bits = bytearray((last - start) // 8 + 1)
+        bits = bytearray(self.parked)
+        bits.extend(bytes(max(0, (last - start) // 8 + 1 - len(bits))))
         for offset in self.unfinished:
             at = offset - start
             bits[at >> 3] |= 1 << (at & 7)
@@ -153,6 +171,31 @@ def fitting(base: int, unfinished: Sequence[int], more: Sequence[int], limit: in
     return len(more)
 
 
+def fits_beside(base: int, parked: bytes | bytearray, unfinished: Sequence[int], limit: int, share: float) -> bool:
+    """Say whether a map takes no more than a `share` of its room whichever of `unfinished` end, and no one of `parked`.
+
+    `unfinished` rises. Each byte of the bitmap with one of them may become any byte, and each run of such bytes may
+    break a repetition in two; all else is as long as deflate makes it with its fixed codes.
+    """
+    start, room = _byte_start(base), _room_for_bits(base, limit)
+    deflate = zlib.compressobj(_DEFLATE_LEVEL, zlib.DEFLATED, -15, strategy=zlib.Z_FIXED)
+    bits = 8 * (len(deflate.compress(parked)) + len(deflate.flush()))
+    at = -2
+    for offset in unfinished:
+        byte = (offset - start) >> 3
+        if byte != at:
+            bits += _LITERAL if byte == at + 1 else _LITERAL + _BREAK
+            at = byte
+    return bits <= room * 8 * share and at * 8 < _LONGEST_BITMAP
+
+
+def _set_bits(bits: bytes, start: int) -> Iterator[int]:
+    """Walk over the offsets of a bitmap that begins at `start`."""
+    for number, byte in enumerate(bits):
+        if byte:
+            yield from (start + number * 8 + bit for bit in range(8) if byte >> bit & 1)
+
+
 def _room_for_bits(base: int, limit: int) -> int:
     # The horizon may have one digit more than the base has now.
     return max(0, _room(limit, f"{_BITMAP}:{base}:{base}0:") - _OVERHEAD)
@@ -208,9 +251,7 @@ def _read_bitmap(body: str, committed: int) -> tuple[int, tuple[int, ...]]:
     if not inflate.eof or inflate.unused_data or horizon < committed:
         message = "cut off, or too long"
         raise ValueError(message)
-    found = tuple(
-        start + number * 8 + bit for number, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1
-    )
+    found = tuple(_set_bits(bits, start))
     if found and not committed <= found[0] <= found[-1] < horizon:
         message = "an offset outside of the map"
         raise ValueError(message)

@@ -6,13 +6,20 @@ place before one, as in "committed" and "position". `OffsetTracker` deals in bot
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from gigaoffice_worker.core.commit_map import CommitMap, fitting, reach
+from gigaoffice_worker.core.commit_map import CommitMap, fits_beside, fitting, reach
+from gigaoffice_worker.core.parked_offsets import ParkedOffsets
 
 T = TypeVar("T")
+
+# How much of a commit map's room is used before the frontier waits, and before sweeps take one request at a time.
+_SHARE_AT_THE_FRONTIER: Final = 0.75
+_SHARE_OF_SWEEPS: Final = 0.9
+_LET_GO: Final[Any] = None
 
 
 class OffsetTracker(Generic[T]):
@@ -29,6 +36,10 @@ class OffsetTracker(Generic[T]):
         self._unfinished: dict[int, T | None] = dict.fromkeys(known)
         # Known from the map and not received yet.
         self._awaited = deque(known)
+        # Unfinished, with nothing of them in memory: they were received, and will be again.
+        self.parked = ParkedOffsets()
+        # Offsets that were parked before, as a heap; settled ones go when they reach the front.
+        self._resumed: list[int] = []
         # Every unfinished offset in rising order; settled ones go when they reach the front. (The first key of the
         # dict would be the same, but finding it costs a walk over all that was deleted before it.)
         self._rising = deque(known)
@@ -41,9 +52,21 @@ class OffsetTracker(Generic[T]):
     @property
     def committable(self) -> int:
         """The position before the lowest unfinished offset: what may be committed, and no more."""
-        while self._rising and self._rising[0] not in self._unfinished:
-            self._rising.popleft()
-        return self._rising[0] if self._rising else self._horizon
+        rising, resumed, unfinished = self._rising, self._resumed, self._unfinished
+        while rising and rising[0] not in unfinished:
+            rising.popleft()
+        lowest = rising[0] if rising else self._horizon
+        if resumed or self.parked:
+            while resumed and resumed[0] not in unfinished:
+                heapq.heappop(resumed)
+            parked = self.parked.lowest
+            lowest = min(lowest, resumed[0] if resumed else lowest, parked if parked is not None else lowest)
+        return lowest
+
+    @property
+    def span(self) -> int:
+        """How far it was read past the lowest unfinished offset."""
+        return self._position - self.committable
 
     @property
     def oldest(self) -> T | None:
@@ -52,10 +75,10 @@ class OffsetTracker(Generic[T]):
 
     def __len__(self) -> int:
         """Return how many offsets are known and unfinished."""
-        return len(self._unfinished)
+        return len(self._unfinished) + len(self.parked)
 
     def __iter__(self) -> Iterator[T]:
-        """Walk over the items that were received and are unfinished, in rising order of their offsets."""
+        """Walk over the items that were received and are unfinished."""
         return (item for item in self._unfinished.values() if item is not None)
 
     def receivable(self, offsets: Sequence[int], limit: int) -> int:
@@ -68,6 +91,10 @@ class OffsetTracker(Generic[T]):
         new = [offset for offset in offsets if offset >= self._horizon]
         if not new or new[-1] < reach(base, limit):
             return len(offsets)
+        if self.parked:
+            open_offsets = sorted((*self._unfinished, *new))
+            beside = fits_beside(base, self.parked.bitmap(base), open_offsets, limit, _SHARE_AT_THE_FRONTIER)
+            return len(offsets) if beside else len(offsets) - len(new)
         most = fitting(base, sorted(self._unfinished), new, limit)
         return len(offsets) - len(new) + (most if self._unfinished else max(1, most))
 
@@ -88,6 +115,36 @@ class OffsetTracker(Generic[T]):
         self._unfinished[offset] = item
         return True
 
+    def park(self, offset: int) -> bool:
+        """Note that `offset` was received and let go: it is unfinished, and is read again later. False: it is done."""
+        if not self.start(offset, _LET_GO):
+            return False
+        del self._unfinished[offset]
+        self.parked.add(offset)
+        return True
+
+    def may_resume(self, offsets: Sequence[int], limit: int) -> bool:
+        """Say whether the ends of these parked offsets have room in a commit map of `limit` characters.
+
+        The lowest unfinished offset always has: once it ends the map is shorter.
+        """
+        base = self.committable
+        if offsets[-1] <= base or self._horizon <= reach(base, limit):
+            return True
+        open_offsets = sorted({*self._unfinished, *offsets})
+        return fits_beside(base, self.parked.bitmap(base), open_offsets, limit, _SHARE_OF_SWEEPS)
+
+    def resume(self, offset: int, item: T) -> None:
+        """Note that a parked offset was received again. Raises KeyError when it is not parked."""
+        self.gone(offset)
+        self._unfinished[offset] = item
+        heapq.heappush(self._resumed, offset)
+
+    def gone(self, offset: int) -> None:
+        """Note that a parked offset does not exist any more. Raises KeyError when it is not parked."""
+        if not self.parked.discard(offset):
+            raise KeyError(offset)
+
     def advance(self, position: int) -> None:
         """Note that everything below `position` was read: offsets that did not show up don't exist."""
         self._forget_missing(position)
@@ -101,7 +158,8 @@ class OffsetTracker(Generic[T]):
     def commit_map(self) -> CommitMap:
         """Return what is finished beyond `committable`."""
         # Rising order again: a restored offset takes its item later than higher ones may have been appended.
-        return CommitMap(self.committable, self._horizon, tuple(sorted(self._unfinished)))
+        base = self.committable
+        return CommitMap(base, self._horizon, tuple(sorted(self._unfinished)), bytes(self.parked.bitmap(base)))
 
     def _forget_missing(self, below: int) -> None:
         while self._awaited and self._awaited[0] < below:

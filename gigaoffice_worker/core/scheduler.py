@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gigaoffice_worker.core.decoded_size import DecodedRoom
+from gigaoffice_worker.core.ready import ByArrival, Ready
 from gigaoffice_worker.core.work import Assignment, Lane, Stage, Work
 
 Ordering = Literal["key", "partition", "none"]
@@ -29,17 +30,13 @@ class Scheduler:
     (`partition`), or nothing (`none`, and records without a key under `key`). The first request of a lane is ready,
     running or waiting for its retry; the others wait behind it until `free` is called for it.
 
-    Of what is ready, the request that was written first runs first, however late it became ready: a lane that has much
-    to do has the oldest requests, and to let it wait its turn among all lanes would let it run alone in the end. The
-    order in which requests were received would not do, since a fetch brings many from one partition at a time.
+    Of what is ready, `ready` says what runs next: the request that was written first, unless it is told otherwise.
     """
 
-    def __init__(self, ordering: Ordering) -> None:
+    def __init__(self, ordering: Ordering, ready: Ready | None = None) -> None:
         self._ordering = ordering
         self._lanes: dict[Lane, deque[Work]] = {}
-        # Ready on arrival, in that order; and what became ready later, as a heap by the time of writing.
-        self._fresh: deque[Work] = deque()
-        self._freed: list[tuple[float, int, Work]] = []
+        self._ready = ready if ready is not None else ByArrival()
         self._retries: list[_Retry] = []
         # Ready, and too large to be decoded beside what runs.
         self._too_large: list[Work] = []
@@ -61,12 +58,12 @@ class Scheduler:
     @property
     def ready(self) -> int:
         """How many requests could run now."""
-        return len(self._fresh) + len(self._freed)
+        return len(self._ready)
 
     @property
     def ready_since(self) -> float | None:
         """When the request that runs next became ready."""
-        work = self._first()
+        work = self._ready.first()
         return work.ready_at if work is not None else None
 
     @property
@@ -88,7 +85,7 @@ class Scheduler:
                 return
             self._lanes[work.lane] = deque()
         work.ready_at = now
-        self._fresh.append(work)
+        self._ready.add(work, fresh=True)
 
     def take(self, now: float, preference: Callable[[Work], Any] | None = None) -> Work | None:
         """Return the request to run now, as begun at `now`; None when nothing is ready.
@@ -112,54 +109,32 @@ class Scheduler:
 
     def _pop_fitting(self) -> Work | None:
         """Take off what runs next, and set aside what is too large beside what runs: the others don't wait for it."""
-        while (work := self._pop()) is not None and not self._decoded.fits(work.decoded):
+        while (work := self._ready.pop()) is not None and not self._decoded.fits(work.decoded):
+            self._ready.put_back(work)
             self._too_large.append(work)
         return work
 
-    def ended(self, work: Work) -> bool:
-        """Note that a run of a request is over; True when others become ready, since what it was decoded to is gone."""
+    def _pop_preferred(self, preference: Callable[[Work], Any]) -> Work | None:
+        fitting = [work for work in self._ready if self._decoded.fits(work.decoded)]
+        if not fitting:
+            return None
+        work = min(fitting, key=preference)
+        self._ready.remove(work)
+        return work
+
+    def ended(self, work: Work, seconds: float | None) -> bool:
+        """Note that a run of a request is over, after so many seconds of a call (None: there was none).
+
+        True when others become ready, because what it was decoded to is gone.
+        """
+        self._ready.ended(work, seconds)
         if not work.decoded:
             return False
         self._decoded.free(work.decoded)
         waiting, self._too_large = self._too_large, []
         for each in waiting:
-            heapq.heappush(self._freed, (each.written_at, each.number, each))
+            self._ready.add(each, fresh=False)
         return bool(waiting)
-
-    def _first(self) -> Work | None:
-        """Return what runs next."""
-        if self._freed and not (self._fresh and self._fresh[0].written_at < self._freed[0][0]):
-            return self._freed[0][2]
-        return self._fresh[0] if self._fresh else None
-
-    def _pop(self) -> Work | None:
-        """Take off what runs next."""
-        fresh, freed = self._fresh, self._freed
-        if freed and not (fresh and fresh[0].written_at < freed[0][0]):
-            return heapq.heappop(freed)[2]
-        return fresh.popleft() if fresh else None
-
-    def _pop_preferred(self, preference: Callable[[Work], Any]) -> Work | None:
-        ready = [*self._fresh, *(entry[2] for entry in self._freed)]
-        ready = [work for work in ready if self._decoded.fits(work.decoded)]
-        if not ready:
-            return None
-        work = min(ready, key=preference)
-        self._remove(work)
-        return work
-
-    def _remove(self, work: Work) -> bool:
-        """Take a request off what is ready; False when it is not."""
-        if work in self._fresh:
-            self._fresh.remove(work)
-        elif (entry := (work.written_at, work.number, work)) in self._freed:
-            self._freed.remove(entry)
-            heapq.heapify(self._freed)
-        elif work in self._too_large:
-            self._too_large.remove(work)
-        else:
-            return False
-        return True
 
     def _promote_due(self, now: float) -> None:
         """Make ready what waited for its due time."""
@@ -181,7 +156,12 @@ class Scheduler:
 
     def withdraw(self, work: Work) -> None:
         """Take back a request that waits for its next attempt, because it needs none; its lane stays closed."""
-        if self._remove(work):
+        if self._ready.remove(work):
+            self._ready.put_back(work)
+            self._queued -= 1
+            return
+        if work in self._too_large:
+            self._too_large.remove(work)
             self._queued -= 1
             return
         self._retries = [retry for retry in self._retries if retry.work is not work]
@@ -199,9 +179,7 @@ class Scheduler:
 
     def forget(self, assignment: Assignment) -> None:
         """Drop every request of a lost partition that is not running."""
-        self._fresh = deque(work for work in self._fresh if work.assignment is not assignment)
-        self._freed = [entry for entry in self._freed if entry[2].assignment is not assignment]
-        heapq.heapify(self._freed)
+        self._ready.keep(lambda work: work.assignment is not assignment)
         kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
         heapq.heapify(kept)
         self._retries = kept
@@ -224,4 +202,4 @@ class Scheduler:
 
     def _make_ready(self, work: Work, now: float) -> None:
         work.ready_at = now
-        heapq.heappush(self._freed, (work.written_at, work.number, work))
+        self._ready.add(work, fresh=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
+from gigaoffice_worker.core.parking import Lot, Parking, Sweep
 from gigaoffice_worker.core.records import Failure, Record
 
 
@@ -43,10 +45,63 @@ class Assignment:
     # What the journal has found of it, as long as not all of that was received, and the mark that it was found from.
     findings: Findings | None = None
     mark: str = ""
+    # What is held and what is parked, from the moment on in which its window stayed full.
+    parking: Parking | None = None
 
     @property
     def name(self) -> tuple[str, int]:
         return (self.topic, self.partition)
+
+    def receive(self, work: Work, *, known: bool = False) -> bool:
+        """Note that the next request at the frontier was received; False where it is done already, or parked.
+
+        One whose outcome is `known` is never parked.
+        """
+        record, parking = work.record, self.parking
+        if parking is not None and not known and not parking.holds(work.sharing, record.key, work.size):
+            if self.tracker.park(record.offset):
+                parking.park(work.sharing, record.key, record.offset)
+            return False
+        if not self.tracker.start(record.offset, work):
+            return False
+        self._hold(work)
+        return True
+
+    def resume(self, work: Work, sweep: Sweep) -> bool:
+        """Note that a parked request was found by a sweep; True when it is to be queued."""
+        record, parking = work.record, self.parking
+        if parking is None or not parking.takes(sweep, work.sharing, record.key, work.size):
+            return False
+        for offset in parking.take(sweep, work.sharing, record.key, record.offset):
+            self.tracker.gone(offset)
+        self.tracker.resume(record.offset, work)
+        self._hold(work)
+        return True
+
+    def settle(self, work: Work) -> None:
+        """Note that the outcome of a request is durable."""
+        self.tracker.settle(work.record.offset)
+        self.held_records -= 1
+        self.held_bytes -= work.size
+        if work.lot is not None and self.parking is not None:
+            self.parking.settled(work.lot, work.record.key, work.size)
+
+    def begin_parking(self, window: int) -> bool:
+        """Tell apart from now on what is held and what is parked; False where that would help nobody."""
+        parking = Parking(window)
+        for work in self.tracker:
+            work.lot = parking.hold(work.sharing, work.record.key, work.size)
+        if not parking.crowded:
+            return False
+        parking.window = max(window, parking.held * 8 // 7)
+        self.parking = parking
+        return True
+
+    def _hold(self, work: Work) -> None:
+        self.held_records += 1
+        self.held_bytes += work.size
+        if self.parking is not None:
+            work.lot = self.parking.hold(work.sharing, work.record.key, work.size)
 
 
 Lane = tuple[Assignment, bytes | None]
@@ -81,6 +136,12 @@ class Work:
     lane: Lane | None = None
     # Bytes that its value takes once it is decoded, about; 0 for one that is not large, or not to be decoded.
     decoded: int = 0
+    # Whom it is for and how urgent it is, higher first, as far as that is told apart.
+    tenant: str = ""
+    priority: float = 0.0
+    # Who it shares the window of its partition as (None: nobody), and what it is counted in where that parks.
+    sharing: Hashable = None
+    lot: Lot | None = None
     # Counts requests in the order in which they were received.
     number: int = 0
     # How many calls had been answered when the provider refused this one last (-1: it never did), and how often others

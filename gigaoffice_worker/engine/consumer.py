@@ -17,6 +17,8 @@ from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.errors import FencedError
 from gigaoffice_worker.core.arrival import age
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
+from gigaoffice_worker.core.scheduler import Ordering
+from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.core.work import Assignment, Stage
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
@@ -52,6 +54,8 @@ class ConsumerSettings:
     join_within: float
     # How many characters of metadata the cluster takes with a commit.
     map_limit: int
+    ordering: Ordering
+    urgency: Urgency
 
 
 class ConsumerThread:
@@ -94,6 +98,9 @@ class ConsumerThread:
             auto_offset_reset=reset,
             max_poll_records=settings.max_poll_records,
             map_limit=lambda: self.committer.map_limit,
+            # In the order of a partition there is nobody who could be let past.
+            parks=settings.ordering != "partition",
+            read_urgency=settings.urgency.reader() if settings.urgency.known else None,
         )
         self.clean = False
         # Whether a partition was lost while draining, before what had ended of it was committed.

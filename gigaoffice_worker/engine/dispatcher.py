@@ -17,6 +17,7 @@ from types import MappingProxyType
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.journal import Floor
 from gigaoffice_worker.core.judgement import Judgement, Retry
+from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.work import Assignment, Stage, Work
@@ -142,7 +143,7 @@ class Dispatcher:
             if self._observed:
                 self._changed.notify_all()
             now = self._clock()
-            if self._scheduler.ended(work):
+            if self._scheduler.ended(work, None if made.ended is AttemptEnd.INVALID else made.seconds):
                 self._wake(now)
             probing = self.admission.probing
             if work.assignment.lost:
@@ -196,8 +197,14 @@ class Dispatcher:
 
     # The consumer thread
 
-    def offer(self, works: Iterable[Work], known: Mapping[Work, Outcome | None] = NOTHING_KNOWN) -> list[Work]:
-        """Queue requests that were received, unless their offset is done already.
+    def offer(
+        self,
+        works: Iterable[Work],
+        known: Mapping[Work, Outcome | None] = NOTHING_KNOWN,
+        *,
+        sweep: Sweep | None = None,
+    ) -> list[Work]:
+        """Queue requests that were received, or found by a sweep, unless they are done already or better parked.
 
         Those in `known` run no more, and those of them that are not done already are returned: one without an outcome
         is settled at once, the others are the caller's to deliver.
@@ -207,20 +214,17 @@ class Dispatcher:
             now = self._clock()
             for work in works:
                 assignment = work.assignment
-                if not assignment.tracker.start(work.record.offset, work):
+                if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=work in known)):
                     continue
-                if work in known:
-                    taken.append(work)
-                    if known[work] is None:
-                        assignment.tracker.settle(work.record.offset)
-                        continue
-                assignment.held_records += 1
-                assignment.held_bytes += work.size
-                if work in known:
+                if work not in known:
+                    self._scheduler.add(work, now)
+                    continue
+                taken.append(work)
+                if known[work] is None:
+                    assignment.settle(work)
+                else:
                     work.stage = Stage.DELIVERING
                     self._delivering.add(work)
-                else:
-                    self._scheduler.add(work, now)
             if self._scheduler.ready:
                 self._wake(now)
         return taken
@@ -233,9 +237,7 @@ class Dispatcher:
                 assignment = work.assignment
                 if assignment.lost:
                     continue
-                assignment.tracker.settle(work.record.offset)
-                assignment.held_records -= 1
-                assignment.held_bytes -= work.size
+                assignment.settle(work)
             if self._observed:
                 self._changed.notify_all()
 

@@ -20,8 +20,10 @@ from gigaoffice_worker.core.journal import Floors
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.messages import RecordEncoder
+from gigaoffice_worker.core.ready import ByArrival, ByTenant
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
@@ -55,6 +57,7 @@ class Engine:
         """`map_limit` is how many characters of metadata the cluster takes with a commit."""
         self._config = config
         self._request_partitions = 0
+        self.tells_tenants = config.worker.tenant_field is not None
         self.started = time.monotonic()
         self.dispatcher = _dispatcher(config)
         self._floors = Floors()
@@ -114,6 +117,8 @@ class Engine:
             join_within=(spec.creation_retries + 1) * spec.creation_timeout
             + spec.creation_retries * spec.creation_retry_delay,
             map_limit=map_limit,
+            ordering=config.worker.ordering,
+            urgency=_urgency(config),
         )
         consumer = Consumer(clients.consumer(config), settings.topic)
         return ConsumerThread(consumer, self.dispatcher, self.delivery, self.journal, settings, metrics, died)
@@ -168,13 +173,19 @@ class Engine:
         self.delivery.close(1.0)
 
 
+def _urgency(config: Config) -> Urgency:
+    worker = config.worker
+    return Urgency(worker.tenant_field, worker.priority_field, worker.max_request_bytes)
+
+
 def _dispatcher(config: Config) -> Dispatcher:
     worker = config.worker
     policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
     limits = ProviderLimits(worker.concurrency, policy.ceiling, random.random, adaptive=worker.adaptive)
     storm = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
     admission = Admission(limits, _group_limits(config), StormGuard(storm))
-    return Dispatcher(Scheduler(worker.ordering), admission, Judgement(policy, admission))
+    ready = ByTenant(worker.priority_aging) if _urgency(config).known else ByArrival()
+    return Dispatcher(Scheduler(worker.ordering, ready), admission, Judgement(policy, admission))
 
 
 def _group_limits(config: Config) -> GroupLimits:

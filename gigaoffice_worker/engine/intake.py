@@ -22,6 +22,7 @@ from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.ownership import Ownership
 from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
 from gigaoffice_worker.engine.stalls import StallWatch
+from gigaoffice_worker.engine.sweeps import Sweeps
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -54,8 +55,14 @@ class Intake:
         auto_offset_reset: str,
         max_poll_records: int,
         map_limit: Callable[[], int],
+        parks: bool,
+        read_urgency: Callable[[Record], tuple[str, float]] | None,
     ) -> None:
-        """`map_limit` tells how many characters a commit map may have."""
+        """`map_limit` tells how many characters a commit map may have.
+
+        `parks` says whether what one key or tenant has too much of is parked, and `read_urgency` whom a record is for
+        and how urgent it is.
+        """
         self._consumer = consumer
         self._dispatcher = dispatcher
         self._delivery = delivery
@@ -66,7 +73,10 @@ class Intake:
         self._reset = auto_offset_reset
         self._max_poll_records = max_poll_records
         self._map_limit = map_limit
+        self._parks = parks
+        self._read_urgency = read_urgency
         self._quarantine = Quarantine(topic)
+        self._sweeps = Sweeps(consumer, dispatcher, metrics, to_works=self._to_works, map_limit=map_limit)
         # Partitions with more to read than their commit map could tell finished from unfinished.
         self._crowded: set[int] = set()
         self._next_room = 0.0
@@ -90,8 +100,9 @@ class Intake:
         try:
             batches = self._consumer.poll(timeout, self._max_poll_records)
         except OutOfRangeError as error:
+            swept = {partition for partition in error.positions if self._sweeps.removed(partition)}
             self._read_again()
-            self._go_on_elsewhere(error.positions)
+            self._go_on_elsewhere({p: position for p, position in error.positions.items() if p not in swept})
         except UndecodableError as error:
             self._read_again(but=error.partition)
             self._quarantine.admit(error, time.monotonic())
@@ -112,21 +123,39 @@ class Intake:
         assignment = self._ownership.assignments.get(partition)
         if assignment is None:
             return
-        records = self._that_fit(assignment, records)
+        records = self._that_fit(assignment, self._sweeps.receive(partition, records))
         self._metrics.messages_received.inc(len(records))
-        if not records:
-            return
-        now = time.monotonic()
-        timestamps = [record.timestamp for record in records]
-        arrived, assignment.earliest = arrival_times(timestamps, assignment.earliest, time.time())
-        works = [
-            Work(record, assignment, record.size + _RECORD_COST, now, at, decoded=decoded_size(record.value))
-            for record, at in zip(records, arrived, strict=True)
-        ]
+        works, assignment.earliest = self._to_works(assignment, records, assignment.earliest)
         if assignment.findings is None:
             self._dispatcher.offer(works)
-        else:
+        elif works:
             self._offer_unless_known(works)
+
+    def _to_works(
+        self, assignment: Assignment, records: list[Record], earliest: float | None
+    ) -> tuple[list[Work], float | None]:
+        """Return requests of records, and from when on those that follow may have arrived."""
+        if not records:
+            return [], earliest
+        now = time.monotonic()
+        arrived, earliest = arrival_times([record.timestamp for record in records], earliest, time.time())
+        works = [
+            Work(
+                record,
+                assignment,
+                record.size + _RECORD_COST,
+                now,
+                at,
+                decoded=decoded_size(record.value),
+                sharing=record.key,
+            )
+            for record, at in zip(records, arrived, strict=True)
+        ]
+        if self._read_urgency is not None:
+            for work in works:
+                work.tenant, work.priority = self._read_urgency(work.record)
+                work.sharing = (work.tenant, round(work.priority))
+        return works, earliest
 
     def _offer_unless_known(self, works: list[Work]) -> None:
         """Queue requests, but for those that the journal knows the outcome of."""
@@ -165,6 +194,7 @@ class Intake:
 
     def _read_again(self, but: int | None = None) -> None:
         """Put each partition (`but` one) back to where we know it was read: an error may have lost what came behind."""
+        self._sweeps.forget(but)
         for partition, assignment in self._ownership.assignments.items():
             position = assignment.tracker.position
             if partition != but and self._consumer.position(partition) != position:
@@ -191,6 +221,7 @@ class Intake:
     def note_assigned(self) -> None:
         """Begin with the partitions that a rebalance gave us: the client has forgotten what was paused."""
         self.paused = {}
+        self._sweeps.forget()
         self._quarantine.keep(self._ownership.assignments)
 
     # Pausing and resuming
@@ -208,12 +239,17 @@ class Intake:
             everywhere = "operator"
         elif self._dispatcher.intake_stopped() is not None:
             everywhere = "storm-guard"
+        assignments = self._ownership.assignments
+        if self._parks and everywhere is None:
+            self._sweeps.look(assignments, self.paused, _HOLDING.quota(len(assignments)).window, now)
+        sweeping = self._sweeps.partitions
         wanted = _HOLDING.reasons(
-            self._ownership.assignments,
+            assignments,
             self.paused,
             everywhere=everywhere,
             unpositioned=self._ownership.unpositioned,
-            undecodable=lambda partition: self._quarantine.shuts_in(partition, now),
+            sweeping=sweeping,
+            undecodable=lambda partition: self._quarantine.shuts_in(partition, now) and not self._behind(partition),
             map_full=full | self._crowded,
         )
         wanted |= {
@@ -229,6 +265,11 @@ class Intake:
             self._consumer.resume(resume & known)
         self.paused = wanted
 
+    def _behind(self, partition: int) -> bool:
+        """Say whether a partition is swept in front of what cannot be decoded."""
+        sweep = self._sweeps.of(partition)
+        return sweep is not None and self._quarantine.held[partition].offset >= sweep.end
+
     # How far the log reaches
 
     def watch_log(self, now: float) -> None:
@@ -238,7 +279,9 @@ class Intake:
             if (position := self._consumer.position(partition)) is not None:
                 with self._dispatcher.locked():
                     assignment.tracker.advance(position)
-        self._quarantine.let_out(self._consumer.position)
+        self._quarantine.let_out(
+            lambda partition: None if self._behind(partition) else self._consumer.position(partition)
+        )
         self.stalls.look(self._ownership.assignments, self.paused)
         if now >= self._next_watermarks:
             self._next_watermarks = now + _WATERMARKS_EVERY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from gigaoffice_worker.broker.connection_log import LoginWatch
@@ -12,13 +13,23 @@ from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.engine.engine import Engine
 from gigaoffice_worker.engine.stalls import Cause
 from gigaoffice_worker.engine.topic_watch import TopicWatch
-from gigaoffice_worker.observe.health import OldestRequest, PartitionStatus, Snapshot, State, TopicsSeen, Trouble
+from gigaoffice_worker.observe.health import (
+    OldestRequest,
+    PartitionStatus,
+    Snapshot,
+    State,
+    TenantStatus,
+    TopicsSeen,
+    Trouble,
+)
 
 # How long a thread that must make progress may seem to stand still: the longest single wait in it is bounded by the
 # client's request time-out (30 s).
 STANDSTILL = 90.0
 # How long a rebalance, and not having joined, stay normal.
 REBALANCE_GRACE = 60.0
+_MOST_TENANTS, _LONGEST_TENANT = 10, 64
+_WAITING = {Stage.QUEUED, Stage.WAITING_RETRY}
 _OVERDUE_GRACE = 60.0
 # How long the cluster may stay silent: told before 15 s are over, and longer than a leader takes to be elected.
 _UNREACHABLE_GRACE = 12.0
@@ -73,6 +84,7 @@ class Observer:
             failures=engine.pool.failures.newest.kinds(),
             consumer_running=engine.consumer.thread.is_alive(),
             topics=self._topics.seen,
+            tenants=_tenants(engine),
             concurrency=engine.pool.size,
         )
 
@@ -175,6 +187,7 @@ class Observer:
                     lag_seconds=max(_lag_seconds(oldest), waits),
                     in_hand=held.held_records,
                     bytes_in_hand=held.held_bytes,
+                    parked=len(held.tracker.parked),
                     oldest=_oldest(oldest, now),
                     paused=intake.paused.get(partition),
                     quarantined={"offset": quarantine[0], "error": quarantine[1]} if quarantine else None,
@@ -182,6 +195,19 @@ class Observer:
                 )
             )
         return found
+
+
+def _tenants(engine: Engine) -> list[TenantStatus]:
+    """Return the tenants with most waiting; none where requests are not told apart by tenant."""
+    waiting, parked = Counter[str](), Counter[str]()
+    if engine.tells_tenants:
+        with engine.dispatcher.locked():
+            for held in engine.consumer.ownership.assignments.values():
+                waiting.update(work.tenant for work in held.tracker if work.stage in _WAITING)
+                for name, count in (held.parking.waiting() if held.parking is not None else {}).items():
+                    parked[name[0] if isinstance(name, tuple) else str(name)] += count
+    most = (waiting + parked).most_common(_MOST_TENANTS)
+    return [TenantStatus(name[:_LONGEST_TENANT], count, parked[name]) for name, count in most]
 
 
 def _guard_trouble(dispatcher: Dispatcher, now: float) -> Iterator[Trouble]:

@@ -57,11 +57,21 @@ class PartitionStatus:
     lag_seconds: float | None
     in_hand: int
     bytes_in_hand: int
+    parked: int
     oldest: OldestRequest | None
     paused: str | None
     quarantined: Mapping[str, Any] | None
     # Why nothing can be read although it is not paused, and for how many seconds: "reason" and "seconds".
     stalled: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStatus:
+    """How many requests of a tenant wait, and how many of them are parked. The name is cut to 64 characters."""
+
+    tenant: str
+    waiting: int
+    parked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,8 @@ class Snapshot:
     not_live: Sequence[Trouble]
     not_ready: Sequence[Trouble]
     failures: Sequence[Mapping[str, Any]]
+    # The tenants with most waiting: name, requests in memory and parked ones.
+    tenants: Sequence[TenantStatus] = ()
     consumer_running: bool = False
     topics: TopicsSeen = TopicsSeen()
     # WORKER_CONCURRENCY, or what an operator made of it.

@@ -112,7 +112,8 @@ class Metrics:
             "Partitions whose log ended below what was done of it, so that requests were repeated.",
         )
         self.lost_by_retention = self._counter(
-            "lost_by_retention_total", "Requests that the cluster removed before they were read."
+            "lost_by_retention_total",
+            "Requests that the cluster removed before they were read, or before their turn came.",
         )
         self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
         self.journal_recovered = self._counter(
@@ -260,6 +261,11 @@ class _Gauges(Collector):
         )
         yield _one("requests_queued", "Requests received and waiting for a thread or for their key.", now.queued)
         yield _one("requests_waiting_retry", "Requests that wait for their next attempt.", now.waiting_retry)
+        yield _one(
+            "parked_records",
+            "Requests known by their offset only, to be read again.",
+            sum(p.parked for p in now.partitions),
+        )
         yield _one("unsettled_outcomes", "Outcomes that are not acknowledged yet.", now.delivering)
         yield _one("wanted_workers", WANTED_WORKERS, _wanted_workers(now))
         yield _one("assigned_partitions", "Partitions assigned to this worker.", len(now.partitions))

@@ -58,6 +58,7 @@ def _plain(document: Mapping[str, Any]) -> str:
         ("storm guard", document["storm_guard"]["error_type"] if document["storm_guard"]["open"] else "quiet"),
         ("finished", _counts(totals["outcomes"])),
         ("dead letters", _counts(totals["dead_letters"])),
+        *((f"tenant {each['tenant']}", f"{each['waiting']} waiting") for each in document["tenants"]),
         *((f"partition {each['partition']}", _partition(each)) for each in document["partitions"]),
         *((f"failure {number}", _failure(each)) for number, each in enumerate(document["failures"], 1)),
     ]

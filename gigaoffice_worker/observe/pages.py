@@ -128,6 +128,7 @@ def status_document(now: Snapshot, facts: Mapping[str, Any]) -> dict[str, Any]:
         "handler_calls_held_by": list(now.holds),
         "gate": {"closed": now.gate_closed, "opens_in_seconds": round(now.gate_opens_in, 3)},
         "storm_guard": {"open": now.storm_reason is not None, "error_type": now.storm_reason},
+        "tenants": [asdict(tenant) for tenant in now.tenants],
         "partitions": [asdict(partition) for partition in now.partitions],
         "last_error": now.failures[0] if now.failures else None,
         "failures": list(now.failures),

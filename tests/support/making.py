@@ -61,6 +61,7 @@ def dispatcher(
     policy: RetryPolicy | None = None,
     *,
     ordering: Ordering = "key",
+    scheduler: Scheduler | None = None,
     storm: StormLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
     rng: Callable[[], float] = random.random,
@@ -71,7 +72,7 @@ def dispatcher(
     policy = policy or RetryPolicy()
     limits = ProviderLimits(_THREADS, policy.ceiling, rng, adaptive=adaptive)
     admission = Admission(limits, group or GroupLimits(time.time), StormGuard(storm or StormLimits(enabled=False)))
-    return Dispatcher(Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
+    return Dispatcher(scheduler or Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
 
 
 def report(partitions: Mapping[str, int], operations: Mapping[str, Iterable[str]]) -> TopicReport:

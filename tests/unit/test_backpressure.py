@@ -59,6 +59,7 @@ def reasons(*paused: int, everywhere: str | None = None, **held: int) -> dict[in
         assignments,
         paused,
         everywhere=everywhere,
+        sweeping=(),
         unpositioned={1},
         undecodable=lambda partition: partition == 2,
         map_full={3},

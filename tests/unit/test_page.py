@@ -23,6 +23,7 @@ def document(**changed: object) -> dict[str, object]:
         "totals": {"outcomes": {}, "dead_letters": {}},
         "failures": [],
         "partitions": [{"partition": 0, "lag": 4, "position": 9, "committed": 5, "paused": None, "oldest": None}],
+        "tenants": [{"tenant": "<b>acme", "waiting": 12, "parked": 7}],
         **changed,
     }
 

@@ -1,0 +1,263 @@
+"""Seeing past one tenant's backlog: what of a partition is held in memory, and what is parked.
+
+A *parked* record is known by its offset only; it is read again, by a *sweep*, when its turn comes. Parking begins where
+the window of a partition is full and stays full because somebody holds more than a small part of it. From then on the
+frontier goes on through the log: what is within its lot's share is held, the rest is parked, and sweeps fetch what is
+due of each lot, lowest offsets first.
+
+A *lot* is what shares: a tenant's requests of one priority, or a key where neither is configured. A key's requests stay
+in one lot as long as any of them are here, whoever else they are for, so that they are taken in their order.
+
+Not thread-safe: the dispatcher's lock guards it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final
+
+UNIT: Final = 4096
+"""Bytes that count as one request; a larger one counts as several."""
+LEAST: Final = 16
+"""What every lot may hold, in units, where the window has so much for it."""
+_FEW: Final = 4
+_STARVED_EVERY: Final = 1.0
+_FIRST_PATIENCE: Final = 0.25
+_LONGEST_PATIENCE: Final = 1.0
+_MOST_LANES: Final = 100_000
+
+
+def units(size: int) -> int:
+    """Return how much of a window a request of so many bytes takes."""
+    return 1 + size // UNIT
+
+
+@dataclass(eq=False, slots=True)
+class Lot:
+    """What one tenant (or key) has here: units held in memory, and offsets that are parked, rising."""
+
+    name: Hashable
+    held: int = 0
+    parked: deque[int] = field(default_factory=deque)
+    # When it may be the reason for a sweep again (monotonic seconds), and how long it waited for that.
+    not_before: float = 0.0
+    patience: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """The lot that a key belongs to; `last` is the highest of its offsets that was parked."""
+
+    lot: Lot
+    held: int = 0
+    last: int = -1
+
+    @property
+    def waits(self) -> bool:
+        """Whether requests of it are parked: lots are taken from their lowest offset on."""
+        return bool(self.lot.parked) and self.last >= self.lot.parked[0]
+
+
+@dataclass(eq=False, slots=True)
+class Sweep:
+    """One reading of what is parked between two positions."""
+
+    start: int
+    end: int
+    # The lots that it is made for, and those of them that want more of it.
+    made_for: frozenset[Lot]
+    due: set[Lot]
+    # Lots of which something was passed by: nothing behind it may be taken, or it would be taken for missing.
+    closed: set[Lot] = field(default_factory=set)
+    gained: dict[Lot, int] = field(default_factory=dict)
+    # From when on what it finds may have arrived, in seconds since the epoch.
+    earliest: float | None = None
+
+    def stop(self) -> None:
+        """Want nothing more of what is not met yet."""
+        self.closed |= self.due
+        self.due.clear()
+
+
+class Parking:
+    """What of one partition is held and what is parked. `window` is what may be held, in units."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.held = 0
+        self._lots: dict[Hashable, Lot] = {}
+        self._waiting: set[Lot] = set()
+        self._lanes: dict[bytes, _Lane] = {}
+        self._last_for_starved = -_STARVED_EVERY
+
+    # What is in hand
+
+    @property
+    def least(self) -> int:
+        return max(1, min(LEAST, self.window // 8))
+
+    @property
+    def share(self) -> int:
+        """What one lot may hold."""
+        return max(self.least, min(self.window // 4, 2 * self.window // (len(self._lots) + 1)))
+
+    def resize(self, window: int) -> None:
+        """Take over what may be held now; where more is held already, beside that there is room for others."""
+        self.window = max(window, min(self.window, self.held * 8 // 7))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody holds more than everybody may."""
+        return any(lot.name is not None and lot.held >= self.least for lot in self._lots.values())
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is parked, and the window is no longer full."""
+        return not self._waiting and self.held < self.window * 3 // 4
+
+    def full(self, *, paused: bool) -> bool:
+        """Say whether the frontier must wait: nobody else has room, or too many keys would have to be remembered."""
+        if self.held >= (self.window * 15 // 16 if paused else self.window):
+            return True
+        return len(self._lanes) > _MOST_LANES and self._purge() > _MOST_LANES
+
+    def waiting(self) -> dict[Hashable, int]:
+        """Return how many requests each lot has parked."""
+        return {lot.name: len(lot.parked) for lot in self._waiting}
+
+    def holds(self, name: Hashable, lane: bytes | None, size: int) -> bool:
+        """Say whether the next request at the frontier is to be held; otherwise it is to be parked."""
+        place = self._lanes.get(lane) if lane is not None else None
+        lot = place.lot if place is not None else self._lots.get(name)
+        if lot is None or (lot.name is None and not lot.parked):
+            return True
+        # Who has next to nothing is never parked: once the window is full the frontier waits instead.
+        return not lot.parked and (lot.held < self.least or self._has_room(lot, size))
+
+    def _has_room(self, lot: Lot, size: int) -> bool:
+        # The last sixteenth of the window is for those who have next to nothing in it.
+        if lot.held < self.least:
+            return self.held < self.window
+        return lot.held + units(size) <= self.share and self.held <= self.window * 15 // 16
+
+    def hold(self, name: Hashable, lane: bytes | None, size: int) -> Lot:
+        """Note that a request is held; return its lot."""
+        lot = self._lot_of(name, lane)
+        lot.held += units(size)
+        self.held += units(size)
+        if lane is not None:
+            self._lanes.setdefault(lane, _Lane(lot)).held += 1
+        return lot
+
+    def park(self, name: Hashable, lane: bytes | None, offset: int) -> None:
+        """Note that the request at `offset`, which is higher than any before, is parked."""
+        lot = self._lot_of(name, lane)
+        lot.parked.append(offset)
+        self._waiting.add(lot)
+        if lane is not None:
+            self._lanes.setdefault(lane, _Lane(lot)).last = offset
+
+    def settled(self, lot: Lot, lane: bytes | None, size: int) -> None:
+        """Note that a request that was held is settled."""
+        lot.held -= units(size)
+        self.held -= units(size)
+        if lane is not None and (place := self._lanes.get(lane)) is not None:
+            place.held -= 1
+            if not place.held and not place.waits:
+                del self._lanes[lane]
+        self._drop_empty(lot)
+
+    def _lot_of(self, name: Hashable, lane: bytes | None) -> Lot:
+        place = self._lanes.get(lane) if lane is not None else None
+        if place is not None:
+            return place.lot
+        lot = self._lots.get(name)
+        if lot is None:
+            lot = self._lots[name] = Lot(name)
+        return lot
+
+    def _drop_empty(self, lot: Lot) -> None:
+        if not lot.parked:
+            self._waiting.discard(lot)
+            if lot.held <= 0:
+                self._lots.pop(lot.name, None)
+
+    def _purge(self) -> int:
+        """Forget the keys of which nothing is here, and return how many are left."""
+        self._lanes = {lane: place for lane, place in self._lanes.items() if place.held or place.waits}
+        return len(self._lanes)
+
+    # Sweeps
+
+    def next_sweep(self, now: float, end: int) -> Sweep | None:
+        """Return the sweep that is due, up to the frontier at `end`; None while there is none."""
+        if not self._waiting or self.held >= self.window:
+            return None
+        roomy, nearly_empty, share = self.held <= self.window * 3 // 4, self.held < self.window // 16, self.share
+        starving = now - self._last_for_starved >= _STARVED_EVERY
+        due = set()
+        for lot in self._waiting:
+            if now < lot.not_before and not nearly_empty:
+                continue
+            if roomy and lot.held * 4 < share:
+                due.add(lot)
+            elif starving and lot.held < _FEW:
+                due.add(lot)
+                self._last_for_starved = now
+        return Sweep(min(lot.parked[0] for lot in due), end, frozenset(due), due) if due else None
+
+    def takes(self, sweep: Sweep, name: Hashable, lane: bytes | None, size: int) -> bool:
+        """Say whether a parked request that a sweep has found is to be held now."""
+        lot = self._lot_of(name, lane)
+        if lot in sweep.closed or not lot.parked or lot.parked[0] < sweep.start:
+            return False
+        if not self._has_room(lot, size):
+            sweep.closed.add(lot)
+            sweep.due.discard(lot)
+            return False
+        return True
+
+    def passed(self, sweep: Sweep, below: int) -> list[int]:
+        """Note that a sweep has read everything below a position; return the parked offsets that don't exist any more.
+
+        Of a lot that is not closed everything that was met has been taken, so what it has left there was not met.
+        """
+        gone: list[int] = []
+        for lot in list(sweep.due):
+            self._pop_below(lot, below, gone)
+        return gone
+
+    def take(self, sweep: Sweep, name: Hashable, lane: bytes | None, offset: int) -> list[int]:
+        """Note that a request that a sweep has found is no longer parked; return those before it that are gone."""
+        lot, gone = self._lot_of(name, lane), list[int]()
+        self._pop_below(lot, offset, gone)
+        if lot.parked and lot.parked[0] == offset:
+            lot.parked.popleft()
+        sweep.gained[lot] = sweep.gained.get(lot, 0) + 1
+        if not lot.parked:
+            self._waiting.discard(lot)
+            sweep.due.discard(lot)
+        return gone
+
+    def ended(self, sweep: Sweep, now: float) -> None:
+        """Note that a sweep is over: of the lots that it was made for, those that gained next to nothing wait."""
+        for lot in sweep.made_for:
+            if sweep.gained.get(lot, 0) >= _FEW or not lot.parked:
+                lot.patience = 0.0
+            else:
+                lot.patience = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 2 * lot.patience))
+                lot.not_before = now + lot.patience
+
+    def removed_below(self, position: int) -> list[int]:
+        """Drop what is parked below the log's start, and return those offsets."""
+        gone: list[int] = []
+        for lot in list(self._waiting):
+            self._pop_below(lot, position, gone)
+        return gone
+
+    def _pop_below(self, lot: Lot, position: int, gone: list[int]) -> None:
+        while lot.parked and lot.parked[0] < position:
+            gone.append(lot.parked.popleft())
+        self._drop_empty(lot)
