@@ -45,18 +45,19 @@ class Admission:
         # Replaced and never changed, so that observers may read it without the lock.
         self._holds: frozenset[str] = frozenset()
         self._leased_until = math.inf
+        self._most_running: float = math.inf
         self.probes = Probes()
         # How many calls were answered: between two refusals of one request, it tells whether others passed.
         self._answered = 0
-        # Whose refusal closed the gate: another request should try it first.
-        self._closed_by: Work | None = None
+        # How often each request was refused since a call was answered: when the gate opens, another one tries it first.
+        self._refused: Counter[Work] = Counter()
 
     def opens_at(self, now: float, running: int) -> float:
         """Return when an attempt may start beside `running` ones: at most `now` for at once.
 
         Infinity where something must happen first.
         """
-        if self._holds or now > self._leased_until:
+        if self._holds or now > self._leased_until or running >= self._most_running:
             return math.inf
         begins = self.limits.begins_at(now, running)
         if self.guard.reason is not None:
@@ -72,11 +73,11 @@ class Admission:
             return self.probes.preference
         gate = self.limits.gate
         if gate.half_open and gate.probe_at is None:
-            return self._others_than_the_refused
+            return self._refused_least
         return None
 
-    def _others_than_the_refused(self, work: Work) -> Any:
-        return work is self._closed_by, work.written_at, work.number
+    def _refused_least(self, work: Work) -> Any:
+        return self._refused[work], work.written_at, work.number
 
     @property
     def probing(self) -> bool:
@@ -99,6 +100,11 @@ class Admission:
         if self.guard.reason is None or (now - self.guard.tripped_at) % _LET_IN_EVERY >= _LET_IN_EVERY - _LET_IN_FOR:
             return None
         return self.guard.reason
+
+    def limit_running(self, most: int) -> None:
+        """Let at most so many attempts run at once from now on; those that run already are not cut short."""
+        self._most_running = most
+        self.limits.concurrency.resize(most)
 
     def owns(self, now: float, *, owned: Iterable[int] | None = None, partitions: int | None = None) -> None:
         """Note which partitions are ours, or how many there are: that decides our share of the group's limits."""
@@ -144,6 +150,8 @@ class Admission:
     def let_through(self, work: Work, now: float) -> None:
         """Note a call that the provider has taken, whatever became of it then."""
         self._answered += 1
+        if self._refused:
+            self._refused.clear()
         self.limits.passed(now, work.started_at)
         self._book(work, now)
 
@@ -166,7 +174,7 @@ class Admission:
         if work.lone_refusals > (_TELLING_REFUSALS if self.limits.adaptive else 0):
             self.limits.ended(work.started_at)
             return Refusal(now, work.lone_refusals)
-        self._closed_by = work
+        self._refused[work] += 1
         until = self.limits.refused(now, work.started_at, running, None if alone else retry_after, reason)
         return Refusal(until, work.lone_refusals)
 

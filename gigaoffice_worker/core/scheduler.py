@@ -152,6 +152,7 @@ class Scheduler:
         work.stage = Stage.WAITING_RETRY
         if behind:
             work.written_at = max(work.written_at, self._newest)
+            work.number = next(self._numbers)
         heapq.heappush(self._retries, _Retry(due, work.number, work))
 
     def withdraw(self, work: Work) -> None:

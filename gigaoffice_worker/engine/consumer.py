@@ -249,7 +249,7 @@ class ConsumerThread:
         try:
             self._settle()
             forgotten = self.ownership.assign(partitions)
-            self._dispatcher.owns(partitions)
+            self._dispatcher.change(lambda admission, now: admission.owns(now, owned=partitions))
             if self._drain_until is not None and self._is_to_be_repeated(forgotten):
                 self._progress_lost = True
             self.intake.note_assigned()

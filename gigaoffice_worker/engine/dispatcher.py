@@ -69,7 +69,6 @@ class Dispatcher:
         # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
         self._observed = False
         self._running: dict[Work, int] = {}
-        self._most_running: float = math.inf
         self._delivering: set[Work] = set()
         self._stopped = False
 
@@ -89,7 +88,7 @@ class Dispatcher:
                 self._scheduler.free(done, now)
             while not self._stopped:
                 work = None
-                if idle.may_take(me, now, returning=returning) and self._opens_at(now) <= now:
+                if idle.may_take(me, now, returning=returning) and admission.opens_at(now, len(self._running)) <= now:
                     work = self._scheduler.take(now, admission.preference)
                 if work is not None:
                     admission.started(work, now)
@@ -101,36 +100,15 @@ class Dispatcher:
                         self._wake(now)
                     return work
                 returning = False
-                idle.wait(self._nap(now))
+                idle.wait(_nap(admission.opens_at(now, len(self._running)), self._scheduler, now))
                 now = self._clock()
             return None
 
-    def _opens_at(self, now: float) -> float:
-        # At the operator's limit the next thread that comes back from a call goes on with what is ready.
-        return self.admission.opens_at(now, len(self._running)) if len(self._running) < self._most_running else math.inf
-
-    def _nap(self, now: float) -> float | None:
-        """Return how long the leader may wait unless it is woken."""
-        due: float | None = self._opens_at(now)
-        if due is not None and due <= now:
-            if self._scheduler.ready:
-                return QUICK_CALL
-            due = self._scheduler.next_due
-        if due is None or due == math.inf:
-            return None
-        return min(max(0.0, due - now), _LONGEST_NAP)
-
     def _wake(self, now: float) -> None:
         """See to it that idle threads look at what is ready: one, or as many as slow calls have work for."""
-        one = self._idle.calls_are_quick or self.admission.probing or self._opens_at(now) > now
+        admission = self.admission
+        one = self._idle.calls_are_quick or admission.probing or admission.opens_at(now, len(self._running)) > now
         self._idle.wake(1 if one else max(1, self._scheduler.ready))
-
-    def limit_running(self, most: int) -> None:
-        """Let at most so many requests run at once from now on; those that run already are not cut short."""
-        with self._lock:
-            self._most_running = most
-            self.admission.limits.concurrency.resize(most)
-            self._idle.wake(most)
 
     def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
         """Note what came of run number `run`: an outcome to deliver, a retry, or why it is too late."""
@@ -296,11 +274,11 @@ class Dispatcher:
                 self._observed = False
             return not self._running and not self._delivering
 
-    def owns(self, owned: Iterable[int] | None = None, *, partitions: int | None = None) -> None:
-        """Note which partitions are ours, or how many the request topic has; None: as before."""
+    def change(self, what: Callable[[Admission, float], object]) -> None:
+        """Change what the admission knows (`what` is called with it and the time), and let idle threads look again."""
         with self._lock:
             now = self._clock()
-            self.admission.owns(now, owned=owned, partitions=partitions)
+            what(self.admission, now)
             self._wake(now)
 
     # The supervisor and the observers
@@ -315,7 +293,7 @@ class Dispatcher:
         """Return for how long work has been ready although nothing holds it back and no thread is busy."""
         with self._lock:
             since = self._scheduler.ready_since
-            if since is None or self._running or self.admission.probing or self._opens_at(now) > now:
+            if since is None or self._running or self.admission.probing or self.admission.opens_at(now, 0) > now:
                 return 0.0
             return now - max(since, self._idle.last_take, self.admission.limits.gate.until)
 
@@ -334,3 +312,15 @@ class Dispatcher:
     def locked(self) -> threading.Lock:
         """Return the lock itself, for a snapshot of several trackers at one moment."""
         return self._lock
+
+
+def _nap(opens: float, scheduler: Scheduler, now: float) -> float | None:
+    """Return how long the leader may wait unless it is woken, if an attempt may start from `opens` on."""
+    due: float | None = opens
+    if opens <= now:
+        if scheduler.ready:
+            return QUICK_CALL
+        due = scheduler.next_due
+    if due is None or due == math.inf:
+        return None
+    return min(max(0.0, due - now), _LONGEST_NAP)

@@ -127,7 +127,7 @@ class Engine:
         """Take note of what the topics take, as the last verification found it."""
         topics = self._config.topics
         self._request_partitions = report.partitions.get(topics.requests.name, 0)
-        self.dispatcher.owns(partitions=self._request_partitions)
+        self.dispatcher.change(lambda admission, now: admission.owns(now, partitions=self._request_partitions))
         for spec in (topics.responses, topics.dlq):
             limit, count = report.limits.get(spec.name), report.partitions.get(spec.name, 0)
             self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)

@@ -75,7 +75,7 @@ class Pool:
     def resize(self, size: int) -> None:
         """Let `size` handler calls run at once. Threads are added, never taken away: idle ones cost next to nothing."""
         self._size = size
-        self._dispatcher.limit_running(size)
+        self._dispatcher.change(lambda admission, _: admission.limit_running(size))
         for _ in range(size - len(self._threads)):
             self._start_thread()
 

@@ -909,3 +909,14 @@ def test_slow_calls_begin_at_once_on_as_many_threads_as_there_is_work_for() -> N
     finally:
         asked.stop()
         go.set()
+
+
+def test_the_gate_opens_for_one_that_was_refused_least_since_a_call_was_answered() -> None:
+    """Two requests that the provider alone refuses must not take turns at trying the gate while the others wait."""
+    scene = Scene()
+    refused = scene.offer(b"a", b"b", b"c")
+    (good,) = scene.offer(b"good")
+    for work in refused:
+        assert scene.run(shared(10.0))[0] is work
+        scene.time.now += 60
+    assert scene.run(ANSWERED)[0] is good

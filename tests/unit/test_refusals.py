@@ -122,7 +122,7 @@ def test_the_groups_share_bounds_the_calls_at_once():
     scene.offer(10)
     assert scene.opens_at() == float("inf"), "without a partition there is no share"
 
-    scene.dispatcher.owns([0], partitions=3)
+    scene.dispatcher.change(lambda admission, now: admission.owns(now, owned=[0], partitions=3))
     scene.now += 10.0
     running = [scene.take(), scene.take()]
     assert scene.opens_at() == float("inf")
@@ -134,7 +134,7 @@ def test_the_groups_share_bounds_the_calls_at_once():
 def test_the_groups_rate_spreads_the_calls():
     scene = Scene(adaptive=False, group=GroupLimits(lambda: 0.0, rate=RateShare(Rate(6, 60), lambda: 0.0)))
     scene.offer(10)
-    scene.dispatcher.owns([0], partitions=2)
+    scene.dispatcher.change(lambda admission, now: admission.owns(now, owned=[0], partitions=2))
 
     scene.end(scene.take(), ANSWERED)
     assert scene.opens_at() == scene.now + 20.0
