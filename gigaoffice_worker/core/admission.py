@@ -77,7 +77,7 @@ class Admission:
         return None
 
     def _refused_least(self, work: Work) -> Any:
-        return self._refused[work], work.written_at, work.number
+        return self._refused[work], work.turn, work.number
 
     @property
     def probing(self) -> bool:
@@ -204,7 +204,7 @@ class Admission:
 class Probes:
     """The requests that try, one at a time, whether the provider works again: each time another one.
 
-    A request that has not probed yet is preferred, then one of a key and then of a partition that has been tried less.
+    A request that has not probed yet is preferred, then one of a tenant, of a key and of a partition tried less often.
     Among equals chance decides: if most of what is in hand is good, a good one will soon be found, however many bad
     ones are older.
     """
@@ -213,7 +213,7 @@ class Probes:
         self._running: Work | None = None
         self._next_at = 0.0
         self.failures = 0
-        # How often each request, key and partition has been tried.
+        # How often each request, tenant, key and partition has been tried.
         self._tried: Counter[object] = Counter()
 
     def __contains__(self, work: Work) -> bool:
@@ -228,11 +228,12 @@ class Probes:
     def preference(self, work: Work) -> Any:
         tried = self._tried
         of_its_key = tried[work.lane] if work.lane is not None else 0
-        return tried[work], of_its_key, tried[work.assignment], random.random()  # noqa: S311  # chance, not secrecy
+        chance = random.random()  # noqa: S311  # no secret
+        return tried[work], tried[work.tenant], of_its_key, tried[work.assignment], chance
 
     def begin(self, work: Work) -> None:
         self._running = work
-        self._tried.update(kind for kind in (work, work.lane, work.assignment) if kind is not None)
+        self._tried.update(kind for kind in (work, work.tenant, work.lane, work.assignment) if kind is not None)
 
     def failed(self, work: Work, next_at: float) -> None:
         if work is self._running:

@@ -65,23 +65,23 @@ class ByArrival:
         if fresh:
             self._fresh.append(work)
         else:
-            heapq.heappush(self._freed, (work.written_at, work.number, work))
+            heapq.heappush(self._freed, (work.turn, work.number, work))
 
     def first(self) -> Work | None:
-        if self._freed and not (self._fresh and self._fresh[0].written_at < self._freed[0][0]):
+        if self._freed and not (self._fresh and self._fresh[0].turn < self._freed[0][0]):
             return self._freed[0][2]
         return self._fresh[0] if self._fresh else None
 
     def pop(self) -> Work | None:
         fresh, freed = self._fresh, self._freed
-        if freed and not (fresh and fresh[0].written_at < freed[0][0]):
+        if freed and not (fresh and fresh[0].turn < freed[0][0]):
             return heapq.heappop(freed)[2]
         return fresh.popleft() if fresh else None
 
     def remove(self, work: Work) -> bool:
         if work in self._fresh:
             self._fresh.remove(work)
-        elif (entry := (work.written_at, work.number, work)) in self._freed:
+        elif (entry := (work.turn, work.number, work)) in self._freed:
             self._freed.remove(entry)
             heapq.heapify(self._freed)
         else:
@@ -135,4 +135,4 @@ class ByTenant:
         self._queue.keep([self._entry(work) for work in self._queue if wanted(work)])
 
     def _entry(self, work: Work) -> tuple[str, float, int, Work]:
-        return work.tenant, rank(work.written_at, work.priority, self._aging), work.number, work
+        return work.tenant, rank(work.turn, work.priority, self._aging), work.number, work

@@ -74,7 +74,8 @@ class Scheduler:
     def add(self, work: Work, now: float) -> None:
         """Queue a request that was just received."""
         self._queued += 1
-        self._newest = max(self._newest, work.written_at)
+        work.turn = work.written_at
+        self._newest = max(self._newest, work.turn)
         work.stage = Stage.QUEUED
         work.number = next(self._numbers)
         work.lane = self._lane_of(work)
@@ -151,7 +152,7 @@ class Scheduler:
         """
         work.stage = Stage.WAITING_RETRY
         if behind:
-            work.written_at = max(work.written_at, self._newest)
+            work.turn = max(work.turn, self._newest)
             work.number = next(self._numbers)
         heapq.heappush(self._retries, _Retry(due, work.number, work))
 

@@ -117,6 +117,8 @@ class Work:
     received_at: float
     # When the record arrived in its partition, in seconds since the epoch, as far as its timestamp can be believed.
     written_at: float = 0.0
+    # Its place in time among what is ready: when it arrived, or when the newest did that it was put behind.
+    turn: float = 0.0
     # Known from the first attempt on, when the value is decoded; empty if no response can be addressed.
     id: str = ""
     stage: Stage = Stage.QUEUED

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
@@ -40,12 +40,17 @@ class Late(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many requests are at which stage."""
+    """How many requests are at which stage.
+
+    `starving_since` is since when (monotonic seconds) one has been ready although nothing holds it back and no thread
+    is busy; None as it should be.
+    """
 
     queued: int
     running: int
     waiting_retry: int
     delivering: int
+    starving_since: float | None = field(default=None, compare=False)
 
 
 class Dispatcher:
@@ -289,14 +294,6 @@ class Dispatcher:
             now = self._clock()
             return [(work, number) for work, number in self._running.items() if now - work.started_at > longer_than]
 
-    def starved_for(self, now: float) -> float:
-        """Return for how long work has been ready although nothing holds it back and no thread is busy."""
-        with self._lock:
-            since = self._scheduler.ready_since
-            if since is None or self._running or self.admission.probing or self.admission.opens_at(now, 0) > now:
-                return 0.0
-            return now - max(since, self._idle.last_take, self.admission.limits.gate.until)
-
     def stop(self) -> None:
         """Send every handler thread home as soon as it asks for work."""
         with self._lock:
@@ -304,10 +301,14 @@ class Dispatcher:
             self._idle.wake_all()
 
     def counts(self) -> Counts:
+        scheduler, admission = self._scheduler, self.admission
         with self._lock:
-            return Counts(
-                self._scheduler.queued, len(self._running), self._scheduler.waiting_retry, len(self._delivering)
-            )
+            now, since = self._clock(), scheduler.ready_since
+            if since is not None and (self._running or admission.probing or admission.opens_at(now, 0) > now):
+                since = None
+            if since is not None:
+                since = max(since, self._idle.last_take, admission.limits.gate.until)
+            return Counts(scheduler.queued, len(self._running), scheduler.waiting_retry, len(self._delivering), since)
 
     def locked(self) -> threading.Lock:
         """Return the lock itself, for a snapshot of several trackers at one moment."""

@@ -101,9 +101,9 @@ class Observer:
                 yield Trouble(f"{name}-dead", f"the {name} thread has ended")
             elif thread.is_alive() and now - last_turn > STANDSTILL:
                 yield Trouble(f"{name}-stuck", f"the {name} thread made no progress for {now - last_turn:.0f} s")
-        waited = engine.dispatcher.starved_for(now)
-        if waited > STANDSTILL:
-            yield Trouble("pool-stuck", f"ready requests found no handler thread for {waited:.0f} s")
+        since = engine.dispatcher.counts().starving_since
+        if since is not None and now - since > STANDSTILL:
+            yield Trouble("pool-stuck", f"ready requests found no handler thread for {now - since:.0f} s")
 
     def _not_ready_yet(self) -> Iterator[Trouble]:
         if self.state.is_ending:

@@ -373,7 +373,7 @@ def test_nothing_starts_when_the_lease_has_run_out_until_it_is_renewed() -> None
     scene.time.now += 5.1
     assert scene.idle
     assert scene.dispatcher.admission.held(scene.time.now) == {"session"}
-    assert scene.dispatcher.starved_for(scene.time.now + 100) == 0
+    assert scene.dispatcher.counts().starving_since is None
     scene.dispatcher.lease(scene.time.now - 1)
     assert scene.idle
     scene.dispatcher.lease(scene.time.now + 5)
@@ -461,10 +461,9 @@ def test_a_key_and_a_partition_that_have_been_tried_less_are_preferred() -> None
     other = Partition(1)
     for _ in range(20):  # chance decides only among equals
         scene = in_a_storm(others=0)
-        for works in (scene.offer(b"a", b"b"), scene.offer(b"a", b"c", partition=other)):
-            for work in works:
-                work.received_at = 1.0
-        first, second = scene.take(), None
+        scene.offer(b"a", b"b")
+        scene.offer(b"a", b"c", partition=other)
+        first = scene.take()
         scene.dispatcher.conclude(first, first.run, FAILED)
         scene.time.now += 1.5
         second = scene.take()
@@ -472,6 +471,18 @@ def test_a_key_and_a_partition_that_have_been_tried_less_are_preferred() -> None
         scene.dispatcher.conclude(second, second.run, FAILED)
         scene.time.now += 60
         assert scene.take() not in (first, second)
+
+
+def test_a_tenant_that_has_been_tried_less_is_preferred() -> None:
+    for _ in range(20):  # chance decides only among equals
+        scene = in_a_storm(others=0)
+        for tenant, works in (("a", scene.offer(b"1", b"2", b"3")), ("b", scene.offer(b"4"))):
+            for work in works:
+                work.tenant = tenant
+        first = scene.take()
+        scene.dispatcher.conclude(first, first.run, FAILED)
+        scene.time.now += 60
+        assert scene.take().tenant != first.tenant
 
 
 def test_probes_come_at_growing_distances() -> None:
@@ -597,15 +608,20 @@ def test_an_attempt_past_its_limit_is_overdue() -> None:
 
 def test_ready_work_starves_only_when_nothing_holds_it_back() -> None:
     scene = Scene()
-    now = scene.time.now
-    assert scene.dispatcher.starved_for(now + 100) == 0
+    began = scene.time.now
+
+    def starving_since() -> float | None:
+        return scene.dispatcher.counts().starving_since
+
+    assert starving_since() is None
     scene.offer(b"a", b"b")
-    assert scene.dispatcher.starved_for(now + 100) == 100
+    scene.time.now += 100
+    assert starving_since() == began
     scene.dispatcher.hold("drain")
-    assert scene.dispatcher.starved_for(now + 100) == 0
+    assert starving_since() is None
     scene.dispatcher.release("drain")
     scene.take()
-    assert scene.dispatcher.starved_for(now + 100) == 0
+    assert starving_since() is None
 
 
 # Threads that wait
