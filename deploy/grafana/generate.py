@@ -160,13 +160,13 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Tokens",
             "As handlers report them, a second.",
             "short",
-            [Query(_rate("tokens_total", "direction, model"), "{{direction}} {{model}}")],
+            [Query(f"{_rate('tokens_total', 'direction, model')} or {NONE}", "{{direction}} {{model}}")],
         ),
         Panel(
             "Cost",
             "An hour's, at the present rate.",
             "short",
-            [Query(f"3600 * {_rate('cost_total', 'model')}", "{{model}}")],
+            [Query(f"3600 * {_rate('cost_total', 'model')} or {NONE}", "{{model}}")],
         ),
         Panel(
             "Wanted workers",
