@@ -195,18 +195,22 @@ class Parking:
         """Return the sweep that is due, up to the frontier at `end`; None while there is none."""
         if not self._waiting or self.held >= self.window:
             return None
-        roomy, nearly_empty, share = self.held <= self.window * 3 // 4, self.held < self.window // 16, self.share
+        roomy, nearly_empty, share = self.held <= self.window // 2, self.held < self.window // 16, self.share
         starving = now - self._last_for_starved >= _STARVED_EVERY
         due = set()
         for lot in self._waiting:
             if now < lot.not_before and not nearly_empty:
                 continue
-            if roomy and lot.held * 4 < share:
+            if roomy and lot.held * 8 < share:
                 due.add(lot)
             elif starving and lot.held < _FEW:
                 due.add(lot)
                 self._last_for_starved = now
-        return Sweep(min(lot.parked[0] for lot in due), end, frozenset(due), due) if due else None
+        if not due:
+            return None
+        # Who will be due soon is served along, or the same part of the log would be read again for each.
+        due |= {lot for lot in self._waiting if lot.held * 2 < share and now >= lot.not_before}
+        return Sweep(min(lot.parked[0] for lot in due), end, frozenset(due), due)
 
     def takes(self, sweep: Sweep, name: Hashable, lane: bytes | None, size: int) -> bool:
         """Say whether a parked request that a sweep has found is to be held now."""

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 # How long a window must be full before its partition is read on past what it holds: quick calls make room sooner.
 _FULL_FOR = 0.3
+_LONGEST_FULL = 5.0
 _LOOK_EVERY = 0.02
 _ASK_WITHIN = 2.0
 _FULL = frozenset({"records", "bytes"})
@@ -50,7 +51,8 @@ class Sweeps:
         self._to_works = to_works
         self._map_limit = map_limit
         self._running: dict[int, tuple[Assignment, Sweep]] = {}
-        self._full_since: dict[int, float] = {}
+        # By partition: when a window that is full is looked at, and how long was waited for that.
+        self._full: dict[int, tuple[float, float]] = {}
         self._next_look = 0.0
 
     @property
@@ -87,9 +89,13 @@ class Sweeps:
         self, partition: int, assignment: Assignment, reason: str | None, window: int, now: float
     ) -> None:
         if reason not in _FULL:
-            self._full_since.pop(partition, None)
-        elif now - self._full_since.setdefault(partition, now) >= _FULL_FOR:
-            self._full_since[partition] = now  # where it helps nobody, it may later
+            self._full.pop(partition, None)
+            return
+        look_at, waited = self._full.setdefault(partition, (now + _FULL_FOR, _FULL_FOR))
+        if now >= look_at:
+            # Where it helps nobody it may later: nobody has much of the window now.
+            waited = min(2 * waited, _LONGEST_FULL)
+            self._full[partition] = (now + waited, waited)
             with self._dispatcher.locked():
                 assignment.begin_parking(window)
 

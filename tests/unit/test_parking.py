@@ -264,7 +264,7 @@ def test_sweep_begins_when_a_lot_has_next_to_nothing_left() -> None:
     for offset in range(200, 260):
         parking.park("big", None, offset)
     assert parking.next_sweep(0.0, 300) is None
-    for _ in range(155):
+    for _ in range(158):
         parking.settled(big, None, 10)
     sweep = parking.next_sweep(0.0, 300)
     assert sweep is not None
