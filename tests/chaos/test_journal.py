@@ -53,8 +53,8 @@ def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, ever
     taken_over[survivor.pid] = logged_at(survivor, "Partitions assigned")
     assert called_though_answered(evidence, taken_over) == []
     assert findings.duplicate_outcomes == 0
-    # What ran, and the few that ended in the milliseconds before, and that no acknowledgement had come for.
-    assert findings.repeated_calls <= DEATHS * THREADS * 1.25
+    # What ran, and what had ended in the moment before, without an acknowledgement yet.
+    assert findings.repeated_calls <= DEATHS * THREADS * 1.5
     assert waited < 1.0
     report(
         f"kill -9 {place.replace('-', ' ')}, with the journal",
