@@ -241,6 +241,12 @@ class Worker:
     group_tokens: Rate | None = env(
         "WORKER_GROUP_TOKENS", "", kinds.RATE, "tokens of the whole group in a time, as handlers report them"
     )
+    request_ttl: float | None = env(
+        "WORKER_REQUEST_TTL", "", seconds(0.001), "seconds after its timestamp for which a request is worth a call"
+    )
+    expired_to_dlq: bool = env(
+        "WORKER_EXPIRED_TO_DLQ", "false", kinds.BOOLEAN, "expired requests become dead letters, too"
+    )
     journal: bool = env(
         "WORKER_JOURNAL", "on", kinds.BOOLEAN, "look for outcomes in the response topic when a partition is taken over"
     )

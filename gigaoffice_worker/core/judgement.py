@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.expiry import expired
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.work import Work
@@ -34,7 +35,15 @@ class Judgement:
     Not thread-safe: the dispatcher's lock guards it.
     """
 
-    def __init__(self, policy: RetryPolicy, admission: Admission, *, rng: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        admission: Admission,
+        *,
+        expired_to_dlq: bool = False,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._expired_to_dlq = expired_to_dlq
         self._policy = policy
         self._admission = admission
         self._rng = rng
@@ -55,6 +64,10 @@ class Judgement:
                 work.attempt -= 1  # No handler was called.
                 self._admission.invalid(work, now)
                 return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
+            case AttemptEnd.EXPIRED:
+                work.attempt -= 1
+                self._admission.lost(work, now)
+                return expired(to_dlq=self._expired_to_dlq)
             case AttemptEnd.SHARED:
                 return self._refused(work, made, now, running)
             case AttemptEnd.UNUSABLE:

@@ -76,6 +76,14 @@ def decode_request(record: Record, most: int = MAX_REQUEST_BYTES) -> tuple[str, 
     return request_id, payload
 
 
+def answerable_id(record: Record) -> str:
+    """Return the id that a response to a record can carry, empty if there is none."""
+    try:
+        return decode_request(record)[0]
+    except InvalidRequestError as error:
+        return error.answerable_id or ""
+
+
 def encode_response(request_id: str, outcome: Outcome, seconds: float, at: float) -> bytes:
     """Return the JSON value of a response that is written `at`, in seconds since the epoch."""
     failed = outcome.reason is not None or outcome.failure is not None

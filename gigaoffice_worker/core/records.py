@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -146,11 +146,16 @@ class AttemptEnd(StrEnum):
 
     ANSWERED = "answered"
     INVALID = "invalid"
+    EXPIRED = "expired"
     REJECTED = "rejected"
     UNUSABLE = "unusable"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
     SHARED = "shared"
+
+
+NO_CALL: Final = frozenset({AttemptEnd.INVALID, AttemptEnd.EXPIRED})
+"""Ends of an attempt for which no handler was called."""
 
 
 class Attempt(NamedTuple):

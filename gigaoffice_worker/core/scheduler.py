@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -169,6 +169,24 @@ class Scheduler:
         self._retries = [retry for retry in self._retries if retry.work is not work]
         heapq.heapify(self._retries)
 
+    def withdraw_all(self, works: Iterable[Work]) -> None:
+        """Take back requests that need no attempt any more, wherever they wait.
+
+        The lane of one that was its first stays closed, as `withdraw` leaves it; one behind it belongs to no lane any
+        more.
+        """
+        gone = set(works)
+        for lane in {work.lane for work in gone if work.lane is not None}:
+            queue = self._lanes.get(lane, deque())
+            for work in gone.intersection(queue):
+                work.lane = None
+                queue.remove(work)
+        self._ready.keep(lambda work: work not in gone)
+        self._too_large = [work for work in self._too_large if work not in gone]
+        self._retries = [retry for retry in self._retries if retry.work not in gone]
+        heapq.heapify(self._retries)
+        self._count_queued()
+
     def free(self, work: Work, now: float) -> None:
         """Open the lane of a request that needs no further attempt, so that the next one in it may run."""
         if work.lane is None:
@@ -187,6 +205,9 @@ class Scheduler:
         self._retries = kept
         self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
         self._too_large = [work for work in self._too_large if work.assignment is not assignment]
+        self._count_queued()
+
+    def _count_queued(self) -> None:
         self._queued = self.ready + len(self._too_large) + sum(map(len, self._lanes.values()))
 
     def retries(self) -> Iterator[tuple[float, Work]]:

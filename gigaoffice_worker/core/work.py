@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -152,5 +153,7 @@ class Work:
     lone_refusals: int = 0
     # Tokens that the group's budget has set aside for the call that runs.
     reserved_tokens: float = 0.0
+    # Until when it is worth a call, in seconds since the epoch.
+    worth_until: float = math.inf
     # Where its outcome can stand at the lowest; None before that is sent.
     floor: Floor | None = None

@@ -23,6 +23,7 @@ from gigaoffice_worker.core.work import Assignment, Stage
 from gigaoffice_worker.engine.commits import Committer
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.expiry import Expiry
 from gigaoffice_worker.engine.intake import Intake
 from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.ownership import COMMIT_WITHIN, Ownership
@@ -67,6 +68,7 @@ class ConsumerThread:
         dispatcher: Dispatcher,
         delivery: Delivery,
         journal: Journal,
+        expiry: Expiry,
         settings: ConsumerSettings,
         metrics: Metrics,
         died: Callable[[BaseException], None],
@@ -75,6 +77,7 @@ class ConsumerThread:
         self._dispatcher = dispatcher
         self._delivery = delivery
         self._journal = journal
+        self._expiry = expiry
         self._settings = settings
         self._metrics = metrics
         self._died = died
@@ -93,6 +96,7 @@ class ConsumerThread:
             delivery,
             self.ownership,
             journal,
+            expiry,
             metrics,
             topic=topic,
             auto_offset_reset=reset,
@@ -173,6 +177,7 @@ class ConsumerThread:
             self._commit(COMMIT_WITHIN)
         self._pace()
         self._receive(_POLL_IN_HAND if self.ownership.has_work else _POLL)
+        self._expiry.sweep(self.ownership.assignments.values())
         self._settle()
         now = time.monotonic()
         if now >= (self._commit_at if self._settled else self._commit_anyhow_at):

@@ -6,6 +6,7 @@ asks what may be committed; the supervisor looks for attempts that are overdue.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -18,7 +19,7 @@ from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.journal import Floor
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
+from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
@@ -27,6 +28,8 @@ from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
 _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.UNUSABLE})
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0
+_NOT_BEGUN = (Stage.QUEUED, Stage.WAITING_RETRY)
+_EXPIRE_AT_ONCE = 500
 _HIGHEST = Floor(1 << 62, {})
 NOTHING_KNOWN: Mapping[Work, Outcome | None] = MappingProxyType({})
 
@@ -75,6 +78,8 @@ class Dispatcher:
         self._observed = False
         self._running: dict[Work, int] = {}
         self._delivering: set[Work] = set()
+        # When the first of what is in hand expires, at the earliest, in seconds since the epoch.
+        self._next_expiry = math.inf
         self._stopped = False
 
     # Handler threads
@@ -126,7 +131,7 @@ class Dispatcher:
             if self._observed:
                 self._changed.notify_all()
             now = self._clock()
-            if self._scheduler.ended(work, None if made.ended is AttemptEnd.INVALID else made.seconds):
+            if self._scheduler.ended(work, None if made.ended in NO_CALL else made.seconds):
                 self._wake(now)
             probing = self.admission.probing
             if work.assignment.lost:
@@ -194,11 +199,14 @@ class Dispatcher:
         """
         taken = []
         with self._lock:
-            now = self._clock()
+            now, wall = self._clock(), time.time()
             for work in works:
                 assignment = work.assignment
-                if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=work in known)):
+                # One that has expired is answered at once, so it need not be parked either.
+                ends = work in known or work.worth_until <= wall
+                if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=ends)):
                     continue
+                self._next_expiry = min(self._next_expiry, work.worth_until)
                 if work not in known:
                     self._scheduler.add(work, now)
                     continue
@@ -249,6 +257,29 @@ class Dispatcher:
             assignment.lost = True
             self._scheduler.forget(assignment)
             self._changed.notify_all()
+
+    def expire(self, assignments: Iterable[Assignment], now: float) -> list[Work]:
+        """Take back what waits and is not worth a call any more at `now` (seconds since the epoch), for delivery.
+
+        No more than a batch at once: the rest follows with the next call.
+        """
+        found: list[Work] = []
+        with self._lock:
+            if now < self._next_expiry:
+                return found
+            self._next_expiry = math.inf
+            for work in itertools.chain.from_iterable(held.tracker for held in assignments):
+                if work.stage not in _NOT_BEGUN or len(found) == _EXPIRE_AT_ONCE or work.worth_until > now:
+                    # One that runs is not cut short, and looked at again when it waits for another attempt.
+                    if work.stage is not Stage.DELIVERING:
+                        self._next_expiry = min(self._next_expiry, work.worth_until)
+                    continue
+                work.stage = Stage.DELIVERING
+                found.append(work)
+            if found:
+                self._scheduler.withdraw_all(found)
+                self._delivering.update(found)
+        return found
 
     def oldest_floors(self) -> dict[Assignment, Floor]:
         """Return the lowest floor among the outcomes on their way, for each partition that has some."""

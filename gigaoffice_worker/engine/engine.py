@@ -27,6 +27,7 @@ from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.expiry import Expiry
 from gigaoffice_worker.engine.failure_log import FailureLog
 from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.journal_reader import JournalReader
@@ -121,7 +122,15 @@ class Engine:
             urgency=_urgency(config),
         )
         consumer = Consumer(clients.consumer(config), settings.topic)
-        return ConsumerThread(consumer, self.dispatcher, self.delivery, self.journal, settings, metrics, died)
+        expiry = Expiry(
+            self.dispatcher,
+            self.delivery,
+            self.journal,
+            metrics,
+            ttl=config.worker.request_ttl,
+            to_dlq=config.worker.expired_to_dlq,
+        )
+        return ConsumerThread(consumer, self.dispatcher, self.delivery, self.journal, expiry, settings, metrics, died)
 
     def know(self, report: TopicReport) -> None:
         """Take note of what the topics take, as the last verification found it."""
@@ -185,7 +194,8 @@ def _dispatcher(config: Config) -> Dispatcher:
     storm = StormLimits(worker.storm_guard, worker.storm_guard_min_requests, worker.storm_guard_ratio)
     admission = Admission(limits, _group_limits(config), StormGuard(storm))
     ready = ByTenant(worker.priority_aging) if _urgency(config).known else ByArrival()
-    return Dispatcher(Scheduler(worker.ordering, ready), admission, Judgement(policy, admission))
+    judgement = Judgement(policy, admission, expired_to_dlq=worker.expired_to_dlq)
+    return Dispatcher(Scheduler(worker.ordering, ready), admission, judgement)
 
 
 def _group_limits(config: Config) -> GroupLimits:

@@ -19,6 +19,7 @@ from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.expiry import Expiry
 from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.ownership import Ownership
 from gigaoffice_worker.engine.quarantine import Quarantine, Undecodable
@@ -50,6 +51,7 @@ class Intake:
         delivery: Delivery,
         ownership: Ownership,
         journal: Journal,
+        expiry: Expiry,
         metrics: Metrics,
         *,
         topic: str,
@@ -69,6 +71,7 @@ class Intake:
         self._delivery = delivery
         self._ownership = ownership
         self._journal = journal
+        self._expiry = expiry
         self._metrics = metrics
         self._topic = topic
         self._reset = auto_offset_reset
@@ -152,6 +155,7 @@ class Intake:
             )
             for record, at in zip(records, arrived, strict=True)
         ]
+        self._expiry.note(works)
         if self._read_urgency is not None:
             for work in works:
                 work.tenant, work.priority = self._read_urgency(work.record)

@@ -17,8 +17,8 @@ import structlog
 
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.core.journal import Floor, Floors, Mark, MarkError, Place
-from gigaoffice_worker.core.messages import InvalidRequestError, decode_request
-from gigaoffice_worker.core.records import Outcome, Record
+from gigaoffice_worker.core.messages import answerable_id
+from gigaoffice_worker.core.records import Outcome
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.journal_reader import Answer, JournalReader, Query, Skipped
 from gigaoffice_worker.observe.metrics import Metrics
@@ -148,7 +148,7 @@ class Journal:
             if findings.answered(work.record):
                 known[work] = None
             elif dead := findings.dead_letter(work.record):
-                work.id, work.attempt = _answerable_id(work.record), dead.attempts
+                work.id, work.attempt = answerable_id(work.record), dead.attempts
                 # A dead letter that nobody can be told of is the whole outcome.
                 known[work] = dead.outcome if work.id else None
         return known
@@ -187,10 +187,3 @@ def _readable(report: TopicReport, topic: str) -> bool:
     """Say whether we may read a topic; a cluster that does not say so lets everybody."""
     operations = report.operations.get(topic)
     return not operations or bool({"READ", "ALL"} & operations)
-
-
-def _answerable_id(record: Record) -> str:
-    try:
-        return decode_request(record)[0]
-    except InvalidRequestError as error:
-        return error.answerable_id or ""

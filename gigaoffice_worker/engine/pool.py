@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from gigaoffice_worker.core.judgement import Retry
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Outcome
+from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.call_stack import call_stack
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
@@ -172,7 +172,7 @@ class Pool:
             if judged is Late.LOST:
                 self._drop(work, number, judged)
                 continue
-            if made.ended is not AttemptEnd.INVALID:
+            if made.ended not in NO_CALL:
                 self._metrics.attempt_ended(made.ended, made.seconds)
             if made.ended is not AttemptEnd.ANSWERED:
                 self._tell_failed(work, number, made, judged)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from gigaoffice_worker.core.errors import RejectedError, TransientError
+from gigaoffice_worker.core.expiry import failure_of_expired
 from gigaoffice_worker.core.frames import own_frame
 from gigaoffice_worker.core.messages import MAX_REQUEST_BYTES, InvalidRequestError, decode_request, last_values
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
@@ -65,6 +66,8 @@ class Processor:
         except InvalidRequestError as error:
             work.id = error.answerable_id or ""
             return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
+        if time.time() >= work.worth_until:
+            return Attempt(AttemptEnd.EXPIRED, 0.0, failure=failure_of_expired())
         started = time.monotonic()
         request = Request(
             payload,

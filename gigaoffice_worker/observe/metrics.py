@@ -28,7 +28,8 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Inf
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gigaoffice_worker.core.records import AttemptEnd, Outcome, Reason
+from gigaoffice_worker.core.expiry import is_expired
+from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
 from gigaoffice_worker.observe.health import Snapshot
 
 PREFIX = "gigaoffice_worker_"
@@ -131,12 +132,12 @@ class Metrics:
         for result in ("ok", "failed", "refused", "lost"):
             self.commits.labels(result)
         # A look-up by label takes a lock each time, so what is counted for each request is looked up once.
-        self._completed, self._failed, self._dead_lettered = (
-            self.requests.labels(outcome) for outcome in ("completed", "failed", "dead_lettered")
+        self._completed, self._failed, self._dead_lettered, self._expired = (
+            self.requests.labels(outcome) for outcome in ("completed", "failed", "dead_lettered", "expired")
         )
 
         self._attempts: dict[AttemptEnd, Counter] = {
-            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended is not AttemptEnd.INVALID
+            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended not in NO_CALL
         }
         self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
         self.publish_failures = self.messages_failed.labels("publish")
@@ -152,6 +153,9 @@ class Metrics:
         for verdict in verdicts:
             if verdict.reason is not None:
                 counts[self._dead[verdict.reason]] += 1
+            if is_expired(verdict):
+                counts[self._expired] += 1
+            elif verdict.reason is not None:
                 counts[self._dead_lettered] += 1
             else:
                 counts[self._failed if verdict.failure else self._completed] += 1

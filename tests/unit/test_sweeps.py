@@ -112,6 +112,7 @@ class Worker:
             SimpleNamespace(unsettled_bytes=0),
             self.owned,
             SimpleNamespace(waits=lambda _: False),
+            SimpleNamespace(note=lambda _: None),
             self.metrics,
             topic="requests",
             auto_offset_reset="earliest",
