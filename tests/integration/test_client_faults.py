@@ -15,6 +15,7 @@ from gigaoffice_worker.broker.consumer import Committed, Consumer
 from gigaoffice_worker.broker.error_table import SendFailure, describe, send_failure
 from gigaoffice_worker.broker.errors import CommitRetriableError
 from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.records import OutgoingRecord
 from gigaoffice_worker.devkafka import KafkaCluster
@@ -137,16 +138,23 @@ def test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question(t
             assert question(consumer) == Committed(100, "map")
 
 
-def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configured_ones(topic_set, tmp_path):
-    """The proxy is a load balancer in front of brokers that name their own addresses."""
+@pytest.mark.parametrize("server", ["load balancer", "second of two"])
+def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configured_ones(topic_set, tmp_path, server):
+    """Brokers name their own addresses; of two configured servers only the first answers at the start."""
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(contextlib.closing(ReservedPorts()))
-        before = KafkaCluster(data_dir=tmp_path)
-        stack.enter_context(before)
+        port = ports.take_any()
+        before = stack.enter_context(KafkaCluster(data_dir=tmp_path))
         old = before.port(1)
         wire.create_topics(before.bootstrap_servers, {topic_set.requests: 1})
-        balancer = stack.enter_context(Proxy(ports.take_any(), old))
-        config = settings(f"127.0.0.1:{balancer.port}", topic_set)
+        door = Proxy(port, old)
+        if server == "load balancer":
+            stack.enter_context(door)
+            config = settings(f"127.0.0.1:{port}", topic_set)
+        else:
+            config = settings(f"127.0.0.1:{old},127.0.0.1:{port}", topic_set)
+        verifier = stack.enter_context(contextlib.closing(TopicVerifier(config)))
+        assert topic_set.requests in verifier.verify().existing
         consumer, poll = stack.enter_context(member(config))
         _, send = stack.enter_context(writer(config))
         assert isinstance(send(10.0), tuple)
@@ -155,9 +163,12 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         eventually(lambda: poll() and consumer.silent_for() > 0, "the consumer to see that nobody answers")
         after = stack.enter_context(KafkaCluster(data_dir=tmp_path))
         assert after.port(1) != old
-        balancer.target = after.port(1)
+        door.target = after.port(1)
+        if server == "second of two":
+            stack.enter_context(door)
         moved = time.monotonic()
         assert isinstance(send(BACK_WITHIN), tuple), "the producer does not find the cluster"
         eventually(lambda: len(poll()) == 2, "the second record", timeout=BACK_WITHIN)
         assert time.monotonic() - moved < BACK_WITHIN
         assert consumer.silent_for() == 0
+        assert topic_set.requests in verifier.verify().existing
