@@ -142,7 +142,7 @@ def test_check_is_content_with_what_topics_makes(cli, topic_set):
         assert sum(line.startswith(f"✓ {step}") for line in findings) == 1
     assert f"✓ topic {topic_set.requests}: partitions 3, replication 1, READ permitted; " in done.stdout
     assert (
-        f"✓ topic {topic_set.dlq}: partitions 1, replication 1, WRITE permitted; max.message.bytes 1114124, "
+        f"✓ topic {topic_set.dlq}: partitions 1, replication 1, WRITE permitted; max.message.bytes 9437184, "
         "retention 7 d, cleanup.policy delete, min.insync.replicas 1"
     ) in findings
     assert "TimeoutStopSec" in done.stdout

@@ -75,6 +75,7 @@ def test_missing_topics_are_created_with_their_settings_and_verified(settings, t
     assert report.verified_at.utcoffset().total_seconds() == 0
     assert abs(report.verified_at.timestamp() - time.time()) < 30
     assert events(logs, "info") == [
+        "Cluster reached",
         *("Topic creation started", "Topic creation succeeded") * 3,
         "Topic verification succeeded",
     ]
@@ -90,7 +91,7 @@ def test_topics_that_exist_are_left_alone(settings, made_topics):
         report = run(settings())
     assert run.created == []
     assert report.missing == ()
-    assert events(logs, "info") == ["Topic verification succeeded"]
+    assert events(logs, "info") == ["Cluster reached", "Topic verification succeeded"]
 
 
 def test_a_dead_letter_topic_follows_the_request_topic_that_exists(settings, topic_set, make_topics):
@@ -136,6 +137,7 @@ def test_of_several_workers_exactly_one_creates_each_topic_and_none_fails(settin
     assert [run.errors for run in workers] == [[]] * 4
     assert [report.missing for report in reports] == [()] * 4
     assert set(events(logs)) - {"Topic creation: topic already exists"} == {
+        "Cluster reached",
         "Topic listing started",
         "Topic listing succeeded",
         "Topic creation started",
@@ -182,7 +184,7 @@ def test_with_creation_off_nothing_is_created_and_missing_topics_are_named(setti
     assert run.created == []
     assert report.existing == (topic_set.requests,)
     assert report.missing == (topic_set.responses, topic_set.dlq)
-    assert events(logs, "info") == ["Topic creation skipped"]
+    assert events(logs, "info") == ["Topic creation skipped", "Cluster reached"]
     warned = [entry for entry in logs if entry["log_level"] == "warning"]
     assert [(entry["event"], entry["topic"]) for entry in warned] == [
         ("Topic verification: topic is missing", topic_set.responses),
@@ -239,6 +241,7 @@ def test_a_dry_run_says_what_the_cluster_would_do_and_changes_nothing(settings, 
     assert run.created == []
     assert report.missing == topic_set[:3]
     assert events(logs, "info") == [
+        "Cluster reached",
         *["Topic creation: dry run, the cluster would create the topic"] * 3,
         "Topic verification: dry run",
     ]
