@@ -74,11 +74,15 @@ class Admin:
             states[topic["topic"]] = _state(topic)
         return states
 
-    def create(self, spec: TopicSpec, settings: Mapping[str, str], *, validate_only: bool = False) -> None:
-        """Create a topic, or only ask whether it could be; `settings` stand in for those of `spec`."""
+    def create(self, spec: TopicSpec, settings: Mapping[str, str], *, validate_only: bool = False) -> float:
+        """Create a topic, or only ask whether it could be; `settings` stand in for those of `spec`.
+
+        Returns for how many seconds a quota of the cluster leaves everything else unanswered.
+        """
         topic = NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=dict(settings))
         timeout_ms = max(1, int(self._deadline.remaining() * 1000))
-        self._client.create_topics([topic], timeout_ms=timeout_ms, validate_only=validate_only)
+        answer = self._client.create_topics([topic], timeout_ms=timeout_ms, validate_only=validate_only)
+        return float(getattr(answer, "throttle_time_ms", 0) / 1000)
 
     def max_message_bytes(self, names: Iterable[str]) -> dict[str, int]:
         """Return the largest record batch that each topic takes, where it exists and we may know (DESCRIBE_CONFIGS)."""

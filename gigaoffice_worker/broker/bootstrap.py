@@ -4,14 +4,17 @@
 |---|---|
 | name not known, refused, unreachable, silent, closed during the handshake | UnreachableError, 69 |
 | the certificate is from a stranger, for another host, or out of date; ours is refused | AccessError, 77 |
-| the server does not speak TLS, or none that we speak | ConfigurationError, 78 |
+| the server does not speak TLS, or none that we speak, or it does and we do not | ConfigurationError, 78 |
+| it answers, and not as Kafka does | ConfigurationError, 78 |
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import ssl
+import struct
 import threading
 import time
 from typing import Final, NamedTuple
@@ -26,6 +29,16 @@ _LATECOMERS: Final = 0.2
 """Seconds for the other servers once one has answered: the client needs one, the rest is for the report."""
 _REFUSAL: Final = 0.2
 """Seconds in which a server refuses our certificate: TLS 1.3 tells only after the handshake."""
+
+# The request that every broker answers, also before a login: which versions of what it speaks. Its length, number,
+# version and correlation id, and no client id. The answer begins with its length and the same correlation id.
+_CORRELATION: Final = 1
+_HELLO: Final = struct.pack(">ihhih", 10, 18, 0, _CORRELATION, -1)
+_ANSWER: Final = struct.Struct(">ii")
+_LONGEST_ANSWER: Final = 1024 * 1024
+_TLS_ALERT: Final = b"\x15\x03"
+_NOT_KAFKA: Final = "accepts connections but does not answer as Kafka does"
+_NOT_KAFKA_HINT: Final = "Check that the broker has started, and whether its port expects TLS (KAFKA_USE_SSL)."
 
 # Numbers of OpenSSL for what is wrong with a certificate.
 _OUT_OF_DATE: Final = (9, 10)
@@ -54,15 +67,20 @@ def usable_servers(kafka: Kafka, timeout: float) -> tuple[str, ...]:
     raise type(telling)(f"no bootstrap server can be used: {'; '.join(map(str, errors))}", hint=telling.hint)
 
 
-def ask_servers(kafka: Kafka, timeout: float) -> list[ServerAnswer]:
-    """Ask all servers at once; each has at most LIMIT seconds, all together `timeout`."""
+def ask_servers(kafka: Kafka, timeout: float, *, only_connect: bool = False) -> list[ServerAnswer]:
+    """Ask all servers at once; each has at most LIMIT seconds, all together `timeout`.
+
+    With `only_connect` it is enough that a server can be connected to.
+    """
     context = ssl_context(kafka)
     deadline = time.monotonic() + min(LIMIT, timeout)
     answers: queue.SimpleQueue[ServerAnswer] = queue.SimpleQueue()
     for server in kafka.bootstrap_servers:
         # Daemons, because the name service has no time limit.
         threading.Thread(
-            target=lambda server=server: answers.put(ServerAnswer(server, _failure(server, context, deadline))),
+            target=lambda server=server: answers.put(
+                ServerAnswer(server, _failure(server, context, deadline, only_connect))
+            ),
             name=f"bootstrap-{server}",
             daemon=True,
         ).start()
@@ -86,16 +104,21 @@ def _collect(servers: tuple[str, ...], answers: queue.SimpleQueue[ServerAnswer],
     ]
 
 
-def _failure(server: str, context: ssl.SSLContext | None, deadline: float) -> WorkerError | None:
+def _failure(server: str, context: ssl.SSLContext | None, deadline: float, only_connect: bool) -> WorkerError | None:  # noqa: FBT001
     host, _, port = server.rpartition(":")
     host = host.strip("[]")
     try:
         with _connect(host, int(port), deadline) as connection:
-            if context is not None:
-                _check_tls(host, context, connection, deadline)
+            if not only_connect:
+                connection.settimeout(_left(deadline))
+                _talk(host, context, connection, deadline)
     except WorkerError as error:
         return type(error)(f"{server}: {error}", hint=error.hint)
     return None
+
+
+def _left(deadline: float) -> float:
+    return max(0.01, deadline - time.monotonic())
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:
@@ -108,7 +131,7 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
     problem: OSError = TimeoutError()
     for family, kind, protocol, _, address in addresses:
         connection = socket.socket(family, kind, protocol)
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        connection.settimeout(_left(deadline))
         try:
             connection.connect(address)
         except OSError as error:
@@ -127,22 +150,60 @@ def _unreachable(problem: OSError) -> UnreachableError:
     return UnreachableError(problem.strerror or str(problem), hint="Check the network.")
 
 
-def _check_tls(host: str, context: ssl.SSLContext, connection: socket.socket, deadline: float) -> None:
-    connection.settimeout(max(0.01, deadline - time.monotonic()))
+def _talk(host: str, context: ssl.SSLContext | None, connection: socket.socket, deadline: float) -> None:
+    if context is None:
+        _check_kafka(connection, deadline)
+        return
     shaken = False
     try:
         with context.wrap_socket(connection, server_hostname=host) as tls:
             shaken = True
-            tls.settimeout(_REFUSAL)
-            if not tls.recv(1):
-                raise ConnectionResetError
+            _wait_for_refusal(tls)
+            _check_kafka(tls, deadline)
     except TimeoutError:
-        # A broker speaks only when spoken to: silence after the handshake is consent.
-        if not shaken:
-            message = "accepts connections but does not answer the TLS handshake in time"
-            raise UnreachableError(message, hint="Check that the broker runs and that the port speaks TLS.") from None
+        message = "accepts connections but does not answer the TLS handshake in time"
+        hint = "Check that the broker runs and that the port speaks TLS."
+        raise UnreachableError(_NOT_KAFKA if shaken else message, hint=hint) from None
     except OSError as error:
         raise _tls_error(error) from error
+
+
+def _wait_for_refusal(tls: ssl.SSLSocket) -> None:
+    """Give a server the time to refuse our certificate: what we send meanwhile would make its words be lost."""
+    tls.settimeout(_REFUSAL)
+    with contextlib.suppress(TimeoutError):
+        if not tls.recv(1):
+            raise ConnectionResetError
+
+
+def _check_kafka(connection: socket.socket, deadline: float) -> None:
+    """See whether a server answers as Kafka does. Over TLS, raises the errors of the connection as they are."""
+    answer = b""
+    try:
+        connection.sendall(_HELLO)
+        while len(answer) < _ANSWER.size:
+            connection.settimeout(_left(deadline))
+            more = connection.recv(_ANSWER.size - len(answer))
+            if not more:
+                raise ConnectionResetError
+            answer += more
+    except OSError:
+        if answer:
+            raise _another_protocol(answer) from None
+        if isinstance(connection, ssl.SSLSocket):
+            raise
+        raise UnreachableError(_NOT_KAFKA, hint=_NOT_KAFKA_HINT) from None
+    length, correlation = _ANSWER.unpack(answer)
+    if correlation != _CORRELATION or not _ANSWER.size <= length <= _LONGEST_ANSWER:
+        raise _another_protocol(answer)
+
+
+def _another_protocol(answer: bytes) -> ConfigurationError:
+    if answer.startswith(_TLS_ALERT):
+        return ConfigurationError("speaks TLS", hint="Set KAFKA_USE_SSL=true, or name the port that speaks no TLS.")
+    begins = answer.decode("ascii", "replace")
+    message = f"does not speak Kafka: its answer begins with {begins!r}"
+    return ConfigurationError(message, hint="KAFKA_BOOTSTRAP_SERVERS must name a port that brokers listen on.")
 
 
 def _tls_error(error: OSError) -> WorkerError:

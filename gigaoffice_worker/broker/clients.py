@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from kafka import KafkaConsumer, KafkaProducer
+from kafka import errors as kafka_errors
 from kafka.errors import IncompatibleBrokerVersion, NoBrokersAvailable
 
 from gigaoffice_worker.broker.bootstrap import usable_servers
 from gigaoffice_worker.broker.connection_log import ConnectionErrors
-from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, describe, to_worker_error
+from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, NO_LOGIN, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client, watch
 from gigaoffice_worker.broker.kafka_python.network import mend_network
@@ -62,6 +63,8 @@ _SILENT_HINT: Final = "Check that the broker has started, and whether its port e
 # What the client guesses of a broker that took its connections and did not say its version: one that has just woken up.
 _NO_VERSION: Final = "requires >= Kafka 0.11"
 _NO_VERSION_HINT: Final = "Check that the broker has started and does not hang; Apache Kafka 2.1 or newer is needed."
+# How the client logs that a broker expects no login on the port.
+_NO_LOGIN: Final = kafka_errors.IllegalSaslStateError.__name__
 _NO_CODEC: Final = re.compile(r"Libraries for (\w+) compression codec not found")
 
 
@@ -207,6 +210,8 @@ def constructing(during: str, config: Config) -> Iterator[None]:
         except (AssertionError, KeyError, ValueError) as error:
             raise _refused_by_the_client(error, during) from error
         except Exception as error:
+            if _NO_LOGIN in heard.refusal:
+                raise ConfigurationError(f"{during}: {NO_LOGIN.cause}", hint=NO_LOGIN.hint) from error
             if heard.refusal or (isinstance(error, IncompatibleBrokerVersion) and config.kafka.sasl_mechanism):
                 # A refused login leaves the client without the broker's versions, which is all that it raises.
                 closed = f"the broker closes the connection; does it offer {config.kafka.sasl_mechanism}?"

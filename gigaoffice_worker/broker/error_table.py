@@ -107,12 +107,18 @@ BAD_CREDENTIALS: Final = _access(
     "Check KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD against the cluster's users.",
     kafka.SaslAuthenticationFailedError,
     kafka.UnsupportedSaslMechanismError,
-    kafka.IllegalSaslStateError,
     kafka.UnacceptableCredentialError,
     send=SendFailure.STUCK,
 )
 
+NO_LOGIN: Final = _wrong(
+    "this port asks for no login",
+    "Leave KAFKA_SASL_MECHANISM unset, or name the port that asks for one in KAFKA_BOOTSTRAP_SERVERS.",
+    kafka.IllegalSaslStateError,
+)
+
 _RULES: Final = (
+    NO_LOGIN,
     _expected("topic already exists", kafka.TopicAlreadyExistsError),
     BAD_CREDENTIALS,
     _access(
@@ -214,6 +220,11 @@ _RULES: Final = (
         kafka.KafkaTimeoutError,
         kafka.RequestTimedOutError,
         TimeoutError,
+    ),
+    _passing(
+        "a quota of the cluster delays it",
+        "Wait, or raise controller_mutation_rate for the user or the client id.",
+        kafka.ThrottlingQuotaExceededError,
     ),
     _passing("host name not known", "Check KAFKA_BOOTSTRAP_SERVERS and the name service.", socket.gaierror),
     _passing(

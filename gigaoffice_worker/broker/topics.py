@@ -179,9 +179,17 @@ class _Workflow:
         if spec.role == "dlq" and MAX_MESSAGE_BYTES not in settings:
             settings[MAX_MESSAGE_BYTES] = str(self._dead_letter_limit(client))
         try:
-            client.create(spec, settings, validate_only=self._dry_run)
+            delay = client.create(spec, settings, validate_only=self._dry_run)
         except TopicAlreadyExistsError:
             return None
+        if delay > 0:
+            log.warning(
+                "Topic creation throttled by a quota of the cluster, waiting",
+                topic=spec.name,
+                seconds=round(delay, 1),
+                hint="raise controller_mutation_rate for the user or the client id",
+            )
+            self._stop.wait(delay)
         return settings
 
     def _dead_letter_limit(self, client: Admin) -> int:

@@ -128,19 +128,19 @@ def _server(kafka: Kafka, server: str, limit: float, begin: Callable[[str], None
     """Connect without TLS first, so that its failure is told apart from that of the network; at least one finding."""
     findings: list[Finding] = []
     alone = replace(kafka, bootstrap_servers=(server,))
-    for name, asked in (("reach", replace(alone, use_ssl=False)), ("TLS", alone))[: 1 + kafka.use_ssl]:
+    for name in ("reach", "TLS")[: 1 + kafka.use_ssl]:
         step = f"{name} {server}"
         begin(step)
-        if error := _failure(asked, limit):
+        if error := _failure(alone, limit, only_connect=kafka.use_ssl and name == "reach"):
             findings.append(_bad(step, type(error)(str(error).removeprefix(f"{server}: "), hint=error.hint)))
             break
         findings.append(Finding(step, Mark.GOOD, _CONNECTED[name]))
     return findings
 
 
-def _failure(kafka: Kafka, limit: float) -> WorkerError | None:
+def _failure(kafka: Kafka, limit: float, *, only_connect: bool = False) -> WorkerError | None:
     try:
-        return bootstrap.ask_servers(kafka, limit)[0].error
+        return bootstrap.ask_servers(kafka, limit, only_connect=only_connect)[0].error
     except WorkerError as error:  # our own certificate or key
         return error
 

@@ -140,6 +140,15 @@ def test_a_wrong_password_is_an_authentication_failure_at_once(cluster, authorit
     assert "KAFKA_SASL_PASSWORD" in line["hint"]
 
 
+def test_a_login_at_a_port_that_asks_for_none_says_so(cluster, authority, topic_set):
+    config = settings(
+        cluster, "SASL", authority, topic_set, "worker", KAFKA_BOOTSTRAP_SERVERS=cluster.bootstrap("BROKER")
+    )
+    line = refusal(ConfigurationError, config)
+    assert line["error"].endswith("this port asks for no login")
+    assert "KAFKA_SASL_MECHANISM" in line["hint"]
+
+
 def test_a_mechanism_that_the_broker_lacks_is_an_authentication_failure(cluster, authority, topic_set):
     config = settings(cluster, "SASL", authority, topic_set, "worker", mechanism="SCRAM-SHA-512")
     text = refusal(AccessError, config)["error"]
@@ -228,9 +237,9 @@ def test_tls_to_a_port_without_tls_says_so(cluster, authority, topic_set):
 
 def test_no_tls_to_a_port_with_tls_says_so(cluster, authority, topic_set):
     plain = {"KAFKA_USE_SSL": "false", "KAFKA_TOPIC_CREATION_RETRIES": "0", "KAFKA_TOPIC_CREATION_TIMEOUT": "2"}
-    line = refusal(UnreachableError, settings(cluster, "TLS", authority, topic_set, **plain))
-    assert "does not answer as Kafka does" in line["error"]
-    assert "TLS (KAFKA_USE_SSL)" in line["hint"]
+    line = refusal(ConfigurationError, settings(cluster, "TLS", authority, topic_set, **plain))
+    assert line["error"].endswith("speaks TLS")
+    assert "KAFKA_USE_SSL=true" in line["hint"]
 
 
 def test_a_frozen_broker_holds_an_attempt_no_longer_than_its_time(cluster, authority, topic_set):
@@ -262,7 +271,7 @@ def test_a_creation_that_finds_the_broker_frozen_is_a_time_out_and_succeeds_late
         def create(self, spec, settings, *, validate_only):
             if not froze:
                 froze.append(cluster.freeze(1))
-            self._client.create(spec, settings, validate_only=validate_only)
+            return self._client.create(spec, settings, validate_only=validate_only)
 
         def __getattr__(self, name):
             return getattr(self._client, name)

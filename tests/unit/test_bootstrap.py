@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import socket
 import ssl
+import struct
 import threading
 import time
 from pathlib import Path
@@ -26,9 +27,17 @@ def authority(tmp_path):
     return Authority(tmp_path)
 
 
+def speaks_kafka(connection):
+    """Answer which versions are spoken: with none, which is all that matters here."""
+    asked = connection.recv(14)
+    if asked:
+        connection.sendall(struct.pack(">iihi", 10, struct.unpack(">ihhih", asked)[3], 0, 0))
+        connection.recv(1)
+
+
 @contextlib.contextmanager
-def server(talk=None):
-    """Listen on loopback; `talk(connection)` serves one connection after the other, nothing serves none of them."""
+def server(talk=speaks_kafka):
+    """Listen on loopback; `talk(connection)` serves one connection after the other, None serves none of them."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         over = threading.Event()
 
@@ -43,11 +52,13 @@ def server(talk=None):
         if thread:
             thread.start()
         port = listener.getsockname()[1]
-        yield f"localhost:{port}"
-        if thread:
-            over.set()
-            socket.create_connection(("127.0.0.1", port)).close()
-            thread.join()
+        try:
+            yield f"localhost:{port}"
+        finally:
+            if thread:
+                over.set()
+                socket.create_connection(("127.0.0.1", port)).close()
+                thread.join()
 
 
 def speaks_tls(certificate, *, clients=None):
@@ -61,7 +72,7 @@ def speaks_tls(certificate, *, clients=None):
     def talk(connection):
         connection.settimeout(5)
         with context.wrap_socket(connection, server_side=True) as tls:
-            tls.recv(1)
+            speaks_kafka(tls)
 
     return talk
 
@@ -92,6 +103,39 @@ def test_a_server_that_listens_will_do():
 def test_a_refused_connection_says_so():
     address = closed_port()
     assert f"{address}: connection refused" in refusal(UnreachableError, settings(address))
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH\r\n"])
+def test_a_port_that_is_not_kafkas_says_so_at_once(greeting):
+    started = time.monotonic()
+    with server(lambda connection: (connection.recv(100), connection.sendall(greeting))) as address:
+        text = refusal(ConfigurationError, settings(address), timeout=30.0)
+    assert f"{address}: does not speak Kafka" in text
+    assert "a port that brokers listen on" in text
+    assert time.monotonic() - started < 2.0
+
+
+def test_a_port_that_speaks_tls_to_who_does_not_says_so_at_once():
+    alert = b"\x15\x03\x03\x00\x02\x02F"
+    with server(lambda connection: (connection.recv(100), connection.sendall(alert))) as address:
+        text = refusal(ConfigurationError, settings(address), timeout=30.0)
+    assert f"{address}: speaks TLS" in text
+    assert "KAFKA_USE_SSL=true" in text
+
+
+def test_a_port_that_closes_says_so_at_once():
+    with server(lambda connection: connection.recv(1)) as address:
+        text = refusal(UnreachableError, settings(address), timeout=30.0)
+    assert "does not answer as Kafka does" in text
+    assert "KAFKA_USE_SSL" in text
+
+
+def test_a_silent_port_says_so_in_time():
+    started = time.monotonic()
+    with server(None) as address:
+        text = refusal(UnreachableError, settings(address), timeout=30.0)
+    assert "does not answer as Kafka does" in text
+    assert time.monotonic() - started < 10.0
 
 
 def test_an_unknown_name_says_so():
@@ -166,7 +210,7 @@ def test_a_port_that_hangs_up_on_tls_says_so(authority):
 
 def test_a_silent_peer_costs_no_more_than_the_time_that_is_given(authority):
     started = time.monotonic()
-    with server() as address:
+    with server(None) as address:
         text = refusal(UnreachableError, settings(address, cafile=authority.file), timeout=0.5)
     assert "does not answer the TLS handshake in time" in text
     assert time.monotonic() - started < 1.5

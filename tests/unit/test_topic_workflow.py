@@ -34,6 +34,8 @@ class Cluster:
         self._invisible_for = invisible_for
         self._leaderless_for = leaderless_for
         self._limits = limits
+        # Seconds for which a quota leaves everything unanswered behind each creation.
+        self.throttled = 0.0
 
     def __call__(self, config, timeout):
         self._fail("connect")
@@ -69,6 +71,7 @@ class Cluster:
         self.created.append((spec.name, dict(settings)))
         if not validate_only:
             self.topics[spec.name] = (TopicState(spec.partitions, spec.replication, True, frozenset()), 0)
+        return self.throttled
 
     def max_message_bytes(self, names):
         self._fail("max_message_bytes")
@@ -142,7 +145,7 @@ def test_every_topic_has_all_attempts_and_every_attempt_all_the_time():
     def failing(spec, settings, *, validate_only):
         if error := next(fail):
             raise error
-        create(spec, settings, validate_only=validate_only)
+        return create(spec, settings, validate_only=validate_only)
 
     cluster.create = failing
     report, errors, _ = run(cluster)
@@ -260,3 +263,24 @@ def test_a_verification_warns_of_what_the_report_before_did_not_say():
         verifier.verify(third)
     verifier.close()
     assert warnings(logs) == [("Topic verification: topic is missing", REQUESTS)]
+
+
+def test_a_quota_that_throttles_creation_is_named_and_waited_out():
+    class Waits(threading.Event):
+        """Notes what is waited for, and waits for nothing."""
+
+        waited = 0.0
+
+        def wait(self, timeout=None):
+            self.waited += timeout or 0.0
+            return False
+
+    cluster, stop = Cluster(), Waits()
+    cluster.throttled = 7.5
+    _, _, logs = run(cluster, stop)
+    assert stop.waited == 3 * 7.5
+    told = [line for line in logs if "throttled" in line["event"]]
+    assert [(line["log_level"], line["topic"], line["seconds"]) for line in told] == [
+        ("warning", name, 7.5) for name in (REQUESTS, RESPONSES, DLQ)
+    ]
+    assert "controller_mutation_rate" in told[0]["hint"]
