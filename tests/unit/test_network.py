@@ -10,6 +10,7 @@ import time
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.coordinator.base import MemberState
 from kafka.structs import BrokerMetadata
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY, steady_the_client
@@ -96,6 +97,38 @@ def test_connection_that_fails_with_an_error_of_tls_is_closed(tmp_path):
             with pytest.raises(ssl.SSLCertVerificationError):
                 client._client.poll(timeout_ms=5000, future=client._client.cluster.request_update())
             assert [each.disconnected() for each in client._client._conns.values()] == [True]
+
+
+def test_heartbeats_go_on_behind_an_error_of_the_network():
+    steady_the_client()
+    client = KafkaConsumer(
+        bootstrap_servers=NOBODY, api_version=(2, 1, 0), group_id="group", metrics_enabled=False, retry_backoff_ms=10
+    )
+    polls = []
+
+    def broken(timeout_ms=None, future=None):
+        polls.append(timeout_ms)
+        raise ssl.SSLError(1, "bad record mac")
+
+    client._client.poll = broken
+    mend_network(client, [NOBODY])
+    coordinator = client._coordinator
+    try:
+        coordinator._start_heartbeat_thread()
+        coordinator.state = MemberState.STABLE
+        heartbeats = coordinator._heartbeat_thread
+        heartbeats.enable()
+        deadline = time.monotonic() + 5
+        while len(polls) < 3:
+            assert time.monotonic() < deadline, heartbeats.failed
+            time.sleep(0.01)
+        assert heartbeats.is_alive()
+        with pytest.raises(ssl.SSLError):
+            client._client.poll(timeout_ms=0)
+    finally:
+        coordinator._close_heartbeat_thread(5000)
+        with contextlib.suppress(ssl.SSLError):
+            client.close(autocommit=False, timeout_ms=0)
 
 
 def test_configured_servers_are_asked_when_no_known_broker_answers():

@@ -45,6 +45,8 @@ writer waits for 3 s holding the lock that the network needs | `network`: looks 
 | an error of TLS comes out of `poll`, and the connection stays as it was until it times out | \
 `network`: closes what was being connected, or else all | \
 `test_network::test_connection_that_fails_with_an_error_of_tls_is_closed` | the client closes it |
+| the thread of heartbeats ends by such an error, and none takes its place while the group is stable | \
+`network`: raises nothing in it | `test_network::test_heartbeats_go_on_behind_an_error_of_the_network` | it is |
 | the configured servers are forgotten with the first metadata: a cluster under other addresses is never found | \
 `network`: asks them, too, when no broker has answered for 5 s; one that falls silent without a word takes the \
 client's request time-out first | \

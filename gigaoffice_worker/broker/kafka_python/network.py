@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.client_async import KafkaClient
 from kafka.conn import BrokerConnection
+from kafka.coordinator.base import HeartbeatThread
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
 
@@ -107,22 +109,31 @@ def _close_what_failed(network: KafkaClient) -> None:
     """See to it that a connection which fails as the client does not expect is closed, and made anew.
 
     `poll` raises such an error (a certificate that is not trusted, a damaged TLS record) and leaves the connection as
-    it was, until it times out after 30 s.
+    it was, until it times out after 30 s. The thread of heartbeats would end by it, without another one before the
+    group has thrown us out: there, nothing is raised. Whoever polls next meets what lasts.
     """
     poll = network.poll
 
     def poll_and_close(timeout_ms: float | None = None, future: Any = None) -> Any:
         try:
             return poll(timeout_ms=timeout_ms, future=future)
-        except OSError as error:  # also every error of TLS
-            with network._lock:
-                connections = list(network._conns.values())
-                # Where none is being made it was an established one, and any of them may be broken.
-                for each in [each for each in connections if each.connecting()] or connections:
-                    each.close(kafka_errors.KafkaConnectionError(f"{type(error).__name__}: {error}"))
-            raise
+        except Exception as error:
+            if isinstance(error, OSError):  # also every error of TLS
+                _close(network, error)
+            if not isinstance(threading.current_thread(), HeartbeatThread):
+                raise
+            log.warning("Polling for heartbeats failed", error=f"{type(error).__name__}: {error}")
+            return []
 
     network.poll = poll_and_close
+
+
+def _close(network: KafkaClient, error: OSError) -> None:
+    """Close the connections that are being made; where there are none, any established one may be the broken one."""
+    with network._lock:
+        connections = list(network._conns.values())
+        for each in [each for each in connections if each.connecting()] or connections:
+            each.close(kafka_errors.KafkaConnectionError(f"{type(error).__name__}: {error}"))
 
 
 def _look_for_a_lost_cluster(network: KafkaClient, servers: Sequence[str]) -> Reach:
