@@ -28,6 +28,7 @@ from gigaoffice_worker.broker.errors import (
     CommitRefusedError,
     CommitRetriableError,
     FencedError,
+    HeldBackError,
     TopicUnavailableError,
     UndecodableError,
 )
@@ -51,6 +52,8 @@ class SendFailure(Enum):
     """The batch is larger than the topic takes; one record of it sent alone may pass."""
     REFUSED = auto()
     """The topic is missing, refused or short of replicas: the same producer may try again later."""
+    HELD_BACK = auto()
+    """It was not sent, because an older record of its partition failed: it follows behind that one."""
     STUCK = auto()
     """The producer itself is in doubt: a new one is needed."""
 
@@ -245,6 +248,12 @@ _RULES: Final = (
         kafka.UnknownTopicOrPartitionError,
         TopicUnavailableError,
         send=SendFailure.REFUSED,
+    ),
+    _passing(
+        "held back behind an older record",
+        "See to what that one fails with.",
+        HeldBackError,
+        send=SendFailure.HELD_BACK,
     ),
     _passing(
         "not enough replicas in sync",

@@ -53,6 +53,10 @@ class UndecodableError(Exception):
         super().__init__(f"record {partition}-{offset} cannot be decoded: {self.reason}")
 
 
+class HeldBackError(Exception):
+    """An older record of the partition failed, so this one was not sent: it would overtake that one."""
+
+
 class TopicUnavailableError(Exception):
     """The topic has no partition that could be written to, as far as the client knows."""
 

@@ -98,7 +98,7 @@ class Engine:
                 __version__,
                 config.worker.echo_headers,
             ),
-            lambda suffix: Producer(clients.producer(config, suffix)),
+            lambda suffix: Producer(clients.producer(config, suffix), in_order=True),
             self.dispatcher,
             metrics,
             died,

@@ -23,7 +23,7 @@ from enum import Enum, auto
 
 import structlog
 
-from gigaoffice_worker.broker.error_table import SendFailure, send_failure
+from gigaoffice_worker.broker.error_table import SendFailure, describe, rule, send_failure
 from gigaoffice_worker.core.records import Outcome, OutgoingRecord
 from gigaoffice_worker.core.retry import Backoff
 from gigaoffice_worker.core.work import Work
@@ -166,6 +166,8 @@ class OutputTopic:
         if limit > self.max_message_bytes:
             self._retries_aside.at_once()
         self.max_message_bytes = limit
+        # A batch beyond the limit fails whole.
+        self.producer.limit_batches(limit)
         self.partitions = partitions
 
     # Any thread
@@ -232,24 +234,30 @@ class OutputTopic:
         if not failures:
             return 0
         again: list[PendingSend] = []
+        held_back: list[PendingSend] = []
         at_once = True
         for pending, error in failures:
             match send_failure(error):
+                case SendFailure.HELD_BACK:
+                    held_back.append(pending.again())
+                    continue
                 case SendFailure.TOO_LARGE:
                     if pending.alone and self._give_way(pending, now):
                         continue
                     pending.alone = True
-                    self._trouble = f"the topic refuses a batch with a record of {pending.size} bytes"
+                    self._trouble = "the topic refuses a batch for its size: its records are sent one by one"
                 case SendFailure.REFUSED:
                     at_once = False
-                    self._trouble = f"{type(error).__name__}: {error}"
+                    self._trouble = f"{describe(error)}. {rule(error).hint}"
                 case SendFailure.STUCK:
                     at_once = False
                     self.producer.suspect(f"{type(error).__name__}: {error}")
             again.append(pending.again())
+        with self._lock:
+            self._to_repeat += again + held_back
         if again:
-            self._repeat(again, now, at_once=at_once)
-        return len(failures)
+            self._note_failure(now, len(again), at_once=at_once)
+        return len(failures) - len(held_back)
 
     def _give_way(self, pending: PendingSend, now: float) -> bool:
         """Take a record out of the way that its topic refuses although it was sent alone; False to try it smaller."""
@@ -266,15 +274,14 @@ class OutputTopic:
         self._tell(now, 1, self._retries_aside.due)
         return True
 
-    def _repeat(self, again: list[PendingSend], now: float, *, at_once: bool) -> None:
+    def _note_failure(self, now: float, records: int, *, at_once: bool) -> None:
         self._retries.failed(now)
         if at_once:
             self._retries.at_once()
         self._probing_aside = False
         with self._lock:
             self.state = State.REPAIRING
-            self._to_repeat += again
-        self._tell(now, len(again), self._retries.due)
+        self._tell(now, records, self._retries.due)
 
     def _tell(self, now: float, records: int, retry_at: float) -> None:
         """Log a trouble when it is new, and now and then while it lasts."""
@@ -306,6 +313,7 @@ class OutputTopic:
             self._retries.failed(now)
             self._tell(now, len(self._to_repeat), self._retries.due)
             return
+        self.producer.go_on()
         for pending in self._next_group(now):
             self.producer.send(pending.record, pending.acknowledged, pending.answered, smallest=pending.smallest)
 

@@ -33,6 +33,7 @@ class SupervisedProducer:
         self._delivery_timeout = delivery_timeout
         self._clock = clock
         self._client: Producer | None = None
+        self._batch_limit: int | None = None
         # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
         self._retired: list[Producer] = []
         # Why the client is not trusted any more; None while it is.
@@ -41,7 +42,13 @@ class SupervisedProducer:
 
     def start(self) -> None:
         """Make the first client; its errors are the caller's."""
-        self._client = self._make()
+        self._client = self._made()
+
+    def _made(self) -> Producer:
+        client = self._make()
+        if self._batch_limit is not None:
+            client.limit_batches(self._batch_limit)
+        return client
 
     def close(self, timeout: float) -> None:
         """End the client's thread."""
@@ -64,6 +71,17 @@ class SupervisedProducer:
     def knows(self, topic: str) -> bool:
         """Say whether the cluster has the topic, as far as the client knows; asks it where the client knows nothing."""
         return self._client is None or self._client.knows(topic, _ASK_WITHIN)
+
+    def go_on(self) -> None:
+        """Send again after a failure; nothing may be on its way."""
+        if self._client is not None:
+            self._client.go_on()
+
+    def limit_batches(self, size: int) -> None:
+        """Keep the batches of this client, and of all behind it, within `size` bytes."""
+        self._batch_limit = size
+        if self._client is not None:
+            self._client.limit_batches(size)
 
     def suspect(self, cause: str) -> None:
         """Trust the client no more: a send failed in a way that only a new client mends."""
@@ -92,7 +110,7 @@ class SupervisedProducer:
     def begin_anew(self) -> bool:
         """Make a new client behind a stopped one; False when that failed and will be tried again later."""
         try:
-            self._client = self._make()
+            self._client = self._made()
         except Exception as error:  # noqa: BLE001  # an outage; tried again until it is over
             self._rebuilds.failed(self._clock())
             log.warning("Producer could not be rebuilt", error=str(error), cause=self.doubt)

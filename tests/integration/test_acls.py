@@ -162,6 +162,32 @@ def test_worker_and_requester_work_with_exactly_their_rights_although_creation_i
         assert worker.stop() == 0
 
 
+def test_responses_of_a_key_keep_their_order_while_the_right_to_write_is_taken_and_given_back(
+    cluster, topic_set, account, environment, present, tmp_path
+):
+    account.give(*SERVING)
+    door, write = cluster.bootstrap("BROKER"), Right(WRITE, "the response topic")
+    with WorkerProcess(tmp_path, {**environment, "WORKER_HANDLER": "echo", "WORKER_CONCURRENCY": "64"}) as worker:
+        worker.wait_ready()
+        for third in range(3):
+            account.take(write)
+            numbers = range(third * 1500, third * 1500 + 1500)
+            wire.produce(door, topic_set.requests, [(b"k%d" % (n % 30), b'{"id": "r%d"}' % n, []) for n in numbers])
+            eventually(lambda: worker.metric("messages_failed_total", reason="publish"), "a refusal")
+            account.give(write)
+        wanted = {f"r{n}" for n in range(4500)}
+        eventually(lambda: sum(wire.end_offsets(door, topic_set.responses).values()) >= 4500, "answers", timeout=60)
+        responses = wire.read_all(door, topic_set.responses)
+        assert sorted(json.loads(each.value)["request_id"] for each in responses) == sorted(wanted)
+        newest = {}
+        for each in responses:
+            place = each.key, each.header("source-partition")
+            assert int(each.header("source-offset")) > newest.get(place, -1)
+            newest[place] = int(each.header("source-offset"))
+        assert worker.metric("producer_rebuilds_total") == 0
+        assert worker.stop() == 0
+
+
 def test_topics_that_exist_need_no_right_to_create(account, environment, present):
     account.give(*(Right(DESCRIBE, topic) for topic in TOPICS))
     assert run_command(environment, "topics").returncode == 0

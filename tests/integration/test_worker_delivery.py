@@ -8,7 +8,6 @@ import os
 import time
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.support import wire
 from tests.support.scene import MARKER, ask, check_once
@@ -213,6 +212,49 @@ def test_missing_response_topic_blocks_until_it_is_made_again(scene):
     assert max(scene.starts().values()) == 1
 
 
+def test_responses_of_a_key_keep_their_order_when_their_topic_comes_to_take_less(scene):
+    make(scene)
+    worker = scene.ready(WORKER_CONCURRENCY="64", **PLAIN)
+    scene.send(ask("before", "k0"))
+    scene.wait_responses(1)
+    set_limit(scene, scene.topics.responses, 5000)
+    sent = [ask(f"r{n}", f"k{n % 40}", query="x" * 700) for n in range(6000)]
+    scene.send(*sent)
+    responses = scene.wait_responses(6001, timeout=120)
+    check_once(responses, ["before", *[f"r{n}" for n in range(6000)]])
+    assert overtaken(responses) == []
+    assert scene.dead_letters() == []
+    scene.wait_committed()
+    assert worker.metric("producer_rebuilds_total") == 0
+
+
+def test_responses_of_a_machine_with_a_wrong_clock_are_refused_with_a_word_about_clocks_and_no_producer_is_replaced(
+    scene,
+):
+    make(scene)
+    worker = scene.ready()
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"message.timestamp.before.max.ms": "0"})
+    scene.send(*[ask(f"r{n}", f"k{n % 3}") for n in range(20)])
+    why = eventually(lambda: "clock" in (said := worker.ask("/readyz")[1]) and said, "the worker to tell", timeout=20)
+    assert scene.topics.responses in why
+    assert worker.metric("producer_rebuilds_total") == 0
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"message.timestamp.before.max.ms": "3600000"})
+    check_once(scene.wait_responses(20), [f"r{n}" for n in range(20)])
+    assert worker.metric("producer_rebuilds_total") == 0
+    assert any("clock" in str(line.get("error")) for line in worker.logs())
+
+
+def overtaken(responses):
+    """Return the offsets of requests whose response stands behind that of a newer one of the same key."""
+    newest, found = {}, []
+    for answer in responses:
+        key = answer.rec.key, answer.source.partition
+        if answer.source.offset < newest.get(key, -1):
+            found.append(answer.source.offset)
+        newest[key] = max(answer.source.offset, newest.get(key, -1))
+    return found
+
+
 @pytest.mark.parametrize("acks, compression", [("1", "snappy"), ("0", "lz4"), ("all", "none")])
 def test_requests_are_answered_and_committed_whatever_the_producer_is_told(scene, acks, compression):
     scene.make(requests=3, responses=3)
@@ -231,8 +273,4 @@ def test_requests_are_answered_and_committed_whatever_the_producer_is_told(scene
 
 def set_limit(scene, topic, limit):
     """Change the size of the records that a topic takes."""
-    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": scene.bootstrap})
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(20)
+    wire.alter_topic(scene.bootstrap, topic, {"max.message.bytes": str(limit)})

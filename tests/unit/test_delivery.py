@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import errors as kafka_errors
 
-from gigaoffice_worker.broker.errors import TopicUnavailableError
+from gigaoffice_worker.broker.errors import HeldBackError, TopicUnavailableError
 from gigaoffice_worker.core.messages import RecordEncoder, last_values
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason
 from gigaoffice_worker.core.work import Work
@@ -29,6 +29,7 @@ RESPONSES, DLQ = "responses", "dead-letters"
 TIMEOUT = 120.0
 TOO_LARGE = kafka_errors.MessageSizeTooLargeError("too large")
 REFUSED = kafka_errors.TopicAuthorizationFailedError("not allowed")
+HELD_BACK = HeldBackError("behind a failed one")
 STUCK = kafka_errors.KafkaTimeoutError("batch expired")
 
 ANSWER = answered({"a": 1})
@@ -62,6 +63,8 @@ class FakeProducer:
         self.broken = False
         self.topics = {RESPONSES, DLQ}
         self.sizes: list[int] = []
+        self.went_on = 0
+        self.batch_limit = 0
         self.raises: Exception | None = None
         self.ends = True
         self.stopped = False
@@ -78,6 +81,13 @@ class FakeProducer:
             raise self.raises
         self.on_wire.append(Sent(record, acknowledged, failed, smallest))
         self.sizes.append(record.size)
+
+    def go_on(self) -> None:
+        assert self.on_wire == []
+        self.went_on += 1
+
+    def limit_batches(self, size: int) -> None:
+        self.batch_limit = size
 
     def knows(self, topic: str, timeout: float) -> bool:
         return topic in self.topics
@@ -375,7 +385,8 @@ def test_a_refused_topic_is_tried_with_growing_distance_and_heals() -> None:
             gaps.append(since)
             since = 0.0
     assert gaps == pytest.approx([0.3, 0.4, 0.8, 1, 1, 1, 1, 1, 1], abs=0.25)
-    assert scene.delivery.trouble() == {RESPONSES: f"TopicAuthorizationFailedError: {REFUSED}"}
+    trouble = scene.delivery.trouble()[RESPONSES]
+    assert "TopicAuthorizationFailedError not allowed. Grant the user" in trouble
     assert scene.rebuilt == 0
     scene.let_all_through()
     assert scene.ended == [Ended(0, None), Ended(1, None), Ended(2, None)]
@@ -401,7 +412,52 @@ def test_a_send_that_raises_is_sent_again_like_one_that_fails(error: Exception) 
     assert scene.rebuilt == 0
 
 
+def test_what_was_held_back_follows_behind_what_failed_and_is_no_failure() -> None:
+    scene = Scene()
+    for _ in range(4):
+        scene.deliver()
+    # As the producer does it: the newer ones are taken back before the older ones are told.
+    older, newer = scene.in_flight()[:2], scene.in_flight()[2:]
+    scene.producer.on_wire.clear()
+    for sent in newer:
+        sent.fail(HELD_BACK)
+    scene.turn()
+    assert scene.on_wire() == []
+    for sent in older:
+        sent.fail(REFUSED)
+    scene.turn()
+    assert scene.producer.went_on == 0
+    assert "TopicAuthorizationFailedError" in scene.delivery._responses.trouble
+    scene.turn(0.21)
+    assert scene.producer.went_on == 1
+    assert scene.on_wire() == [0]
+    scene.let_all_through()
+    assert [offset for offset, _ in scene.ended] == [0, 1, 2, 3]
+    assert scene.failed_sends == 2
+
+
+def test_a_send_that_comes_just_behind_a_failure_follows_in_its_order() -> None:
+    scene = Scene()
+    scene.deliver()
+    scene.producer.raises = HELD_BACK
+    scene.deliver()
+    scene.answer(error=REFUSED)
+    scene.producer.raises = None
+    scene.let_all_through()
+    assert [offset for offset, _ in scene.ended] == [0, 1]
+    assert scene.failed_sends == 1
+
+
 # Sizes
+
+
+def test_batches_keep_within_what_their_topic_takes_also_those_of_a_new_producer() -> None:
+    scene = Scene()
+    scene.know(4000, RESPONSES)
+    assert (scene.producer.batch_limit, scene.dlq_producer.batch_limit) == (4000, 1_000_000)
+    scene.producer.broken = True
+    scene.turn()
+    assert (len(scene.producers[RESPONSES]), scene.producer.batch_limit) == (2, 4000)
 
 
 def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_replaced() -> None:

@@ -10,10 +10,12 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.future import Future
+from kafka.partitioner import DefaultPartitioner
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import PartitionResponse, Sender
 from kafka.record.memory_records import MemoryRecords
 
+from gigaoffice_worker.broker.errors import HeldBackError, TopicUnavailableError
 from gigaoffice_worker.broker.kafka_python.batching import BatchSpacing
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.core.records import OutgoingRecord
@@ -28,6 +30,7 @@ class Scene:
         self.accumulator = RecordAccumulator(message_version=2, linger_ms=1, batch_size=400)
         metadata = SimpleNamespace(
             partitions_for_topic=lambda _: self.partitions,
+            available_partitions_for_topic=lambda _: self.partitions,
             leader_for_partition=lambda _: 7,
             request_update=self._ask,
         )
@@ -48,13 +51,14 @@ class Scene:
         )
         self.sender = Sender(network, metadata, self.accumulator, retries=0, metrics=None)
         client = SimpleNamespace(
-            config={"acks": acks, "max_in_flight_requests_per_connection": 1},
+            config={"acks": acks, "max_in_flight_requests_per_connection": 1, "max_request_size": 3_000_000},
             _accumulator=self.accumulator,
             _sender=self.sender,
             _metadata=metadata,
             partitions_for=lambda _: self.partitions,
+            _transaction_manager=None,
         )
-        self.producer = Producer(client)
+        self.producer = Producer(client, in_order=True)
         self.network = network
         self.told: dict[str, object] = {}
 
@@ -101,6 +105,61 @@ def test_each_record_of_a_refused_batch_hears_its_own_error(scene):
     assert isinstance(scene.told["b"], kafka_errors.InvalidRecordError)
     assert "no key" in str(scene.told["b"])
     assert "no key" not in str(scene.told["a"])
+
+
+def refuse(scene, batch) -> None:
+    scene.sender._complete_batch(batch, PartitionResponse(error=kafka_errors.TopicAuthorizationFailedError))
+
+
+def test_what_waits_behind_a_failed_batch_is_taken_back_until_it_may_go(scene, monkeypatch):
+    monkeypatch.setattr(scene.sender, "is_alive", lambda: True)
+    scene.send("a", "b", "c", "d", "e", "f", "g")
+    first = scene.on_the_wire()
+    refuse(scene, first)
+    assert isinstance(scene.told["a"], kafka_errors.TopicAuthorizationFailedError)
+    assert {name: type(scene.told[name]) for name in "defg"} == dict.fromkeys("defg", HeldBackError)
+    assert not scene.accumulator._batches[AT]
+    assert not scene.accumulator.has_incomplete or scene.accumulator._incomplete.all() == [first]
+    with pytest.raises(HeldBackError):
+        scene.send("h")
+    scene.producer.go_on()
+    scene.send("a", "b")
+    scene.sender._complete_batch(scene.on_the_wire(), PartitionResponse(error=None, base_offset=7, log_append_time=-1))
+    assert (scene.told["a"], scene.told["b"]) == ((1, 7), (1, 8))
+
+
+def test_another_partition_goes_on_behind_a_failed_batch(scene, monkeypatch):
+    monkeypatch.setattr(scene.sender, "is_alive", lambda: True)
+    other = OutgoingRecord(AT.topic, b"k", b"v", [], 0)
+    scene.producer.send(other, lambda *at: scene.told.update(other=at), lambda error: None)
+    scene.send("a")
+    refuse(scene, scene.on_the_wire())
+    scene.producer.send(other, lambda *at: None, lambda error: None)
+    assert [batch.record_count for batch in scene.accumulator._batches[TopicPartition(AT.topic, 0)]] == [2]
+
+
+def test_record_beyond_what_the_client_may_send_fails_by_its_size(scene):
+    told = []
+    record = OutgoingRecord(AT.topic, b"k", b"x" * 3_000_001, [], AT.partition)
+    scene.producer.send(record, lambda *at: None, told.append)
+    assert [type(error) for error in told] == [kafka_errors.MessageSizeTooLargeError]
+
+
+def test_record_for_no_partition_goes_where_its_key_belongs(scene):
+    for key in (b"a", b"b", b"a", b"c", b"d"):
+        scene.producer.send(OutgoingRecord(AT.topic, key, b"v", []), lambda *at: None, lambda error: None)
+    found = {}
+    for partition in (0, 1):
+        for batch in scene.accumulator._batches[TopicPartition(AT.topic, partition)]:
+            batch.records.close()
+            found |= {each.key: partition for each in MemoryRecords(batch.records.buffer()).next_batch()}
+    assert found == {key: DefaultPartitioner()(key, [0, 1], [0, 1]) for key in (b"a", b"b", b"c", b"d")}
+
+
+def test_topic_without_partitions_is_unavailable(scene):
+    scene.partitions = None
+    with pytest.raises(TopicUnavailableError, match="responses"):
+        scene.send("a")
 
 
 def test_request_that_is_not_tried_again_fails_its_records(scene):

@@ -21,6 +21,8 @@ a release that renames one fails there; other tests guard what the mends promise
 | `send` takes a future and a dozen checks a record: 0.64 of a plain loop's throughput | \
 `batching`: records are appended to the client's open batch | \
 `test_producer::test_each_record_of_a_batch_hears_where_it_landed` | `send` takes a callback and half the time |
+| the newer batches of a partition pass one that fails for good | `batching`: it takes them back | \
+`test_producer::test_what_waits_behind_a_failed_batch_is_taken_back_until_it_may_go` | they fail with it |
 | one codec for all batches, zstd at its default level | `batching`: a tighter batch of its own for one record | \
 `test_producer::test_record_that_must_be_small_has_a_batch_of_its_own_packed_by_zstd` | `send` takes codec and level |
 | `partitions_for` waits for a missing topic, all of `max_block_ms` | `sender`: knows_topic asks once | \

@@ -15,15 +15,16 @@ from typing import Any
 
 import zstandard
 from kafka import KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.partitioner import DefaultPartitioner
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from gigaoffice_worker.broker.errors import TopicUnavailableError
+from gigaoffice_worker.broker.errors import HeldBackError, TopicUnavailableError
+from gigaoffice_worker.broker.kafka_python.sender import is_broken
 from gigaoffice_worker.core.records import OutgoingRecord
 
-# Far below any limit of the client's on what may be sent.
-_SMALL = 1024 * 1024
 # Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
 _APART = 4
 
@@ -67,6 +68,7 @@ class OpenBatch:
     batch: Any
     queue: deque[Any]
     lock: threading.Lock
+    on_failure: Callable[[TopicPartition], None]
     receipts: list[_Receipt] = field(default_factory=list)
 
     def add(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
@@ -83,6 +85,8 @@ class OpenBatch:
         """Tell each record what became of it; called once, on the client's thread."""
         first, _, error_of = answer
         partition = self.batch.topic_partition.partition
+        if error_of is not None:
+            self.on_failure(self.batch.topic_partition)
         for number, acknowledged, failed in self.receipts:
             if error_of is None:
                 acknowledged(partition, first + number if first >= 0 else -1)
@@ -113,13 +117,20 @@ class _SmallestRecordsBuilder(MemoryRecordsBuilder):  # type: ignore[misc]  # th
 
 
 class BatchWriter:
-    """The appending half of one producer. Thread-safe."""
+    """The appending half of one producer. Thread-safe.
 
-    def __init__(self, client: KafkaProducer) -> None:
+    With `in_order`, a batch that fails for good takes back the newer ones of its partition, which would pass it, and
+    nothing is sent there before `go_on`.
+    """
+
+    def __init__(self, client: KafkaProducer, *, in_order: bool) -> None:
         self._client = client
+        self._in_order = in_order
         self._accumulator = client._accumulator
-        # The newest batch of each partition; guarded by the client's own lock of that partition.
+        # The newest batch of each partition, and the partitions where one failed; each guarded by the client's own lock
+        # of the partition.
         self._open: dict[TopicPartition, OpenBatch] = {}
+        self._halted: set[TopicPartition] = set()
         settings = self._accumulator.config
         self._spacing = BatchSpacing(settings["linger_ms"] and max(settings["linger_ms"], _APART))
         settings["linger_ms"] = self._spacing.apart
@@ -129,62 +140,80 @@ class BatchWriter:
         """Begin no batch of several records that is larger than `size` bytes, from now on."""
         self._accumulator.config["batch_size"] = min(self._largest, size)
 
-    def append(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
-        """Append a record to its batch as `send` does, less what that costs: checks, and a future for each record.
-
-        False where the partition is not known, or the size is for the client to refuse: then `send` has to.
-        Raises TopicUnavailableError for a record of nothing to a topic without partitions, RuntimeError once stopped.
-        """
-        if len(record.value or b"") > _SMALL:
-            return False
+    def join(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
+        """Add a record to the newest batch of the partition that it asks for; False when it does not fit in there."""
         opened = self._open.get((record.topic, record.partition))
-        if opened is not None:
-            with opened.lock:
-                if opened.add(record, acknowledged, failed):
-                    return True
-        partition = self._known_partition(record)
-        if partition is None:
+        if opened is None:
             return False
+        with opened.lock:
+            return opened.add(record, acknowledged, failed)
+
+    def append(
+        self,
+        record: OutgoingRecord,
+        partition: int,
+        acknowledged: Acknowledged,
+        failed: Failed,
+        *,
+        smallest: bool = False,
+    ) -> None:
+        """Append a record as the client's `send` does, less what that costs: checks, and a future for each record.
+
+        With `smallest` it gets a batch of its own, packed as small as can be. Raises HeldBackError behind a batch that
+        failed, RuntimeError once stopped.
+        """
         at = TopicPartition(record.topic, partition)
-        accumulator = self._accumulator
-        with accumulator._tp_lock(at):
-            self._refuse_once_stopped()
+        with self._accumulator._tp_lock(at):
+            if self._accumulator._closed:
+                message = "the producer was stopped"
+                raise RuntimeError(message)
+            if at in self._halted:
+                message = "an older record of the partition failed"
+                raise HeldBackError(message)
             # Another thread may have begun a batch meanwhile.
-            opened = self._open.get(at)
+            opened = None if smallest else self._open.get(at)
             if opened is None or not opened.add(record, acknowledged, failed):
-                opened = self._open[at] = self._begin_batch(at)
+                opened = self._open[at] = self._begin_batch(at, _SmallestRecordsBuilder() if smallest else None)
                 opened.add(record, acknowledged, failed)
         # Only now has the sender something to decide.
         self._wake_the_sender(at)
-        return True
 
-    def append_smallest(
-        self, record: OutgoingRecord, partition: int, acknowledged: Acknowledged, failed: Failed
-    ) -> None:
-        """Put a record in a batch of its own, packed as small as can be. Raises RuntimeError once stopped."""
-        at = TopicPartition(record.topic, partition)
-        with self._accumulator._tp_lock(at):
-            self._refuse_once_stopped()
-            opened = self._begin_batch(at, _SmallestRecordsBuilder())
-            opened.add(record, acknowledged, failed)
-        self._client._sender.wakeup()
+    def go_on(self) -> None:
+        """Send again where a batch failed: what was taken back comes in its order, so nothing passes it."""
+        self._halted.clear()
 
-    def _refuse_once_stopped(self) -> None:
-        if self._accumulator._closed:
-            message = "the producer was stopped"
-            raise RuntimeError(message)
+    def _halt(self, at: TopicPartition) -> None:
+        """Take back what waits in a partition behind a batch that failed; called on the client's thread.
 
-    def _known_partition(self, record: OutgoingRecord) -> int | None:
-        """Return the partition that a record is for, if the client knows that it is there."""
-        client, partition = self._client, record.partition
-        if partition is None and record.key is None and record.value is None:
-            # Kafka allows a record of nothing, and `send` does not.
-            partition = min(client.partitions_for(record.topic) or (), default=None)
-            if partition is None:
-                raise TopicUnavailableError(record.topic)
-        # None until the topic's metadata has been fetched, which `send` waits for.
-        known = client._metadata.partitions_for_topic(record.topic)
-        return partition if known and partition in known else None
+        The partition has no other batch on the wire, as long as the client keeps one request in flight.
+        """
+        if not self._in_order or is_broken(self._client):
+            return
+        accumulator = self._accumulator
+        with accumulator._tp_lock(at):
+            self._halted.add(at)
+            waiting = list(accumulator._batches[at])
+            accumulator._batches[at].clear()
+        for batch in waiting:
+            accumulator.deallocate(batch)
+            batch.abort(HeldBackError("an older record of the partition failed"))
+
+    def partition_of(self, record: OutgoingRecord) -> int:
+        """Return the partition that a record asks for, or what the client chooses where the topic has no such.
+
+        Waits for a topic that the client does not know. Raises TopicUnavailableError.
+        """
+        try:
+            known = self._client.partitions_for(record.topic)
+        except kafka_errors.KafkaTimeoutError:
+            known = None
+        if not known:
+            message = f"no metadata for topic {record.topic}: is it there, and are we allowed to see it?"
+            raise TopicUnavailableError(message)
+        if record.partition is not None and record.partition in known:
+            return record.partition
+        available = self._client._metadata.available_partitions_for_topic(record.topic) or known
+        return int(DefaultPartitioner()(record.key, sorted(known), sorted(available)))
 
     def _begin_batch(self, at: TopicPartition, records: MemoryRecordsBuilder | None = None) -> OpenBatch:
         """Put an empty batch behind those that wait in a partition, whose lock is held."""
@@ -197,7 +226,7 @@ class BatchWriter:
         batch, queue = ProducerBatch(at, records), accumulator._batches[at]
         # The client lets a batch go when it has lingered since then.
         batch.last_attempt = (self._spacing.leaves_at(batch.created * 1000) - self._spacing.apart) / 1000
-        opened = OpenBatch(batch, queue, accumulator._tp_lock(at))
+        opened = OpenBatch(batch, queue, accumulator._tp_lock(at), self._halt)
         batch.produce_future.add_callback(opened.answered)
         queue.append(batch)
         accumulator._incomplete.add(batch)

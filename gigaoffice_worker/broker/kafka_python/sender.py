@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.sender import PartitionResponse
 
@@ -69,7 +71,9 @@ def force_stop(client: KafkaProducer, timeout: float) -> bool:
     # It would look for batches that are on the wire among those that wait, and its thread would end by not finding
     # them, with the connections left open.
     client._accumulator.abort_incomplete_batches = lambda: None
-    sender.force_close()
+    # The thread may have ended, with the socket that wakes it, before it is woken.
+    with contextlib.suppress(OSError, KafkaTimeoutError):
+        sender.force_close()
     sender.join(timeout)
     client._unregister_cleanup()
     client._closed = True
