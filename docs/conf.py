@@ -32,7 +32,14 @@ html_show_sourcelink = html_copy_source = html_show_copyright = False
 # What the menu lists below a document, by caption.
 MENU = {
     "README": {
-        "Use": ["docs/configuration", "docs/handlers", "docs/gigaoffice", "docs/dead-letters", "docs/operations"],
+        "Use": [
+            "docs/configuration",
+            "docs/first-hour",
+            "docs/handlers",
+            "docs/gigaoffice",
+            "docs/dead-letters",
+            "docs/operations",
+        ],
         "Judge": ["docs/reliability", "docs/performance", "docs/security", "SECURITY"],
         "Change": ["docs/architecture", "docs/decisions/README", "CONTRIBUTING", "CHANGELOG"],
     },

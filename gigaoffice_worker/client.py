@@ -59,7 +59,10 @@ class ResponseTimeoutError(TimeoutError):
 
 
 class Pending:
-    """A request on its way: acknowledged once `place` is known, over once `response` or `error` is."""
+    """A request on its way: acknowledged once `place` is known, over once `response` or `error` is.
+
+    `waits` says whether its response is waited for. `seconds` is the time from its being handed over to the last news.
+    """
 
     def __init__(self, request_id: str, tell: Callable[[Pending], object] | None, *, answers: bool) -> None:
         self.request_id = request_id
@@ -68,7 +71,7 @@ class Pending:
         self.error: WorkerError | None = None
         self.seconds = 0.0
         self._handed_over = time.monotonic()
-        self._answers = answers
+        self.waits = answers
         self._tell = tell
         self._acknowledged = threading.Event()
         self._over = threading.Event()
@@ -101,7 +104,7 @@ class Pending:
         self.seconds = time.monotonic() - self._handed_over
         if self.place is not None or self.error is not None:
             self._acknowledged.set()
-        if self.response is not None or self.error is not None or not self._answers:
+        if self.response is not None or self.error is not None or not self.waits:
             self._over.set()
         if self._tell is not None:
             self._tell(self)
@@ -139,10 +142,7 @@ class Client:
         self._topics = config.topics.requests.name, config.topics.responses.name
         require_topics(config, {self._topics[0]: "WRITE"}, timeout)
         self._producer: Producer = request_writer(config, timeout)
-        self._lock = threading.Lock()
-        self._waiting: dict[Source, Pending] = {}
-        self._unacknowledged = 0
-        self._early: OrderedDict[Source, Record] = OrderedDict()
+        self._waiting = Waiting()
         self._opening = threading.Lock()
         self._reader: ResponseReader | None = None
         self._thread: threading.Thread | None = None
@@ -220,15 +220,17 @@ class Client:
         record = OutgoingRecord(topic, key, value, list(headers.items()))
 
         def acknowledged(partition: int, offset: int) -> None:
-            self._acknowledged(pending, Source(topic, partition, offset), answers=answers)
+            place = Source(topic, partition, offset)
+            pending.note(place=place)
+            early = self._waiting.acknowledged(pending, place)
+            if early is not None:
+                self._answer(pending, early)
 
         def failed(error: BaseException) -> None:
-            with self._lock:
-                self._unacknowledged -= 1
+            self._waiting.acknowledged(pending, None)
             pending.note(error=told(error, f"sending request {request_id}"))
 
-        with self._lock:
-            self._unacknowledged += 1
+        self._waiting.handed_over()
         try:
             self._producer.send(record, acknowledged, failed)
         except TopicUnavailableError as error:
@@ -239,32 +241,18 @@ class Client:
 
     def forget(self, pending: Pending) -> None:
         """Wait no longer for a request."""
-        with self._lock:
-            if pending.place is not None:
-                self._waiting.pop(pending.place, None)
+        self._waiting.forget(pending)
 
     def close(self) -> None:
-        """Free the connections; who still waits gets no response."""
+        """Free the connections; for who still waits that is an error."""
         self._closed.set()
+        for pending in self._waiting.all():
+            pending.note(error=WorkerError("the client was closed"))
         if self._thread is not None:
             self._thread.join(_LOOK + _CLOSE_LIMIT)
         self._producer.force_stop(_CLOSE_LIMIT)
 
     # Responses
-
-    def _acknowledged(self, pending: Pending, place: Source, *, answers: bool) -> None:
-        early = None
-        with self._lock:
-            self._unacknowledged -= 1
-            if answers:
-                early = self._early.pop(place, None)
-                if early is None:
-                    self._waiting[place] = pending
-            if not self._unacknowledged:
-                self._early.clear()
-        pending.note(place=place)
-        if early is not None:
-            self._answer(pending, early)
 
     def _read_responses(self) -> None:
         """Begin to read responses, before the first request whose response is waited for is written."""
@@ -296,24 +284,76 @@ class Client:
 
     def _take(self, record: Record) -> None:
         place = _source_of(record.headers)
-        if place is None or place.topic != self._topics[0]:
-            return
-        with self._lock:
-            pending = self._waiting.pop(place, None)
-            if pending is None and self._unacknowledged:
-                self._early[place] = record
-                if len(self._early) > _MOST_EARLY:
-                    self._early.popitem(last=False)
-        if pending is not None:
-            self._answer(pending, record)
+        if place is not None and place.topic == self._topics[0]:
+            pending = self._waiting.arrived(place, record)
+            if pending is not None:
+                self._answer(pending, record)
 
     def _answer(self, pending: Pending, record: Record) -> None:
         response = read_response(record.value, record.headers)
-        if response is not None:
-            pending.note(response=response)
+        if response is None:  # not the worker's: it still has to come
+            self._waiting.goes_on(pending)
         else:
-            place = f"{record.topic}-{record.partition}-{record.offset}"
-            pending.note(error=WorkerError(f"the response to request {pending.request_id}, at {place}, is none"))
+            pending.note(response=response)
+
+
+class Waiting:
+    """Which request waits for the response to which record. Thread-safe.
+
+    A response may be read before the cluster's acknowledgement says where its request stands, so what comes is kept
+    while any request is not acknowledged.
+    """
+
+    def __init__(self, most_early: int = _MOST_EARLY) -> None:
+        self._lock = threading.Lock()
+        self._most_early = most_early
+        self._by_place: dict[Source, Pending] = {}
+        self._unacknowledged = 0
+        self._early: OrderedDict[Source, Record] = OrderedDict()
+
+    def handed_over(self) -> None:
+        """Note that a request is about to be written."""
+        with self._lock:
+            self._unacknowledged += 1
+
+    def acknowledged(self, pending: Pending, place: Source | None) -> Record | None:
+        """Note where a request stands, None where it was not written; return its response if that was here first."""
+        with self._lock:
+            self._unacknowledged -= 1
+            early = self._early.pop(place, None) if place is not None else None
+            if place is not None and early is None and pending.waits:
+                self._by_place[place] = pending
+            if not self._unacknowledged:
+                self._early.clear()
+            return early
+
+    def arrived(self, place: Source, record: Record) -> Pending | None:
+        """Return the request that a response answers, which waits no longer; None if nobody waits for it yet."""
+        with self._lock:
+            pending = self._by_place.pop(place, None)
+            if pending is None and self._unacknowledged:
+                self._early[place] = record
+                if len(self._early) > self._most_early:
+                    self._early.popitem(last=False)
+            return pending
+
+    def goes_on(self, pending: Pending) -> None:
+        """Let a request wait on."""
+        with self._lock:
+            if pending.place is not None and pending.waits:
+                self._by_place[pending.place] = pending
+
+    def forget(self, pending: Pending) -> None:
+        """Let a request wait no longer, also if it is acknowledged only now."""
+        with self._lock:
+            pending.waits = False
+            if pending.place is not None:
+                self._by_place.pop(pending.place, None)
+
+    def all(self) -> list[Pending]:
+        """Return the requests that wait."""
+        with self._lock:
+            return list(self._by_place.values())
 
 
 def _encoded(payload: Mapping[str, Any], key: bytes | None) -> tuple[str, bytes, bytes]:

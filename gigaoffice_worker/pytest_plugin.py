@@ -48,15 +48,12 @@ class RunningWorker:
         """Return the dead letters that the worker has written."""
         from gigaoffice_worker.config import load  # noqa: PLC0415  # loading the plugin must cost nothing
         from gigaoffice_worker.core.dead_letters import Filters  # noqa: PLC0415
-        from gigaoffice_worker.core.records import OutgoingRecord  # noqa: PLC0415
         from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader  # noqa: PLC0415
         from gigaoffice_worker.testing import read_dead_letter  # noqa: PLC0415
 
         with DeadLetterReader(load(self.settings), 30.0) as reader:
-            found = [record for batch in reader.batches(reader.spans(Filters())) for record in batch.records]
-        headers = [[(name, value or b"") for name, value in each.headers] for each in found]
-        written = [OutgoingRecord(e.topic, e.key, e.value, h) for e, h in zip(found, headers, strict=True)]
-        return [read_dead_letter(each, None) for each in written]
+            batches = reader.batches(reader.spans(Filters()))
+            return [read_dead_letter(record.headers, None) for batch in batches for record in batch.records]
 
 
 @pytest.fixture(scope="session")

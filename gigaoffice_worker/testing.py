@@ -24,14 +24,13 @@ import msgspec
 
 from gigaoffice_worker._version import __version__
 from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
-from gigaoffice_worker.core.dead_letters import facts
 from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.offsets import OffsetTracker
-from gigaoffice_worker.core.records import ATTEMPT_TIMEOUT, Attempt, Deadline, Outcome, OutgoingRecord, Record, Request
+from gigaoffice_worker.core.records import ATTEMPT_TIMEOUT, Attempt, Deadline, Headers, Outcome, Record, Request
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.call_stack import call_stack
@@ -198,16 +197,16 @@ def _written(work: Work, outcome: Outcome) -> Response | DeadLetter:
     answer = by_topic.get(_RESPONSES)
     response = read_response(answer.value, answer.headers) if answer is not None else None
     if _DEAD_LETTERS in by_topic:
-        return read_dead_letter(by_topic[_DEAD_LETTERS], response)
+        return read_dead_letter(by_topic[_DEAD_LETTERS].headers, response)
     if response is None:
         message = "an outcome without a dead letter has a response"
         raise AssertionError(message)
     return response
 
 
-def read_dead_letter(written: OutgoingRecord, response: Response | None) -> DeadLetter:
-    """Return a dead letter out of its record, with the response that went with it."""
-    said = facts(Record(written.topic, 0, 0, 0.0, written.key, written.value, written.headers))
-    headers = dict(written.headers)
-    at = headers.get("dlq-error-at", b"").decode("utf-8", "replace")
-    return DeadLetter(said.reason, said.error_type, said.error_message, at, int(said.attempts), headers, response)
+def read_dead_letter(headers: Headers, response: Response | None) -> DeadLetter:
+    """Return a dead letter out of its record's headers, with the response that went with it."""
+    found = {name: value or b"" for name, value in headers}
+    names = ("reason", "error-type", "error-message", "error-at")
+    reason, kind, message, at = (found.get(f"dlq-{name}", b"").decode("utf-8", "replace") for name in names)
+    return DeadLetter(reason, kind, message, at, int(found.get("dlq-attempts", b"0")), found, response)
