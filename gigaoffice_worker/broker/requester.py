@@ -19,6 +19,7 @@ from gigaoffice_worker.core.records import Record
 
 _NAME: Final = "requester"
 _CLOSE_LIMIT: Final = 1.0
+_RIGHTS: Final = "To send, the user needs WRITE on the request topic and READ on the response topic."
 _REQUEST_LIMITS: Final = (2.0, 30.0)  # seconds for one request to a broker: at least, at most
 _LOOK_FOR_PARTITIONS_EVERY: Final = 5.0
 
@@ -103,7 +104,10 @@ def request_writer(config: Config, timeout: float) -> Producer:
         # The client wants it above the time of one request and the linger.
         "delivery_timeout_ms": round((max(timeout, request_limit) + config.producer.linger + 0.1) * 1000),
     }
-    return Producer(open_producer("connecting to send requests", config, timeout, _NAME, **changes))
+    try:
+        return Producer(open_producer("connecting to send requests", config, timeout, _NAME, **changes))
+    except AccessError as error:
+        raise AccessError(str(error), hint=_RIGHTS) from error
 
 
 def told(error: BaseException, during: str) -> WorkerError:
@@ -115,8 +119,7 @@ def told(error: BaseException, during: str) -> WorkerError:
         return WorkerError(f"{during}: it is larger than the request topic takes", hint=hint)
     found = to_worker_error(error, during)
     if isinstance(found, AccessError):
-        hint = "To send, the user needs WRITE on the request topic and READ on the response topic."
-        return AccessError(str(found), hint=hint)
+        return AccessError(str(found), hint=_RIGHTS)
     return found
 
 
