@@ -16,27 +16,39 @@ LONGEST_AGE: Final = 7 * 86_400.0
 _BELIEVED_ALONE = 86_400.0
 
 
-def arrival_times(timestamps: Sequence[float], earliest: float | None, latest: float) -> tuple[Sequence[float], float]:
-    """Return when records of one partition arrived, and what is the earliest for those that follow.
+class ArrivalClock:
+    """Says when the records of one partition arrived. All times are seconds since the epoch."""
 
-    `timestamps` are theirs, in the order of their offsets, `latest` is now, both in seconds since the epoch. `earliest`
-    is what the last call returned, or None for the first one.
-    """
-    count, in_order = len(timestamps), sorted(timestamps)
-    if earliest is None:
-        lower, upper = in_order[count // 4], in_order[3 * count // 4]
-        # Among enough neighbours a quarter may be wrong, and what lies far below the rest is; without, there is only
-        # the clock.
-        earliest = lower - (upper - lower) if count > 3 else max(in_order[0], latest - _BELIEVED_ALONE)
-    earliest = min(earliest, latest)
-    following = max(earliest, min(latest, in_order[count // 2]))
-    if in_order[0] >= earliest and in_order[-1] <= latest and in_order == timestamps:
-        return timestamps, following
-    neighbours = zip([earliest, *timestamps], timestamps, [*timestamps[1:], latest], strict=False)
-    believed = [own if before <= own <= after else sorted((before, own, after))[1] for before, own, after in neighbours]
-    if min(believed) < earliest or max(believed) > latest:
-        believed = [min(max(each, earliest), latest) for each in believed]
-    return believed, following
+    def __init__(self) -> None:
+        # No record that follows is taken to have arrived before that, however many of them say so: the middle of what
+        # was read before. None before the first record.
+        self._earliest: float | None = None
+        # When the last record arrived.
+        self._last = 0.0
+
+    def times(self, timestamps: Sequence[float], now: float) -> Sequence[float]:
+        """Return when the next records arrived, one or more, whose timestamps are given in the order of their offsets.
+
+        None of them is later than `now`.
+        """
+        count, in_order = len(timestamps), sorted(timestamps)
+        if self._earliest is None:
+            lower, upper = in_order[count // 4], in_order[3 * count // 4]
+            # Among enough neighbours a quarter may be wrong, and what lies far below the rest is; without, there is
+            # only the clock.
+            earliest = lower - (upper - lower) if count > 3 else max(in_order[0], now - _BELIEVED_ALONE)
+            self._earliest = self._last = min(earliest, now)
+        earliest = self._earliest
+        believed = timestamps
+        if in_order != timestamps or in_order[0] < self._last or in_order[-1] > now:
+            neighbours = zip([self._last, *timestamps], timestamps, [*timestamps[1:], now], strict=False)
+            medians = [
+                own if before <= own <= after else sorted((before, own, after))[1] for before, own, after in neighbours
+            ]
+            believed = [min(max(each, earliest), now) for each in medians]
+        self._earliest = max(earliest, min(now, in_order[count // 2]))
+        self._last = believed[-1]
+        return believed
 
 
 def age(arrived: float, now: float) -> float:

@@ -18,6 +18,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
+from gigaoffice_worker.core.arrival import ArrivalClock
+
 UNIT: Final = 4096
 """Bytes that count as one request; a larger one counts as several."""
 LEAST: Final = 16
@@ -72,8 +74,8 @@ class Sweep:
     # Lots of which something was passed by: nothing behind it may be taken, or it would be taken for missing.
     closed: set[Lot] = field(default_factory=set)
     gained: dict[Lot, int] = field(default_factory=dict)
-    # From when on what it finds may have arrived, in seconds since the epoch.
-    earliest: float | None = None
+    # When what it finds had arrived.
+    arrivals: ArrivalClock = field(default_factory=ArrivalClock)
 
     def stop(self) -> None:
         """Want nothing more of what is not met yet."""

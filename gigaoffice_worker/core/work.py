@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.parking import Lot, Parking, Sweep
@@ -39,8 +40,7 @@ class Assignment:
     committed_text: str = ""
     watermark: int | None = None
     lost: bool = False
-    # No record that follows is taken to have arrived before that, in seconds since the epoch.
-    earliest: float | None = None
+    arrivals: ArrivalClock = field(default_factory=ArrivalClock)
     held_records: int = 0
     held_bytes: int = 0
     # What the journal has found of it, as long as not all of that was received, and the mark that it was found from.

@@ -11,7 +11,7 @@ import structlog
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
-from gigaoffice_worker.core.arrival import arrival_times
+from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.backpressure import HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
 from gigaoffice_worker.core.decoded_size import decoded_size
@@ -129,20 +129,18 @@ class Intake:
             return
         records = self._that_fit(assignment, self._sweeps.receive(partition, records))
         self._metrics.messages_received.inc(len(records))
-        works, assignment.earliest = self._to_works(assignment, records, assignment.earliest)
+        works = self._to_works(assignment, records, assignment.arrivals)
         if assignment.findings is None:
             self._dispatcher.offer(works)
         elif works:
             self._offer_unless_known(works)
 
-    def _to_works(
-        self, assignment: Assignment, records: list[Record], earliest: float | None
-    ) -> tuple[list[Work], float | None]:
-        """Return requests of records, and from when on those that follow may have arrived."""
+    def _to_works(self, assignment: Assignment, records: list[Record], arrivals: ArrivalClock) -> list[Work]:
+        """Return requests of records; `arrivals` has seen those before them."""
         if not records:
-            return [], earliest
+            return []
         now = time.monotonic()
-        arrived, earliest = arrival_times([record.timestamp for record in records], earliest, time.time())
+        arrived = arrivals.times([record.timestamp for record in records], time.time())
         works = [
             Work(
                 record,
@@ -160,7 +158,7 @@ class Intake:
             for work in works:
                 work.tenant, work.priority = self._read_urgency(work.record)
                 work.sharing = (work.tenant, round(work.priority))
-        return works, earliest
+        return works
 
     def _offer_unless_known(self, works: list[Work]) -> None:
         """Queue requests, but for those that the journal knows the outcome of."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 import structlog
 
 from gigaoffice_worker.broker.consumer import Consumer
+from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.parking import Parking, Sweep
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Assignment, Work
@@ -30,7 +31,7 @@ _FULL = frozenset({"records", "bytes"})
 _SWEPT_MEANWHILE = frozenset({None, "records", "parked", "commit map"})
 
 
-ToWorks = Callable[[Assignment, list[Record], float | None], tuple[list[Work], float | None]]
+ToWorks = Callable[[Assignment, list[Record], ArrivalClock], list[Work]]
 
 
 class Sweeps:
@@ -122,7 +123,7 @@ class Sweeps:
             if parked and not assignment.tracker.may_resume([record.offset for record in parked], self._map_limit()):
                 del parked[1:]
                 sweep.stop()
-        works, sweep.earliest = self._to_works(assignment, parked, sweep.earliest)
+        works = self._to_works(assignment, parked, sweep.arrivals)
         self._dispatcher.offer(works, sweep=sweep)
         rest = records[beyond:]
         if rest or not sweep.due:

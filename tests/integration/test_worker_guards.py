@@ -63,7 +63,7 @@ def test_gate_without_a_time_opens_by_itself(scene):
 @pytest.mark.parametrize("asked_for", [None, 31_536_000], ids=["without a time", "for a year"])
 def test_requests_that_the_provider_alone_refuses_hold_nobody_back_and_end(scene, asked_for):
     scene.make(requests=2)
-    worker = scene.ready(WORKER_MAX_ATTEMPTS="2", WORKER_RETRY_MAX_DELAY="1", WORKER_RETRY_AFTER_MAX="2")
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="2", WORKER_RETRY_MAX_DELAY="1", WORKER_RETRY_AFTER_MAX="0.5")
     refused = [ask(f"refused-{n}", f"r{n}", do="shared", retry_after=asked_for) for n in range(5)]
     others = [f"other-{n}" for n in range(200)]
     began = time.monotonic()

@@ -6,29 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.arrival import LONGEST_AGE, age, arrival_times
+from gigaoffice_worker.core.arrival import LONGEST_AGE, ArrivalClock, age
 
 NOW = 1_700_000_000.0
 HONEST = [NOW - 1000 + offset for offset in range(100)]
 
 
-def believed(timestamps: list[float], earliest: float | None = None) -> list[float]:
-    return list(arrival_times(timestamps, earliest, NOW)[0])
+def believed(*batches: list[float]) -> list[float]:
+    """Return when the records of the last batch arrived, read behind the others."""
+    clock = ArrivalClock()
+    return [list(clock.times(batch, NOW)) for batch in batches][-1]
 
 
 def test_honest_timestamps_are_believed() -> None:
-    times, earliest = arrival_times(HONEST, None, NOW)
-    assert list(times) == HONEST
-    assert earliest == HONEST[50]
+    assert believed(HONEST) == HONEST
     later = [HONEST[-1] + 1, HONEST[-1] + 2]
-    assert arrival_times(later, earliest, NOW) == (later, later[1])
+    assert believed(HONEST, later) == later
+    assert believed(HONEST, later, [NOW]) == [NOW]
 
 
 @pytest.mark.parametrize("forged", [1.0, 0.0, -1.0, NOW + 1e9, NOW])
 @pytest.mark.parametrize("place", [0, 1, 50, 99])
 def test_a_forged_timestamp_counts_only_between_its_neighbours(forged: float, place: int) -> None:
-    timestamps = [*HONEST[:place], forged, *HONEST[place + 1 :]]
-    times, _ = arrival_times(timestamps, HONEST[0], NOW)
+    times = believed([HONEST[0]] * 4, [*HONEST[:place], forged, *HONEST[place + 1 :]])
     # Nothing that follows the last one is known: it may be the newest, and is no older than what was before.
     known = slice(0, 99) if place == 99 else slice(0, 100)
     assert all(abs(time - honest) <= 1 for time, honest in zip(times[known], HONEST[known], strict=True))
@@ -37,21 +37,24 @@ def test_a_forged_timestamp_counts_only_between_its_neighbours(forged: float, pl
 
 @pytest.mark.parametrize("forged", [1.0, 0.0, NOW + 1e9])
 def test_in_the_first_batch_a_quarter_may_be_forged(forged: float) -> None:
-    timestamps = [forged if place % 5 == 4 else honest for place, honest in enumerate(HONEST)]
-    assert min(believed(timestamps)) >= HONEST[0] - 100
-    assert believed(timestamps)[0] == HONEST[0]
+    times = believed([forged if place % 5 == 4 else honest for place, honest in enumerate(HONEST)])
+    assert min(times) >= HONEST[0] - 100
+    assert times[0] == HONEST[0]
+
+
+def test_a_forged_timestamp_that_is_read_alone_is_no_older_than_what_was_read_before() -> None:
+    assert believed(HONEST, [1.0]) == [HONEST[-1]]
+    assert believed(HONEST, [NOW + 1e6], [1.0]) == [NOW]
 
 
 def test_many_forged_timestamps_in_a_row_do_not_get_in_front_of_what_came_in_the_batch_before() -> None:
-    _, earliest = arrival_times(HONEST, None, NOW)
-    assert min(believed([1.0] * 50 + [NOW - 10] * 50, earliest)) >= HONEST[50]
+    assert min(believed(HONEST, [1.0] * 50 + [NOW - 10] * 50)) >= HONEST[50]
 
 
 def test_timestamps_of_the_future_do_not_put_back_those_that_follow() -> None:
-    timestamps = [*HONEST[:10], *[NOW + 1e6] * 10, *HONEST[20:]]
-    times, earliest = arrival_times(timestamps, HONEST[0], NOW)
-    assert list(times[21:]) == HONEST[21:]
-    assert arrival_times(HONEST[90:], earliest, NOW)[0] == HONEST[90:]
+    forged = [*HONEST[:10], *[NOW + 1e6] * 10, *HONEST[20:]]
+    assert believed([HONEST[0]] * 4, forged)[21:] == HONEST[21:]
+    assert believed([HONEST[0]] * 4, [*HONEST[:50], NOW + 1e6], HONEST[51:])[1:] == HONEST[52:]
 
 
 def test_a_lone_record_is_believed_for_a_day() -> None:
@@ -60,15 +63,13 @@ def test_a_lone_record_is_believed_for_a_day() -> None:
     assert believed([NOW + 5]) == [NOW]
 
 
-@given(st.lists(st.floats(-1, 2 * NOW), min_size=1, max_size=30), st.none() | st.floats(0, NOW))
-def test_no_time_is_earlier_than_the_earliest_or_later_than_now(
-    timestamps: list[float], earliest: float | None
-) -> None:
-    times, following = arrival_times(timestamps, earliest, NOW)
-    assert len(times) == len(timestamps)
-    lowest = earliest if earliest is not None else min(*timestamps, NOW)
-    assert all(lowest <= each <= NOW for each in times)
-    assert lowest <= following <= NOW
+@given(st.lists(st.lists(st.floats(-1, 2 * NOW), min_size=1, max_size=30), min_size=1, max_size=3))
+def test_no_time_is_made_up(batches: list[list[float]]) -> None:
+    times = believed(*batches)
+    assert len(times) == len(batches[-1])
+    everything = [each for batch in batches for each in batch]
+    lowest = min(everything) - (max(everything) - min(everything))
+    assert all(min(lowest, NOW) <= each <= NOW for each in times)
 
 
 @pytest.mark.parametrize("arrived, expected", [(NOW - 5, 5), (NOW + 5, 0), (0.0, 0), (-0.001, 0), (1.0, LONGEST_AGE)])
