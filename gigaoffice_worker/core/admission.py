@@ -144,7 +144,8 @@ class Admission:
 
     def invalid(self, work: Work, now: float) -> None:
         """Note a value that is no request: no handler was called, so it tells nothing of the provider."""
-        self.lost(work, now)
+        self.failed(work)
+        self.forget(work)
         self.guard.finished(now, None)
 
     def let_through(self, work: Work, now: float) -> None:
@@ -153,12 +154,10 @@ class Admission:
         if self._refused:
             self._refused.clear()
         self.limits.passed(now, work.started_at)
-        self._book(work, now)
 
-    def failed(self, work: Work, now: float) -> None:
+    def failed(self, work: Work) -> None:
         """Note an attempt that failed for a reason of its own."""
         self.limits.ended(work.started_at)
-        self._book(work, now)
 
     def refused(self, work: Work, now: float, running: int, retry_after: float | None, reason: str) -> Refusal:
         """Note that the provider refused a call with `running` others left; `reason` is the type of the error.
@@ -170,7 +169,6 @@ class Admission:
         alone = 0 <= work.refused_after < self._answered
         work.refused_after = self._answered
         work.lone_refusals += alone
-        self._book(work, now, refused=True)
         if work.lone_refusals > (_TELLING_REFUSALS if self.limits.adaptive else 0):
             self.limits.ended(work.started_at)
             return Refusal(now, work.lone_refusals)
@@ -179,13 +177,15 @@ class Admission:
         return Refusal(until, work.lone_refusals)
 
     def lost(self, work: Work, now: float) -> None:
-        """Note an attempt of which nothing counts: its partition is lost, or no handler was called."""
-        self.failed(work, now)
+        """Note an attempt of which nothing counts: its partition is lost."""
+        self.failed(work)
+        self.book(work, now, None)
         self.forget(work)
 
-    def _book(self, work: Work, now: float, *, refused: bool = False) -> None:
+    def book(self, work: Work, now: float, tokens: int | None, *, refused: bool = False) -> None:
+        """Charge the group's budgets with what an attempt used; None where it reported nothing."""
         if self.group.limited:
-            self.group.ended(now, work.reserved_tokens, None, refused=refused)
+            self.group.ended(now, work.reserved_tokens, tokens, refused=refused)
             work.reserved_tokens = 0.0  # the late end of a call that was given up is booked again
 
     def failed_in_storm(self, work: Work, next_at: float) -> None:

@@ -10,6 +10,7 @@ from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.expiry import expired
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Work
 
 # A call that hangs costs a thread until the process ends: a request gets no third one.
@@ -53,6 +54,8 @@ class Judgement:
 
         `running` is how many other attempts run now.
         """
+        used = summed(made.used) if made.used else None
+        self._admission.book(work, now, used.tokens if used else None, refused=made.ended is AttemptEnd.SHARED)
         match made.ended:
             case AttemptEnd.ANSWERED:
                 self._admission.passed(work, now)
@@ -73,7 +76,7 @@ class Judgement:
             case AttemptEnd.UNUSABLE:
                 self._admission.let_through(work, now)
             case _:
-                self._admission.failed(work, now)
+                self._admission.failed(work)
         return self._failed(work, made, now)
 
     def _refused(self, work: Work, made: Attempt, now: float, running: int) -> Outcome | Retry:

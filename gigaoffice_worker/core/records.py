@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from gigaoffice_worker.core.usage import Usage
+
 Headers = Sequence[tuple[str, bytes | None]]
 
 
@@ -85,6 +87,22 @@ class Request:
     partition: int = 0
     offset: int = 0
     timestamp: float = field(default_factory=time.time)
+    # What the handler has reported in this attempt, in order.
+    used: tuple[Usage, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    def usage(
+        self,
+        *,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        model: str | None = None,
+        cost: float | None = None,
+    ) -> None:
+        """Report what a call used; several reports of one attempt add up. `cost` is in the handler's own currency.
+
+        Raises TypeError or ValueError for what is no number, or below zero.
+        """
+        self.used = (*self.used, Usage.reported(input_tokens, output_tokens, model, cost))
 
 
 class Reason(StrEnum):
@@ -171,4 +189,5 @@ class Attempt(NamedTuple):
     failure: Failure | None = None
     retry_after: float | None = None
     raised: BaseException | None = None
+    used: tuple[Usage, ...] = ()
     hung: bool = False

@@ -12,6 +12,7 @@ from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.parking import Lot, Parking, Sweep
 from gigaoffice_worker.core.records import Failure, Record
+from gigaoffice_worker.core.usage import Usage
 
 
 class Stage(StrEnum):
@@ -151,6 +152,8 @@ class Work:
     # were answered between two of its refusals.
     refused_after: int = -1
     lone_refusals: int = 0
+    # What its calls have used so far.
+    used: tuple[Usage, ...] = ()
     # Tokens that the group's budget has set aside for the call that runs.
     reserved_tokens: float = 0.0
     # Until when it is worth a call, in seconds since the epoch.

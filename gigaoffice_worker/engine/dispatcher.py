@@ -21,6 +21,7 @@ from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
 
@@ -142,6 +143,7 @@ class Dispatcher:
             self._idle.ended(made.seconds)
             work.seconds += made.seconds
             work.failure = made.failure
+            work.used += made.used
             judged = self._judgement.of(work, made, now, len(self._running))
             if isinstance(judged, Retry):
                 self._scheduler.retry(work, judged.due, behind=judged.behind)
@@ -150,9 +152,7 @@ class Dispatcher:
                 return judged
             if probing:
                 self._wake(now)
-            work.stage = Stage.DELIVERING
-            self._delivering.add(work)
-            return judged
+            return self._delivered_next(work, judged)
 
     def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
         """Take the result of a run that was given up, if the next one has not begun: it is paid for."""
@@ -165,14 +165,19 @@ class Dispatcher:
         self._scheduler.withdraw(work)
         work.seconds += made.seconds - work.overdue_seconds
         work.failure = made.failure
+        work.used += made.used
         judged = self._judgement.of(work, made, now, len(self._running))
         if isinstance(judged, Retry):  # The storm guard has tripped meanwhile, and wants nothing to end badly.
             self._scheduler.retry(work, judged.due, behind=judged.behind)
             return Late.ABANDONED
         self._wake(now)
+        return self._delivered_next(work, judged)
+
+    def _delivered_next(self, work: Work, outcome: Outcome) -> Outcome:
         work.stage = Stage.DELIVERING
         self._delivering.add(work)
-        return judged
+        used = summed(work.used) if work.used else None
+        return outcome._replace(usage=used.encode()) if used else outcome
 
     # Delivery
 

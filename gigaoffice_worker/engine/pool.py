@@ -164,6 +164,8 @@ class Pool:
             if run == 1:
                 self._metrics.queue_wait.observe(work.started_at - work.received_at)
             made = self._processor.attempt(work)
+            if made.used:
+                self._metrics.used(made.used)
             judged = self._dispatcher.conclude(work, run, made)
             del self._busy[me]
             if judged is Late.ABANDONED or work.overdue_run == run:

@@ -90,12 +90,14 @@ class Processor:
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end its thread
             seconds = time.monotonic() - started
             overdue = seconds > self._attempt_timeout - _EARLY
-            return _failed(error, seconds, self._retry_after_max, overdue=overdue)
+            made = _failed(error, seconds, self._retry_after_max, overdue=overdue)
+        else:
+            made = _answered(result, time.monotonic() - started)
         finally:
             _REQUEST_ID.reset(bound)
             if trace:
                 structlog.contextvars.unbind_contextvars(*trace)
-        return _answered(result, time.monotonic() - started)
+        return made._replace(used=request.used) if request.used else made
 
 
 def overdue(limit: float, at: str) -> Attempt:

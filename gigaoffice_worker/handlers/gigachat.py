@@ -65,6 +65,11 @@ class GigaChatHandler:
     def _ask(self, messages: list[Message], request: Request, used: Totals[str]) -> Completion:
         answered = self._model.complete(messages, request)
         used.update(answered.usage)
+        request.usage(
+            input_tokens=max(0, answered.usage.get("prompt_tokens", 0)),
+            output_tokens=max(0, answered.usage.get("completion_tokens", 0)),
+            model=answered.model or self._model.name,
+        )
         for name, kind in _KINDS.items():
             self._tokens.labels(self._model.name, kind).inc(max(0, answered.usage.get(name, 0)))
         return answered

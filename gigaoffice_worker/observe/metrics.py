@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 
 from gigaoffice_worker.core.expiry import is_expired
 from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
+from gigaoffice_worker.core.usage import Usage
 from gigaoffice_worker.observe.health import Snapshot
 
 PREFIX = "gigaoffice_worker_"
@@ -40,6 +41,8 @@ WANTED_WORKERS = (
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
 # So many durations are sorted into their buckets at once.
 _SORT_FROM = 256
+# A handler could report anything as a model's name, and each has time series of its own.
+_MOST_MODELS = 20
 _REASONS = frozenset(reason.value for reason in Reason)
 
 
@@ -139,13 +142,29 @@ class Metrics:
         self._attempts: dict[AttemptEnd, Counter] = {
             ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended not in NO_CALL
         }
+        self._models: set[str] = set()
         self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
         self.publish_failures = self.messages_failed.labels("publish")
 
     def attempt_ended(self, ended: AttemptEnd, seconds: float) -> None:
         """Count a handler call that took `seconds`."""
         self._attempts[ended].inc()
+        if ended is AttemptEnd.SHARED:
+            self.provider_rejections.inc()
         self.handler_duration.observe(seconds)
+
+    def used(self, reports: Iterable[Usage]) -> None:
+        """Count what handlers report, by model: the first twenty names have labels of their own."""
+        for report in reports:
+            name = report.model or ""
+            if name not in self._models and len(self._models) >= _MOST_MODELS:
+                name = "other"
+            self._models.add(name)
+            for direction, tokens in (("input", report.input_tokens), ("output", report.output_tokens)):
+                if tokens is not None:
+                    self.tokens.labels(direction, name).inc(tokens)
+            if report.cost is not None:
+                self.cost.labels(name).inc(report.cost)
 
     def requests_finished(self, verdicts: Iterable[Outcome], seconds: Iterable[float]) -> None:
         """Count requests whose outcomes became durable, each so many seconds after its record was written."""
