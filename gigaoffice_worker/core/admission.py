@@ -27,6 +27,37 @@ class Refusal(NamedTuple):
     alone: int
 
 
+class LimitsSeen(NamedTuple):
+    """What bounds the calls at once, and how often it did. None: there is no such limit.
+
+    `adapted` is what the provider takes as far as it has refused more (`refused_at` says when), `share` what this
+    process may use of the `group`'s calls; `pace` is in calls a minute.
+    """
+
+    configured: int = 1
+    adapted: int | None = None
+    refused_at: int | None = None
+    share: int | None = None
+    group: int | None = None
+    pace: float | None = None
+    refusals: int = 0
+    held_back: float = 0.0
+    """Seconds for which a limit held back work that was ready."""
+
+    @property
+    def calls(self) -> int:
+        """How many calls may run at once now."""
+        return min(each for each in (self.configured, self.adapted, self.share) if each is not None)
+
+    def in_words(self) -> str:
+        """Say what holds, and why, as in "10 at once (refused at 11), no pace; share 3 of 10"."""
+        found = f"{self.calls} at once"
+        if self.refused_at is not None:
+            found += f" (refused at {self.refused_at})"
+        found += f", {self.pace:.0f} a minute" if self.pace is not None else ", no pace"
+        return f"{found}; share {self.share} of {self.group}" if self.group is not None else found
+
+
 class Admission:
     """Says for every reason there is whether an attempt may start, and if not, when it is worth asking again.
 
@@ -49,6 +80,9 @@ class Admission:
         self.probes = Probes()
         # How many calls were answered: between two refusals of one request, it tells whether others passed.
         self._answered = 0
+        # Seconds for which a limit held back what was ready, and since when it does.
+        self._held_back = 0.0
+        self._held_back_since: float | None = None
         # How often each request was refused since a call was answered: when the gate opens, another one tries it first.
         self._refused: Counter[Work] = Counter()
 
@@ -65,6 +99,28 @@ class Admission:
         if begins <= now and self.group.limited:
             return self.group.begins_at(now, running, self.limits.call_seconds)
         return begins
+
+    def waits(self, now: float) -> None:
+        """Note that something is ready and nobody takes it: if a limit is why, that time is counted."""
+        limited = bool(self.limits.refusals) or self.group.limited
+        if self._held_back_since is None and limited and not self._holds and now <= self._leased_until:
+            self._held_back_since = now
+
+    def seen(self, now: float, configured: int) -> LimitsSeen:
+        """Return what bounds the calls at once of a pool that has `configured` threads."""
+        limits, group = self.limits, self.group
+        since = self._held_back_since
+        adapted = limits.adaptive and bool(limits.refusals)
+        return LimitsSeen(
+            configured=configured,
+            adapted=limits.concurrency.whole if adapted else None,
+            refused_at=int(limits.concurrency.level) + 1 if adapted else None,
+            share=group.share(now, limits.call_seconds),
+            group=group.calls,
+            pace=limits.pace.per_minute if limits.pace.known else None,
+            refusals=limits.refusals,
+            held_back=self._held_back + (now - since if since is not None else 0.0),
+        )
 
     @property
     def preference(self) -> Callable[[Work], Any] | None:
@@ -86,6 +142,9 @@ class Admission:
 
     def started(self, work: Work, now: float) -> None:
         """Note that an attempt of `work` begins."""
+        if self._held_back_since is not None:
+            self._held_back += now - self._held_back_since
+            self._held_back_since = None
         self.limits.started(now)
         if self.group.limited:
             work.reserved_tokens = self.group.started(now)

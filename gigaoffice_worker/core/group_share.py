@@ -200,14 +200,16 @@ class GroupLimits:
         self._tokens = tokens
         self._owned: frozenset[int] = frozenset()
         self._partitions = 0
-        # Seconds for which the rate held calls back that could have begun, and since when it does.
-        self.waited = 0.0
-        self._waits_since: float | None = None
 
     @property
     def limited(self) -> bool:
         """Whether the group has any limit."""
         return bool(self._concurrency or self._rate or self._tokens)
+
+    @property
+    def calls(self) -> int | None:
+        """The calls at once of the whole group; None without a limit."""
+        return self._concurrency.limit if self._concurrency else None
 
     def share(self, now: float, call_seconds: float) -> int | None:
         """Return how many calls may run at once now; None without a limit of the group."""
@@ -248,13 +250,7 @@ class GroupLimits:
             begins = max(begins, self._rate.next_at)
         if self._tokens:
             begins = max(begins, self._tokens.next_at(now))
-        self._note_waiting(now, waits=begins > now)
         return begins
-
-    def _note_waiting(self, now: float, *, waits: bool) -> None:
-        if self._waits_since is not None:
-            self.waited += now - self._waits_since
-        self._waits_since = now if waits else None
 
     def started(self, now: float) -> float:
         """Take a call from every share, and return the tokens that are reserved for it."""

@@ -111,6 +111,8 @@ class Dispatcher:
                         self._wake(now)
                     return work
                 returning = False
+                if self._scheduler.ready:
+                    admission.waits(now)
                 idle.wait(_nap(admission.opens_at(now, len(self._running)), self._scheduler, now))
                 now = self._clock()
             return None

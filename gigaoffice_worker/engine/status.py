@@ -86,6 +86,7 @@ class Observer:
             topics=self._topics.seen,
             tenants=_tenants(engine),
             concurrency=engine.pool.size,
+            limits=engine.dispatcher.admission.seen(now, engine.pool.size),
         )
 
     def not_live(self) -> list[Trouble]:

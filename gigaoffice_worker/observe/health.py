@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+from gigaoffice_worker.core.admission import LimitsSeen
 
 
 class State(StrEnum):
@@ -85,6 +87,9 @@ class TopicsSeen:
     reachable: bool = True
 
 
+NO_LIMITS: Final = LimitsSeen()
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that the side port shows, read in one moment. Times in seconds."""
@@ -114,6 +119,7 @@ class Snapshot:
     topics: TopicsSeen = TopicsSeen()
     # WORKER_CONCURRENCY, or what an operator made of it.
     concurrency: int = 1
+    limits: LimitsSeen = NO_LIMITS
 
     @property
     def not_ready_codes(self) -> list[str]:

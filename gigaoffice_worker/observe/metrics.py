@@ -24,14 +24,14 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gigaoffice_worker.core.expiry import is_expired
 from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
 from gigaoffice_worker.core.usage import Usage
-from gigaoffice_worker.observe.health import Snapshot
+from gigaoffice_worker.observe.health import LimitsSeen, Snapshot
 
 PREFIX = "gigaoffice_worker_"
 WANTED_WORKERS = (
@@ -97,9 +97,6 @@ class Metrics:
         self.cost = self._counter("cost_total", "What calls cost, as handlers reported it, in their unit.", "model")
         self.provider_rejections = self._counter(
             "provider_rejections_total", "Calls that the provider refused for its limit."
-        )
-        self.rate_limited = self._counter(
-            "rate_limited_seconds_total", "Seconds for which a limit held work back that was ready."
         )
         self.unreadable_headers = self._counter(
             "unreadable_headers_total", "Headers expires-at and ttl-ms that were no number, and were ignored."
@@ -308,6 +305,7 @@ class _Gauges(Collector):
         yield _one(
             "handler_abandoned_threads", "Threads that hang in an abandoned handler call.", now.abandoned_threads
         )
+        yield from _limits(now.limits)
         yield _one("dlq_blocked", "1 while dead letters cannot be delivered.", now.dlq_blocked)
         yield _one("gate_closed", "1 while the shared gate holds all handler calls back.", now.gate_closed)
         yield _one("storm_guard_open", "1 while the storm guard has stopped intake.", now.storm_reason is not None)
@@ -320,10 +318,32 @@ class _Gauges(Collector):
         yield from _per_partition(now)
 
 
+def _limits(limits: LimitsSeen) -> Iterator[Metric]:
+    calls = GaugeMetricFamily(
+        PREFIX + "concurrency_limit",
+        "Handler calls that may run at once: configured, adapted to the provider, this worker's share of the group's.",
+        labels=["source"],
+    )
+    for source in ("configured", "adapted", "share"):
+        if (limit := getattr(limits, source)) is not None:
+            calls.add_metric([source], limit)
+    yield calls
+    yield CounterMetricFamily(
+        PREFIX + "rate_limited_seconds",
+        "Seconds for which a limit of the provider or the group held work back that was ready.",
+        value=limits.held_back,
+    )
+
+
 def _wanted_workers(now: Snapshot) -> int:
+    if not now.partitions:
+        return 0
     backlog = sum(partition.lag or 0 for partition in now.partitions)
-    calls_at_once = max(1, now.concurrency)
-    return max(1, min(len(now.partitions), math.ceil(backlog / calls_at_once))) if now.partitions else 0
+    wanted = math.ceil(backlog / max(1, now.concurrency))
+    if now.limits.share is not None:
+        # More workers than calls that the group may make would wait for each other.
+        wanted = min(wanted, max(1, now.limits.share))
+    return max(1, min(len(now.partitions), wanted))
 
 
 def _by_label(counter: Counter) -> dict[str, int]:

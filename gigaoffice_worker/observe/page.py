@@ -54,6 +54,7 @@ def _plain(document: Mapping[str, Any]) -> str:
         ("state", f"{document['state']}, {ready}"),
         *((f"why not ready ({number})", reason) for number, reason in enumerate(document["not_ready"], 1)),
         *document["requests"].items(),
+        ("provider's limit", document["limits"]["in_words"]),
         ("shared gate", "closed" if document["gate"]["closed"] else "open"),
         ("storm guard", document["storm_guard"]["error_type"] if document["storm_guard"]["open"] else "quiet"),
         ("finished", _counts(totals["outcomes"])),

@@ -126,6 +126,7 @@ def status_document(now: Snapshot, facts: Mapping[str, Any]) -> dict[str, Any]:
             "unsettled_bytes": now.unsettled_bytes,
         },
         "handler_calls_held_by": list(now.holds),
+        "limits": {**now.limits._asdict(), "calls": now.limits.calls, "in_words": now.limits.in_words()},
         "gate": {"closed": now.gate_closed, "opens_in_seconds": round(now.gate_opens_in, 3)},
         "storm_guard": {"open": now.storm_reason is not None, "error_type": now.storm_reason},
         "tenants": [asdict(tenant) for tenant in now.tenants],

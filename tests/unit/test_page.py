@@ -18,6 +18,7 @@ def document(**changed: object) -> dict[str, object]:
         "not_ready": [],
         "not_live": [],
         "requests": {"queued": 3, "running": 1},
+        "limits": {"in_words": "16 at once, no pace"},
         "gate": {"closed": False},
         "storm_guard": {"open": False, "error_type": None},
         "totals": {"outcomes": {}, "dead_letters": {}},
