@@ -61,6 +61,8 @@ def _act(request: Request) -> Any:  # noqa: C901, PLR0912  # a list of deeds
             return {"answer": object()}
         case "misbehave":
             return _misbehave(payload["when"])
+        case "use":
+            request.usage(**payload["usage"])
         case "large":
             return {"answer": "x" * int(payload["bytes"])}
     return {"answer": payload.get("query"), "attempt": request.attempt, "pid": os.getpid()}
