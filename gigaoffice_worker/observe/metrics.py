@@ -28,13 +28,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-<<<<<<< HEAD
+from gigaoffice_worker.core.admission import LimitsSeen
 from gigaoffice_worker.core.expiry import is_expired
 from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
-=======
-from gigaoffice_worker.core.admission import LimitsSeen
-from gigaoffice_worker.core.records import AttemptEnd, Outcome, Reason
->>>>>>> 71317cc (Take what bounds the calls from the admission that knows it)
 from gigaoffice_worker.core.usage import Usage
 from gigaoffice_worker.observe.health import Snapshot
 
