@@ -175,7 +175,9 @@ class _Outcomes:
             for rec in records:
                 place = _source(rec, evidence.topic)
                 if place in requests:
-                    found[place].append(rec)
+                    # One of an earlier topic by that name answers none of these requests.
+                    if dict(rec.headers).get("source-timestamp") in (None, b"%d" % requests[place].timestamp):
+                        found[place].append(rec)
                 else:
                     outcomes.foreign.append(f"{kind} {rec.partition}-{rec.offset} names no request: {rec.headers}")
         return outcomes

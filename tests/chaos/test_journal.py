@@ -7,10 +7,14 @@ import time
 from datetime import datetime
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
 
-from tests.chaos.checker import called_though_answered
-from tests.chaos.load import mixture
+from tests.chaos.checker import called_though_answered, examine
+from tests.chaos.load import mixture, plain
 from tests.chaos.stage import hooked, recovered_after, report
+from tests.support import wire
+from tests.support.waiting import eventually
 
 THREADS = 16
 DEATHS = 5
@@ -23,6 +27,19 @@ def logged_at(worker, event: str) -> float:
     return max(
         datetime.fromisoformat(line["timestamp"]).timestamp() for line in worker.logs() if line["event"] == event
     )
+
+
+def die_again_and_again(stage, **hooks: str):
+    """Kill workers under load; return when each took over, by its process, and when the last one died."""
+    # What waits for a retry begins with its first attempt again: that is no repeated call.
+    stage.load(mixture(keys=60, seconds=0.05, retried=False), rate=150)
+    taken_over, died = {}, 0.0
+    for n in range(DEATHS):
+        worker = stage.worker(f"doomed-{n}", **STATIC, **hooked(**hooks)).start()
+        assert worker.wait(60) == -signal.SIGKILL
+        died = time.time()
+        taken_over[worker.pid] = logged_at(worker, "Partitions assigned")
+    return taken_over, died
 
 
 @pytest.mark.parametrize(
@@ -38,14 +55,7 @@ def logged_at(worker, event: str) -> float:
 )
 def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, every):
     stage.make()
-    # What waits for a retry begins with its first attempt again: that is no repeated call.
-    stage.load(mixture(keys=60, seconds=0.05, retried=False), rate=150)
-    taken_over, died = {}, 0.0
-    for n in range(DEATHS):
-        worker = stage.worker(f"doomed-{n}", **STATIC, **hooked(kill=f"{place}:{every}")).start()
-        assert worker.wait(60) == -signal.SIGKILL
-        died = time.time()
-        taken_over[worker.pid] = logged_at(worker, "Partitions assigned")
+    taken_over, died = die_again_and_again(stage, kill=f"{place}:{every}")
     survivor = stage.worker("survivor", **STATIC).start().wait_ready()
     stage.wait_settled()
     waited = survivor.metric("journal_read_seconds_sum") / survivor.metric("journal_read_seconds_count")
@@ -62,3 +72,45 @@ def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, ever
         runs=DEATHS,
         recovery=recovered_after(evidence, died),
     )
+
+
+# Workers with one mistake each, which the checker must see
+
+
+@pytest.mark.quick
+def test_mark_at_the_end_of_the_log_is_seen(stage):
+    stage.make()
+    taken_over, _ = die_again_and_again(stage, kill="after-commit:4", **{"break": "mark-the-end"})
+    stage.wait_calls(1)
+    assert called_though_answered(stage.evidence(), taken_over)
+
+
+@pytest.mark.quick
+def test_match_without_the_timestamp_is_seen_where_a_topic_was_created_again(stage):
+    """The commit is one that was on its way when the topic was deleted: the cluster took it for the new topic."""
+    stage.make(1)
+    requests = plain(10)
+    stage.send(requests)
+    worker = stage.worker().start().wait_ready()
+    stage.wait_settled()
+    assert worker.stop(20) == 0
+    wire.delete_topics(stage.bootstrap, [stage.topics.requests])
+    eventually(lambda: stage.topics.requests not in wire.topics(stage.bootstrap), "the topic to be gone")
+    wire.create_topics(stage.bootstrap, {stage.topics.requests: 1})
+    stage.watch.forget()
+    stage.send(requests)
+    commit_mark(stage, ";m1:0.0:0.0")
+    stage.worker("broken", **hooked(**{"break": "match-without-timestamp"})).start().wait_ready()
+    stage.wait_settled()
+    assert len(examine(stage.evidence()).lost) == 10
+
+
+def commit_mark(stage, mark: str) -> None:
+    """Commit the beginning of the request topic for the stage's group, with a mark."""
+    client = KafkaConsumer(bootstrap_servers=stage.bootstrap, group_id=stage.topics.group, enable_auto_commit=False)
+    try:
+        place = TopicPartition(stage.topics.requests, 0)
+        client.assign([place])
+        client.commit({place: OffsetAndMetadata(0, mark, -1)}, timeout_ms=10_000)
+    finally:
+        client.close(autocommit=False)

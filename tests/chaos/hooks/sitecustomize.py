@@ -5,6 +5,7 @@
 | CHAOS_KILL | `PLACE:N` kills the process at the Nth time it comes to PLACE, see `_PLACES` |
 | CHAOS_DELIVERY_TIMEOUT | the producer's delivery time-out in seconds |
 | CHAOS_FETCH | `N` lets every Nth round of fetch requests fail as a broken TLS connection or a lack of memory does |
+| CHAOS_BREAK | puts a mistake into the worker that the checker must see, see `_MISTAKES` |
 | CHAOS_CLOCK | a file: the seconds in it are added to the clock that Python code reads, but not to the monotonic one |
 """
 
@@ -134,6 +135,46 @@ _PLACES: dict[str, Callable[[_Fuse], None]] = {
 }
 
 
+def _match_without_timestamp() -> None:
+    """The journal takes a response to an earlier topic's request for the answer."""
+    from gigaoffice_worker.core.journal import Identity
+
+    of, named_by = Identity.of.__func__, Identity.named_by.__func__
+
+    def blind(identity: Any) -> Any:
+        return identity and identity._replace(timestamp=0)
+
+    Identity.of = classmethod(lambda cls, *given: blind(of(cls, *given)))
+    Identity.named_by = classmethod(lambda cls, *given: blind(named_by(cls, *given)))
+
+
+def _mark_the_end() -> None:
+    """The journal's mark is where the log ends when something is committed, whatever is not settled yet."""
+    from gigaoffice_worker.engine.engine import Engine
+
+    build = Engine.__init__
+
+    def built(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        from gigaoffice_worker.broker.log_reader import LogReader
+
+        build(self, config, *arguments, **options)
+        journal, readers = self.journal, []
+
+        def ends(assignments: Any, _unsettled: Any) -> dict[int, str]:
+            if not readers:
+                readers.append(LogReader(config, "mistake", 5.0))
+            found = readers[0].ends([*journal._responses, *journal._dead_letters])
+            letters = ",".join(f"{place[1]}.{found[place]}" for place in journal._dead_letters)
+            return {p: f"m1:{p}.{found[journal._responses[p]]}:{letters}" for p in assignments}
+
+        journal.marks = ends
+
+    Engine.__init__ = built
+
+
+_MISTAKES = {"match-without-timestamp": _match_without_timestamp, "mark-the-end": _mark_the_end}
+
+
 def _shorten_delivery(seconds: float) -> None:
     from gigaoffice_worker.broker import clients
 
@@ -175,6 +216,8 @@ def _bend_clock(file: str) -> None:
 if kill := os.environ.get("CHAOS_KILL"):
     place, _, times = kill.partition(":")
     _PLACES[place](_Fuse(int(times)))
+if mistake := os.environ.get("CHAOS_BREAK"):
+    _MISTAKES[mistake]()
 if delivery_timeout := os.environ.get("CHAOS_DELIVERY_TIMEOUT"):
     _shorten_delivery(float(delivery_timeout))
 if fetches := os.environ.get("CHAOS_FETCH"):
