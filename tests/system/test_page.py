@@ -47,6 +47,7 @@ def worker(browser, kafka_bootstrap, tmp_path_factory):
         **settings(kafka_bootstrap, TOPICS),
         "WORKER_HANDLER": "tests.system.desk:handle",
         "WORKER_MAX_ATTEMPTS": "1",
+        "WORKER_TENANT_FIELD": "tenant",
     }
     with WorkerProcess(tmp_path_factory.mktemp("worker"), environment) as worker:
         yield worker.wait_ready()
@@ -108,6 +109,15 @@ def test_answers_and_dead_letters_are_told_apart_and_the_letters_have_reasons(op
     assert int(kind[2]) >= 5
     assert "desk.py" in kind[1]
     assert kind[5] == "dead letter: attempts-exhausted"
+
+
+def test_tenants_that_wait_are_named(opened, send):
+    page = opened()
+    send(*[{"tenant": f"crowd {EVIL}", "seconds": 0.5}] * 120)
+    tenants = "[...document.querySelectorAll('#tenants tr')].map(row => row.cells[0].innerText)"
+    eventually(lambda: any("crowd <img" in name for name in page.evaluate(tenants)), "the tenant to show", timeout=15)
+    eventually(lambda: page.evaluate("document.getElementById('by_tenant').hidden"), "nobody to wait", timeout=30)
+    assert page.complaints() == []
 
 
 def test_worker_that_does_not_answer_is_said_until_it_does(opened, worker):
