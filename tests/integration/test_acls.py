@@ -169,14 +169,15 @@ def test_responses_of_a_key_keep_their_order_while_the_right_to_write_is_taken_a
     door, write = cluster.bootstrap("BROKER"), Right(WRITE, "the response topic")
     with WorkerProcess(tmp_path, {**environment, "WORKER_HANDLER": "echo", "WORKER_CONCURRENCY": "64"}) as worker:
         worker.wait_ready()
-        for third in range(3):
-            account.take(write)
-            numbers = range(third * 1500, third * 1500 + 1500)
+        for turn in range(15):
+            numbers = range(turn * 600, turn * 600 + 600)
             wire.produce(door, topic_set.requests, [(b"k%d" % (n % 30), b'{"id": "r%d"}' % n, []) for n in numbers])
-            eventually(lambda: worker.metric("messages_failed_total", reason="publish"), "a refusal")
+            # While they are answered, so that some batches are refused and newer ones would not be.
+            account.take(write)
             account.give(write)
-        wanted = {f"r{n}" for n in range(4500)}
-        eventually(lambda: sum(wire.end_offsets(door, topic_set.responses).values()) >= 4500, "answers", timeout=60)
+        assert worker.metric("messages_failed_total", reason="publish") > 0
+        wanted = {f"r{n}" for n in range(9000)}
+        eventually(lambda: sum(wire.end_offsets(door, topic_set.responses).values()) >= 9000, "answers", timeout=60)
         responses = wire.read_all(door, topic_set.responses)
         assert sorted(json.loads(each.value)["request_id"] for each in responses) == sorted(wanted)
         newest = {}
