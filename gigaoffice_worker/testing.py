@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from gigaoffice_worker._version import __version__
-from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
@@ -32,6 +32,7 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.records import ATTEMPT_TIMEOUT, Attempt, Deadline, Headers, Outcome, Record, Request
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.storm import StormGuard, StormLimits
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.call_stack import call_stack
 from gigaoffice_worker.engine.processor import Processor, overdue

@@ -96,18 +96,18 @@ class Judgement:
             # While nearly everything fails, an attempt says nothing about its request, which stays unsettled.
             work.attempt -= 1
             failures = self._admission.probes.failures
-            self._admission.failed_in_storm(work, now + self._policy.delay_after(failures + 1, self._rng))
+            self._admission.probes.failed(work, now + self._policy.delay_after(failures + 1, self._rng))
             wait = self._policy.delay_after(max(failures, work.attempt) + 1, self._rng, made.retry_after)
             return Retry(now + wait, wait, behind)
         failure = made.failure or Failure("Unknown", "")
         if made.ended is AttemptEnd.UNUSABLE:
             # Another attempt is paid for as well, and most often returns the same.
-            self._admission.exhausted(now, failure.type)
+            self._admission.guard.finished(now, failure.type)
             return Outcome(failure=failure, reason=Reason.UNUSABLE_RESULT)
         work.overdue += made.hung
         if not self._policy.exhausted(work.attempt) and work.overdue < _MOST_OVERDUE:
             wait = self._policy.delay_after(work.attempt, self._rng, made.retry_after)
             return Retry(now + wait, wait, behind)
-        self._admission.exhausted(now, failure.type)
+        self._admission.guard.finished(now, failure.type)
         reason = Reason.TIMED_OUT if made.ended is AttemptEnd.TIMED_OUT else Reason.ATTEMPTS_EXHAUSTED
         return Outcome(failure=failure, reason=reason)

@@ -242,11 +242,11 @@ class Dispatcher:
     def hold(self, reason: str) -> None:
         """Start no attempt until `release` is called with the same reason."""
         with self._lock:
-            self.admission.hold(reason)
+            self.admission.holds.hold(reason)
 
     def release(self, reason: str) -> None:
         with self._lock:
-            if self.admission.release(reason):
+            if self.admission.holds.release(reason):
                 self._idle.wake_leader()
 
     def lease(self, until: float) -> None:
@@ -255,7 +255,7 @@ class Dispatcher:
         It is asked for with each start, because a process that was frozen wakes up in all of its threads at once.
         """
         with self._lock:
-            if self.admission.lease(until, self._clock()):
+            if self.admission.holds.lease(until, self._clock()):
                 self._idle.wake_leader()
 
     def forget(self, assignment: Assignment) -> None:

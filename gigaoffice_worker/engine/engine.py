@@ -14,7 +14,7 @@ from gigaoffice_worker.broker.log_reader import LogReader
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, RateShare, TokenShare
 from gigaoffice_worker.core.journal import Floors
 from gigaoffice_worker.core.judgement import Judgement
@@ -23,6 +23,7 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.ready import ByArrival, ByTenant
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
+from gigaoffice_worker.core.storm import StormGuard, StormLimits
 from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery

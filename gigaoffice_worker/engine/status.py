@@ -77,7 +77,7 @@ class Observer:
             gate_closed=gate.closed(now),
             gate_opens_in=max(0.0, gate.until - now),
             storm_reason=engine.dispatcher.admission.guard.reason,
-            holds=sorted(engine.dispatcher.admission.held(now)),
+            holds=sorted(engine.dispatcher.admission.holds.held(now)),
             standby=ownership.joined_at is not None and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, unreachable, now)),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from gigaoffice_worker.broker.topics import TopicReport
-from gigaoffice_worker.core.admission import Admission, StormGuard, StormLimits
+from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
@@ -18,6 +18,7 @@ from gigaoffice_worker.core.records import Failure, Headers, Outcome, Reason, Re
 from gigaoffice_worker.core.results import encode_result
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Ordering, Scheduler
+from gigaoffice_worker.core.storm import StormGuard, StormLimits
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from gigaoffice_worker.observe.health import Snapshot, State

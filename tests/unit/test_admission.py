@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.admission import StormGuard, StormLimits
 from gigaoffice_worker.core.limits import Gate
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.storm import StormGuard, StormLimits
 
 POLICY = RetryPolicy(delay=1.0, max_delay=8.0)
 

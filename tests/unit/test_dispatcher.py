@@ -13,11 +13,11 @@ from typing import Self
 
 import pytest
 
-from gigaoffice_worker.core.admission import StormLimits
 from gigaoffice_worker.core.judgement import Retry
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Ordering
+from gigaoffice_worker.core.storm import StormLimits
 from gigaoffice_worker.core.work import Stage, Work
 from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
 from tests.support.making import Partition, dispatcher
@@ -357,7 +357,7 @@ def test_nothing_starts_until_every_hold_is_released() -> None:
     scene.dispatcher.hold("delivery")
     scene.dispatcher.hold("rebalance")
     scene.dispatcher.hold("rebalance")
-    assert scene.dispatcher.admission.held(scene.time.now) == {"delivery", "rebalance"}
+    assert scene.dispatcher.admission.holds.held(scene.time.now) == {"delivery", "rebalance"}
     scene.dispatcher.release("rebalance")
     assert scene.idle
     scene.dispatcher.release("delivery")
@@ -372,12 +372,12 @@ def test_nothing_starts_when_the_lease_has_run_out_until_it_is_renewed() -> None
     scene.run(ANSWERED)
     scene.time.now += 5.1
     assert scene.idle
-    assert scene.dispatcher.admission.held(scene.time.now) == {"session"}
+    assert scene.dispatcher.admission.holds.held(scene.time.now) == {"session"}
     assert scene.dispatcher.counts().starving_since is None
     scene.dispatcher.lease(scene.time.now - 1)
     assert scene.idle
     scene.dispatcher.lease(scene.time.now + 5)
-    assert scene.dispatcher.admission.held(scene.time.now) == frozenset()
+    assert scene.dispatcher.admission.holds.held(scene.time.now) == frozenset()
     scene.run(ANSWERED)
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from gigaoffice_worker.core.admission import StormLimits
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.storm import StormLimits
 from gigaoffice_worker.core.work import Work
 from tests.support.making import Partition, dispatcher
 

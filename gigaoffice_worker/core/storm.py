@@ -1,0 +1,141 @@
+"""The storm guard: when nearly everything fails alike, intake stops, and one request at a time tries."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from gigaoffice_worker.core.work import Work
+
+_WINDOW = 60.0
+
+
+class Probes:
+    """The requests that try, one at a time, whether the provider works again: each time another one.
+
+    A request that has not probed yet is preferred, then one of a tenant, of a key and of a partition tried less often.
+    Among equals chance decides: if most of what is in hand is good, a good one will soon be found, however many bad
+    ones are older.
+    """
+
+    def __init__(self) -> None:
+        self._running: Work | None = None
+        self._next_at = 0.0
+        self.failures = 0
+        # How often each request, tenant, key and partition has been tried.
+        self._tried: Counter[object] = Counter()
+
+    def __contains__(self, work: Work) -> bool:
+        """Say whether a request probes, or has done so: its answer may come late."""
+        return work in self._tried
+
+    @property
+    def next_at(self) -> float:
+        """When the next one may begin: infinity while one runs."""
+        return self._next_at if self._running is None else math.inf
+
+    def preference(self, work: Work) -> Any:
+        tried = self._tried
+        of_its_key = tried[work.lane] if work.lane is not None else 0
+        chance = random.random()  # noqa: S311  # no secret
+        return tried[work], tried[work.tenant], of_its_key, tried[work.assignment], chance
+
+    def begin(self, work: Work) -> None:
+        self._running = work
+        self._tried.update(kind for kind in (work, work.tenant, work.lane, work.assignment) if kind is not None)
+
+    def failed(self, work: Work, next_at: float) -> None:
+        if work is self._running:
+            self._running = None
+            self._next_at = next_at
+            self.failures += 1
+
+    def forget(self, work: Work) -> None:
+        if work is self._running:
+            self._running = None
+
+
+@dataclass(frozen=True, slots=True)
+class StormLimits:
+    """From how many finished requests on, and at which share of one error, the guard trips."""
+
+    enabled: bool = True
+    min_requests: int = 20
+    ratio: float = 0.8
+
+
+class StormGuard:
+    """Notices that nearly everything ends in the dead letter queue for one reason, and stops intake.
+
+    Without it a broken model would turn a whole backlog into dead letters. It trips when, of the requests finished in
+    the last minute, at least `ratio` ran out of attempts with one error type. Then one request at a time probes; the
+    first one that is answered or rejected opens intake again.
+    """
+
+    def __init__(self, limits: StormLimits) -> None:
+        self._limits = limits
+        # One bucket a second, so that a fast handler's minute costs no more memory than a slow one's.
+        self._buckets: deque[_Bucket] = deque()
+        self._newest_ends = -math.inf
+        self._total = 0
+        self._errors: Counter[str] = Counter()
+        self._reason: str | None = None
+        self.tripped_at = 0.0
+
+    @property
+    def reason(self) -> str | None:
+        """The error type that tripped the guard; None while intake is open."""
+        return self._reason
+
+    def finished(self, now: float, error_type: str | None) -> bool:
+        """Note a finished request, with its error type if it ran out of attempts; True when that trips the guard."""
+        if not self._limits.enabled:
+            return False
+        if now >= self._newest_ends:
+            self._begin_second(now)
+        self._buckets[-1].add(error_type)
+        self._total += 1
+        if error_type is None:
+            return False
+        self._errors[error_type] += 1
+        if self._reason is not None or self._total < self._limits.min_requests:
+            return False
+        worst, count = self._errors.most_common(1)[0]
+        # Divided, not multiplied: 0.55 of 20 would come out a little above 11.
+        if count / self._total < self._limits.ratio:
+            return False
+        self._reason = worst
+        self.tripped_at = now
+        return True
+
+    def open(self) -> None:
+        """Open intake: a probing request was answered or rejected. What was seen before counts no more."""
+        self._reason = None
+        self._buckets.clear()
+        self._newest_ends = -math.inf
+        self._total = 0
+        self._errors.clear()
+
+    def _begin_second(self, now: float) -> None:
+        """Open a bucket for this second, and drop those that are older than a minute."""
+        self._buckets.append(_Bucket(int(now)))
+        self._newest_ends = int(now) + 1.0
+        while self._buckets[0].second <= now - _WINDOW:
+            bucket = self._buckets.popleft()
+            self._total -= bucket.total
+            self._errors -= bucket.errors
+
+
+@dataclass(slots=True)
+class _Bucket:
+    second: int
+    total: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, error_type: str | None) -> None:
+        self.total += 1
+        if error_type is not None:
+            self.errors[error_type] += 1
