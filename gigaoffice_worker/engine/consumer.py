@@ -194,8 +194,8 @@ class ConsumerThread:
             self._receive(_DRAIN_POLL)
             self._settle()
             quiet = self._dispatcher.wait_quiet(_DRAIN_POLL)
-            # While partitions are set aside in a rebalance nothing of them can be committed.
-            if quiet and not self.ownership.awaits_return:
+            # What ended of partitions that a rebalance has set aside can be committed when they come back.
+            if quiet and not self.committer.is_behind(self.ownership.aside):
                 self._settle()
                 committed = self._commit(2.0, handing_over=True)
             if committed or time.monotonic() >= self._deadline(deadline):
@@ -257,6 +257,8 @@ class ConsumerThread:
             self._dispatcher.change(lambda admission, now: admission.owns(now, owned=partitions))
             if self._drain_until is not None and self._is_to_be_repeated(forgotten):
                 self._progress_lost = True
+            if self._drain_until is None:
+                self.ownership.position_new()
             self.intake.note_assigned()
             self._pace()
             # With their marks, which may have been left out when the partitions were given up.

@@ -9,7 +9,7 @@ Everything else is forgotten: what is queued is dropped, and results that are st
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,9 +99,9 @@ class Ownership:
         return any(assignment.held_records for assignment in self.assignments.values())
 
     @property
-    def awaits_return(self) -> bool:
-        """Whether partitions with something in hand are set aside until a rebalance tells where they go."""
-        return bool(self._set_aside)
+    def aside(self) -> Collection[Assignment]:
+        """What is set aside until a rebalance tells where it goes."""
+        return self._set_aside.values()
 
     # A rebalance, in this order
 
@@ -117,10 +117,7 @@ class Ownership:
             self._set_aside, self.assignments = self.assignments, {}
 
     def assign(self, partitions: frozenset[int]) -> list[Assignment]:
-        """Adopt what has come back, forget what has not, and find the position of what is new.
-
-        Returns what is forgotten.
-        """
+        """Adopt what has come back and forget what has not, which is returned; what is new has no position yet."""
         before, self._membership = self._membership, self._consumer.membership()
         self._epoch += 1
         adopted = partitions & self._set_aside.keys() if self._follows(before) else frozenset[int]()
@@ -145,7 +142,6 @@ class Ownership:
         self._metrics.rebalances.inc()
         self.joined_at = self.joined_at or time.monotonic()
         self.rebalancing_since = None
-        self.position_new()
         self._dispatcher.release(_HOLD)
         return forgotten
 

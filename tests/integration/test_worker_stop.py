@@ -249,9 +249,9 @@ class SlowMember:
         self._thread.join(30)
 
 
-@pytest.fixture
-def rebalancing(scene):
-    """A worker whose call of two seconds ends in a rebalance that another member holds up."""
+@pytest.fixture(params=["busy"])
+def rebalancing(scene, request):
+    """A worker whose call of two seconds ends in a rebalance that another member holds up; or that has no call."""
     scene.make(requests=2)
     worker = scene.ready(
         KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS="300",
@@ -262,8 +262,9 @@ def rebalancing(scene):
     with SlowMember(scene) as slow:
         eventually(slow.assigned.is_set, "the other member to be there", timeout=30)
         eventually(lambda: [row["partition"] for row in worker.status()["partitions"]] == [0], "partition 0 to be ours")
-        scene.send(ask("running", "a", seconds=2.0), partition=0)
-        scene.wait_started("running")
+        if request.param == "busy":
+            scene.send(ask("running", "a", seconds=2.0), partition=0)
+            scene.wait_started("running")
         with SlowMember(scene) as comes:
             eventually(lambda: not worker.status()["partitions"], "the rebalance to begin")
             yield scene, worker, slow
@@ -280,6 +281,13 @@ def test_stop_in_the_middle_of_a_rebalance_commits_when_that_is_over(rebalancing
     assert worker.wait(15) == 0
     assert scene.committed()[0] == 1
     assert scene.starts()["running"] == 1
+
+
+@pytest.mark.parametrize("rebalancing", ["idle"], indirect=True)
+def test_stop_in_the_middle_of_a_rebalance_with_nothing_to_commit_is_quick(rebalancing):
+    _, worker, _ = rebalancing
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(6) == 0
 
 
 def test_stop_that_could_not_commit_says_so(rebalancing):
