@@ -48,6 +48,20 @@ def test_kill_in_the_middle_of_work_loses_no_request(scene):
     assert scene.count(scene.topics.dlq) == 0
 
 
+def test_what_ended_is_committed_at_once(scene):
+    scene.make()
+    worker = scene.ready()
+    delays = []
+    for n in range(20):
+        scene.send(ask(f"r{n}", "k"))
+        eventually(lambda n=n: worker.metric("committed_offset") == n + 1, "the commit", interval=0.005)
+        now = time.time()
+        delays.append(now - next(call.at for call in scene.journal() if (call.moment, call.id) == ("end", f"r{n}")))
+    # A tenth of a second, and what the acknowledgement and looking take.
+    assert sorted(delays)[10] < 0.2
+    assert max(delays) < 1.0
+
+
 def test_crash_repeats_nothing_that_is_done_behind_a_slow_request(scene):
     scene.make()
     worker = scene.ready(WORKER_CONCURRENCY="4", **STATIC)
