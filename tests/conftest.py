@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from tests.support import brokers, wire
 from tests.support.workers import WorkerProcess
@@ -22,6 +23,10 @@ CHAOS_TIMEOUT = 900
 RUN = uuid.uuid4().hex[:6]
 BROKER = pytest.StashKey[brokers.Broker]()
 GIVEN = "kafka"
+
+# How long one example takes says more about the machine's other work than about the code.
+hypothesis_settings.register_profile("no deadline", deadline=None)
+hypothesis_settings.load_profile("no deadline")
 
 
 class TopicSet(NamedTuple):
