@@ -253,6 +253,10 @@ class Worker:
     journal_timeout: float = env(
         "WORKER_JOURNAL_TIMEOUT", "10", seconds(0.1), "seconds for which a partition waits for that at most"
     )
+    dedupe_window: float | None = env(
+        "WORKER_DEDUPE_WINDOW", "", seconds(0.001), "seconds for which an answered request id is remembered"
+    )
+    dedupe_bytes: int = env("WORKER_DEDUPE_BYTES", "33554432", whole(1024, 2**31 - 1), "bytes of memory for that")
     rebalance_wait: float = env(
         "WORKER_REBALANCE_WAIT", "5", seconds(0), "seconds a rebalance may wait for running calls"
     )

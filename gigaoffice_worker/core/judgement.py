@@ -19,6 +19,10 @@ FREE_REFUSALS = 10
 """So often the provider may refuse a request while it takes others: each further time counts as an attempt."""
 
 
+# How often a request that waits for the answer to another one looks for it.
+_LOOK_FOR_ANSWER = 0.1
+
+
 class Retry(NamedTuple):
     """Another attempt, not before `due` (seconds of the monotonic clock), which is in `wait` seconds.
 
@@ -67,10 +71,8 @@ class Judgement:
                 work.attempt -= 1  # No handler was called.
                 self._admission.invalid(work, now)
                 return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
-            case AttemptEnd.EXPIRED:
-                work.attempt -= 1
-                self._admission.lost(work, now)
-                return expired(to_dlq=self._expired_to_dlq)
+            case AttemptEnd.EXPIRED | AttemptEnd.DUPLICATE | AttemptEnd.WAITS:
+                return self._without_call(work, made, now)
             case AttemptEnd.SHARED:
                 return self._refused(work, made, now, running)
             case AttemptEnd.UNUSABLE:
@@ -78,6 +80,16 @@ class Judgement:
             case _:
                 self._admission.failed(work)
         return self._failed(work, made, now)
+
+    def _without_call(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
+        work.attempt -= 1
+        self._admission.lost(work, now)
+        match made.ended:
+            case AttemptEnd.EXPIRED:
+                return expired(to_dlq=self._expired_to_dlq)
+            case AttemptEnd.DUPLICATE:
+                return Outcome(copied=made.copied)
+        return Retry(now + _LOOK_FOR_ANSWER, _LOOK_FOR_ANSWER)
 
     def _refused(self, work: Work, made: Attempt, now: float, running: int) -> Outcome | Retry:
         """Take a refusal for the provider's limit, which counts no attempt, unless the request alone is refused."""

@@ -16,7 +16,7 @@ import msgspec
 
 from gigaoffice_worker.core.decoded_size import decode_at_once
 from gigaoffice_worker.core.documents import ErrorDocument, ResponseDocument
-from gigaoffice_worker.core.records import Failure, Headers, Outcome, OutgoingRecord, Reason, Record
+from gigaoffice_worker.core.records import Answer, Failure, Headers, Outcome, OutgoingRecord, Reason, Record
 
 MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 """How large a value may be, unless WORKER_MAX_REQUEST_BYTES says otherwise."""
@@ -131,6 +131,8 @@ class RecordEncoder:
 
         An outcome without a reason has no dead letter, and an empty `request_id` no response.
         """
+        if outcome.copied is not None:
+            return [self._copy(record, outcome.copied, partition)]
         written: list[OutgoingRecord] = []
         if outcome.reason is not None:
             failure = outcome.failure or Failure("Unknown", "")
@@ -152,6 +154,12 @@ class RecordEncoder:
         if usage is not None:
             headers.append(("usage", usage))
         return OutgoingRecord(self.responses, record.key, value, headers, partition)
+
+    def _copy(self, record: Record, answer: Answer, partition: int | None) -> OutgoingRecord:
+        """Return the response to another request as the one to `record`."""
+        copy = self.response(record, answer.value, partition)
+        copy.headers.append(("duplicate-of", str(answer.source).encode()))
+        return copy
 
     def _carried_over(self, headers: Headers) -> list[tuple[str, bytes]]:
         return [

@@ -128,6 +128,14 @@ class Failure(NamedTuple):
     at: str = ""
 
 
+class Answer(NamedTuple):
+    """A completed response that was given: its value, the request that it was given to, and the digest of that."""
+
+    value: bytes
+    source: Source
+    digest: bytes
+
+
 class Outcome(NamedTuple):
     """How a request ended.
 
@@ -139,6 +147,8 @@ class Outcome(NamedTuple):
     failure: Failure | None = None
     reason: Reason | None = None
     usage: bytes | None = None
+    # The response to another request, which is this one's as well.
+    copied: Answer | None = None
 
 
 class OutgoingRecord(NamedTuple):
@@ -165,6 +175,9 @@ class AttemptEnd(StrEnum):
     ANSWERED = "answered"
     INVALID = "invalid"
     EXPIRED = "expired"
+    # A request of its id and value was answered, or runs.
+    DUPLICATE = "duplicate"
+    WAITS = "waits"
     REJECTED = "rejected"
     UNUSABLE = "unusable"
     FAILED = "failed"
@@ -172,7 +185,7 @@ class AttemptEnd(StrEnum):
     SHARED = "shared"
 
 
-NO_CALL: Final = frozenset({AttemptEnd.INVALID, AttemptEnd.EXPIRED})
+NO_CALL: Final = frozenset({AttemptEnd.INVALID, AttemptEnd.EXPIRED, AttemptEnd.DUPLICATE, AttemptEnd.WAITS})
 """Ends of an attempt for which no handler was called."""
 
 
@@ -191,3 +204,4 @@ class Attempt(NamedTuple):
     raised: BaseException | None = None
     used: tuple[Usage, ...] = ()
     hung: bool = False
+    copied: Answer | None = None

@@ -20,6 +20,7 @@ from typing import Protocol
 import structlog
 
 from gigaoffice_worker.broker.producer import Producer
+from gigaoffice_worker.core.dedupe import Answers
 from gigaoffice_worker.core.journal import Floors, Place
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
@@ -70,6 +71,7 @@ class Delivery:
         *,
         delivery_timeout: float,
         floors: Floors | None = None,
+        answers: Answers | None = None,
         traced: Traced | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,6 +80,7 @@ class Delivery:
         self._metrics = metrics
         self._died = died
         self._floors = floors or Floors()
+        self._answers = answers
         self._traced = traced
         self._clock = clock
         self._wake = threading.Event()
@@ -160,6 +163,9 @@ class Delivery:
             at=time.time(),
             partition=partition,
         )
+        if self._answers is not None:
+            completed = outcome.result is not None and outcome.failure is None and outcome.reason is None
+            self._answers.ended(work, records[-1].value if completed else None)
         return PendingOutcome(work, outcome, records)
 
     def _send_next(self, outcome: PendingOutcome) -> bool:

@@ -15,6 +15,7 @@ from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.topics import TopicReport
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.dedupe import Answers
 from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, RateShare, TokenShare
 from gigaoffice_worker.core.journal import Floors
 from gigaoffice_worker.core.judgement import Judgement
@@ -63,7 +64,8 @@ class Engine:
         self.started = time.monotonic()
         self.dispatcher = _dispatcher(config)
         self._floors = Floors()
-        self._journal_reader = JournalReader(lambda timeout: LogReader(config, "journal", timeout), died)
+        self._answers = _answers(config, metrics)
+        self._journal_reader = JournalReader(lambda timeout: LogReader(config, "journal", timeout), died, self._answers)
         self.journal = Journal(
             self._journal_reader,
             self._floors,
@@ -82,6 +84,7 @@ class Engine:
                 timeout,
                 config.worker.retry_after_max,
                 max_request_bytes=config.worker.max_request_bytes,
+                answers=self._answers,
             ),
             lambda work, outcome: self.delivery.deliver(work, outcome, self._request_partitions),
             metrics,
@@ -98,6 +101,7 @@ class Engine:
                 config.consumer.group,
                 __version__,
                 config.worker.echo_headers,
+                digests=config.worker.dedupe_window is not None,
             ),
             lambda suffix: Producer(clients.producer(config, suffix), in_order=True),
             self.dispatcher,
@@ -105,6 +109,7 @@ class Engine:
             died,
             delivery_timeout=clients.DELIVERY_TIMEOUT,
             floors=self._floors,
+            answers=self._answers,
             traced=spans.acknowledged if spans is not None else None,
         )
 
@@ -186,6 +191,13 @@ class Engine:
 def _urgency(config: Config) -> Urgency:
     worker = config.worker
     return Urgency(worker.tenant_field, worker.priority_field, worker.max_request_bytes)
+
+
+def _answers(config: Config, metrics: Metrics) -> Answers | None:
+    worker = config.worker
+    if worker.dedupe_window is None:
+        return None
+    return Answers(worker.dedupe_window, worker.dedupe_bytes, time.time, metrics.answers_forgotten.inc)
 
 
 def _dispatcher(config: Config) -> Dispatcher:

@@ -91,7 +91,8 @@ class Journal:
         assignment.mark = mark if found else ""
         now = self._clock()
         until = now + (self._timeout if found else min(self._timeout, _WITHOUT_MARK))
-        query = Query(assignment, found, self._responses, self._dead_letters, now, until)
+        answered = self._where_answered(assignment.partition)
+        query = Query(assignment, found, self._responses, self._dead_letters, answered, now, until)
         self._waiting[assignment] = query
         self._reader.ask(query)
 

@@ -14,6 +14,7 @@ import structlog
 
 from gigaoffice_worker.broker.errors import OutOfRangeError
 from gigaoffice_worker.broker.log_reader import LogReader
+from gigaoffice_worker.core.dedupe import Answers, read_answer
 from gigaoffice_worker.core.errors import AccessError
 from gigaoffice_worker.core.journal import MOST_RECORDS, Findings, Mark, Place
 from gigaoffice_worker.core.records import Record
@@ -40,13 +41,15 @@ class Skipped(StrEnum):
 class Query:
     """What is to be looked for: outcomes of a partition from `mark` on (None: nothing but the ends of the logs).
 
-    `responses` and `dead_letters` are all partitions of the two topics. Times are of the monotonic clock.
+    `responses` and `dead_letters` are all partitions of the two topics, `answered` those that responses to this
+    partition go to. Times are of the monotonic clock.
     """
 
     assignment: Assignment
     mark: Mark | None
     responses: Sequence[Place]
     dead_letters: Sequence[Place]
+    answered: Sequence[Place]
     asked_at: float
     until: float
 
@@ -82,11 +85,18 @@ class Answer:
 class JournalReader:
     """Answers queries one batch after the other, each over a client of its own that is closed again.
 
-    `open_reader` makes a client, bounded by so many seconds. `died` hears of the thread's end.
+    `open_reader` makes a client, bounded by so many seconds. `died` hears of the thread's end. `answers` is filled with
+    what was answered lately.
     """
 
-    def __init__(self, open_reader: Callable[[float], LogReader], died: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        open_reader: Callable[[float], LogReader],
+        died: Callable[[BaseException], None],
+        answers: Answers | None = None,
+    ) -> None:
         self._open = open_reader
+        self._remembered = answers
         self._died = died
         self._queries: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -138,7 +148,7 @@ class JournalReader:
         if not queries or self._stopping:
             return
         left = max(query.until for query in queries) - time.monotonic()
-        batch = Batch(queries, self._answers.put, stopping=lambda: self._stopping)
+        batch = Batch(queries, self._answers.put, self._remembered, stopping=lambda: self._stopping)
         try:
             with self._open(max(0.1, left)) as reader:
                 batch.read(reader)
@@ -154,8 +164,15 @@ class Batch:
     """Queries that are answered by one reading: partitions share output partitions, or at least the fetches."""
 
     def __init__(
-        self, queries: Iterable[Query], answer: Callable[[Answer], None], *, stopping: Callable[[], bool]
+        self,
+        queries: Iterable[Query],
+        answer: Callable[[Answer], None],
+        remembered: Answers | None = None,
+        *,
+        stopping: Callable[[], bool],
     ) -> None:
+        self._remembered = remembered
+        self._since: dict[Place, int] = {}
         self._open = list(queries)
         self._answer = answer
         self._stopping = stopping
@@ -185,6 +202,11 @@ class Batch:
         everywhere = {place for query in self._open for place in (*query.responses, *query.dead_letters)}
         if missing := everywhere - self._ends.keys():
             self._ends |= reader.ends(missing)
+        if self._remembered is not None:
+            places = {place for query in self._open for place in query.answered if place in self._ends}
+            if unknown := places - self._since.keys():
+                found = reader.since(unknown, time.time() - self._remembered.window)
+                self._since |= {place: found.get(place, self._ends[place]) for place in unknown}
         begun = {place for query in self._open for place in query.begins} - self._starts.keys()
         if begun:
             self._starts |= reader.starts(begun)
@@ -197,11 +219,21 @@ class Batch:
             skipped = Skipped.OUTSIDE
         elif sum(end - begin for _, begin, end in spans) > MOST_RECORDS:
             skipped = Skipped.TOO_MUCH
-        if skipped is None and any(begin < end for _, begin, end in spans):
+        if skipped is None and any(begin < self._ends[place] for place, begin in self._begins(query).items()):
             return True
         findings = None if skipped or query.mark is None else _nothing(query)
         self._done(Answer(query, self._ends, findings, skipped))
         return False
+
+    def _begins(self, query: Query) -> dict[Place, int]:
+        """Return where the reading begins: at the mark, or before it where what was answered lately is remembered."""
+        begins = query.begins
+        for place in query.answered if self._remembered is not None else ():
+            if place in self._since:
+                end = self._ends[place]
+                lately = max(self._since[place], end - MOST_RECORDS // len(query.answered))
+                begins[place] = min(lately, begins.get(place, end))
+        return begins
 
     def _done(self, answer: Answer) -> None:
         self._open.remove(answer.query)
@@ -211,34 +243,36 @@ class Batch:
         """Read all that these queries ask for, and answer each when its own is read."""
         begins: dict[Place, int] = {}
         for query in queries:
-            for place, begin in query.begins.items():
+            for place, begin in self._begins(query).items():
                 begins[place] = min(begin, begins.get(place, begin))
         reader.read_from({place: begin for place, begin in begins.items() if begin < self._ends[place]})
         found = {query: _nothing(query) for query in queries}
         while found and not self._stopping():
             records = reader.poll(_POLL)
             for query, findings in found.items():
-                _note(findings, records, query)
+                self._note(findings, records, query)
             for query in [query for query in found if self._is_read(reader, query)]:
-                self._done(Answer(query, self._ends, found.pop(query)))
+                findings = found.pop(query)
+                self._done(Answer(query, self._ends, findings if query.mark is not None else None))
             found = {query: findings for query, findings in found.items() if not query.over}
 
     def _is_read(self, reader: LogReader, query: Query) -> bool:
         return all(
             begin >= self._ends[place] or (reader.position(place) or 0) >= self._ends[place]
-            for place, begin in query.begins.items()
+            for place, begin in self._begins(query).items()
         )
+
+    def _note(self, findings: Findings, records: Sequence[Record], query: Query) -> None:
+        responses, held = query.responses[0][0], query.assignment
+        for record in records:
+            if record.topic != responses:
+                findings.add_dead_letter(record)
+                continue
+            findings.add_response(record)
+            if self._remembered is not None and (answer := read_answer(record, held.topic, held.partition)):
+                self._remembered.restore(answer)
 
 
 def _nothing(query: Query) -> Findings:
     held = query.assignment
     return Findings(held.topic, held.partition, held.committed)
-
-
-def _note(findings: Findings, records: Sequence[Record], query: Query) -> None:
-    responses = query.responses[0][0]
-    for record in records:
-        if record.topic == responses:
-            findings.add_response(record)
-        else:
-            findings.add_dead_letter(record)

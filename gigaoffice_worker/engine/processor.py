@@ -9,14 +9,23 @@ from typing import Any, Final
 
 import structlog
 
+from gigaoffice_worker.core.dedupe import Answers, Verdict
 from gigaoffice_worker.core.errors import RejectedError, TransientError
 from gigaoffice_worker.core.expiry import failure_of_expired
 from gigaoffice_worker.core.frames import own_frame
-from gigaoffice_worker.core.messages import MAX_REQUEST_BYTES, InvalidRequestError, decode_request, last_values
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Deadline, Failure, Request
+from gigaoffice_worker.core.messages import (
+    MAX_REQUEST_BYTES,
+    REPLAYS,
+    InvalidRequestError,
+    decode_request,
+    digest,
+    last_values,
+)
+from gigaoffice_worker.core.records import Answer, Attempt, AttemptEnd, Deadline, Failure, Request
 from gigaoffice_worker.core.results import UnusableResultError, encode_result, failure_told
 from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.engine.failure_log import where
 
 Handler = Callable[[Request], Any]
 
@@ -52,7 +61,9 @@ class Processor:
         retry_after_max: float = 300.0,
         *,
         max_request_bytes: int = MAX_REQUEST_BYTES,
+        answers: Answers | None = None,
     ) -> None:
+        self._answers = answers
         self._handler = handler
         self._max_request_bytes = max_request_bytes
         self._attempt_timeout = attempt_timeout
@@ -68,6 +79,8 @@ class Processor:
             return Attempt(AttemptEnd.INVALID, 0.0, failure=Failure("InvalidRequest", str(error)))
         if time.time() >= work.worth_until:
             return Attempt(AttemptEnd.EXPIRED, 0.0, failure=failure_of_expired())
+        if self._answers is not None and (known := _answered_before(self._answers, work)):
+            return known
         started = time.monotonic()
         request = Request(
             payload,
@@ -104,6 +117,19 @@ def overdue(limit: float, at: str) -> Attempt:
     """Return what came of a call that hangs: it was given up after `limit` seconds, in the frame `at`."""
     failure = Failure("AttemptTimeout", f"no answer from the handler within {limit:g} seconds", at)
     return Attempt(AttemptEnd.TIMED_OUT, limit, failure=failure, hung=True)
+
+
+def _answered_before(answers: Answers, work: Work) -> Attempt | None:
+    """Return the end of an attempt without a call: its request was answered, or another one of its id runs."""
+    replayed = any(name == REPLAYS for name, _ in work.record.headers)
+    known = answers.begin(work, digest(work.record.value), replayed=replayed)
+    if isinstance(known, Answer):
+        return Attempt(AttemptEnd.DUPLICATE, 0.0, copied=known)
+    if known is Verdict.WAIT:
+        return Attempt(AttemptEnd.WAITS, 0.0)
+    if known is Verdict.RUN_OTHER_VALUE:
+        log.warning("Request has the id of another one, and another value: it runs", request_id=work.id, **where(work))
+    return None
 
 
 def _answered(result: object, seconds: float) -> Attempt:

@@ -118,6 +118,9 @@ class Metrics:
             "Requests that the cluster removed before they were read, or before their turn came.",
         )
         self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
+        self.answers_forgotten = self._counter(
+            "answers_forgotten_total", "Answered ids that were forgotten before their time, for want of room."
+        )
         self.journal_recovered = self._counter(
             "journal_recovered_total", "Requests settled without a call: their outcome stood in the cluster already."
         )
@@ -133,8 +136,9 @@ class Metrics:
         for result in ("ok", "failed", "refused", "lost"):
             self.commits.labels(result)
         # A look-up by label takes a lock each time, so what is counted for each request is looked up once.
-        self._completed, self._failed, self._dead_lettered, self._expired = (
-            self.requests.labels(outcome) for outcome in ("completed", "failed", "dead_lettered", "expired")
+        self._completed, self._failed, self._dead_lettered, self._expired, self._duplicate = (
+            self.requests.labels(outcome)
+            for outcome in ("completed", "failed", "dead_lettered", "expired", "duplicate")
         )
 
         self._attempts: dict[AttemptEnd, Counter] = {
@@ -170,7 +174,9 @@ class Metrics:
         for verdict in verdicts:
             if verdict.reason is not None:
                 counts[self._dead[verdict.reason]] += 1
-            if is_expired(verdict):
+            if verdict.copied is not None:
+                counts[self._duplicate] += 1
+            elif is_expired(verdict):
                 counts[self._expired] += 1
             elif verdict.reason is not None:
                 counts[self._dead_lettered] += 1

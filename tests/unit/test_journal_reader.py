@@ -91,7 +91,7 @@ def reader(logs):
 def query(logs, mark: Mark | None, partition=0, *, within=5.0, places=None):
     now = time.monotonic()
     places = places or [place for place in logs.records if place[0] == "responses"]
-    return Query(assignment(partition), mark, places, [LETTERS], now, now + within)
+    return Query(assignment(partition), mark, places, [LETTERS], places, now, now + within)
 
 
 def answers(reader, count, timeout=10.0):
