@@ -70,8 +70,15 @@ class OffsetTracker(Generic[T]):
 
     @property
     def oldest(self) -> T | None:
-        """The item of the lowest unfinished offset; None where there is none, or it was not received yet."""
-        return self._unfinished.get(self.committable)
+        """The item of the lowest unfinished offset; None where there is none, or it was not received yet.
+
+        Where that offset is parked, nothing is known of it: then the item of the lowest offset that is in hand.
+        """
+        lowest = self.committable
+        if lowest in self.parked:
+            held = (offset for offset, item in self._unfinished.items() if item is not None)
+            lowest = min(held, default=lowest)
+        return self._unfinished.get(lowest)
 
     def __len__(self) -> int:
         """Return how many offsets are known and unfinished."""

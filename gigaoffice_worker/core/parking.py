@@ -29,6 +29,7 @@ _STARVED_EVERY: Final = 1.0
 _FIRST_PATIENCE: Final = 0.25
 _LONGEST_PATIENCE: Final = 1.0
 _MOST_LANES: Final = 100_000
+_PURGE_AFTER: Final = 1_000
 
 
 def units(size: int) -> int:
@@ -93,6 +94,8 @@ class Parking:
         self._waiting: set[Lot] = set()
         self._lanes: dict[bytes, _Lane] = {}
         self._last_for_starved = -_STARVED_EVERY
+        # How many requests were settled since keys were last forgotten.
+        self._settled = 0
 
     # What is in hand
 
@@ -123,7 +126,9 @@ class Parking:
         """Say whether the frontier must wait: nobody else has room, or too many keys would have to be remembered."""
         if self.held >= (self.window * 15 // 16 if paused else self.window):
             return True
-        return len(self._lanes) > _MOST_LANES and self._purge() > _MOST_LANES
+        if len(self._lanes) <= _MOST_LANES:
+            return False
+        return self._settled < _PURGE_AFTER or self._purge() > _MOST_LANES
 
     def waiting(self) -> dict[Hashable, int]:
         """Return how many requests each lot has parked."""
@@ -131,7 +136,7 @@ class Parking:
 
     def holds(self, name: Hashable, lane: bytes | None, size: int) -> bool:
         """Say whether the next request at the frontier is to be held; otherwise it is to be parked."""
-        place = self._lanes.get(lane) if lane is not None else None
+        place = self._place(lane)
         lot = place.lot if place is not None else self._lots.get(name)
         if lot is None or (lot.name is None and not lot.parked):
             return True
@@ -163,6 +168,7 @@ class Parking:
 
     def settled(self, lot: Lot, lane: bytes | None, size: int) -> None:
         """Note that a request that was held is settled."""
+        self._settled += 1
         lot.held -= units(size)
         self.held -= units(size)
         if lane is not None and (place := self._lanes.get(lane)) is not None:
@@ -172,7 +178,7 @@ class Parking:
         self._drop_empty(lot)
 
     def _lot_of(self, name: Hashable, lane: bytes | None) -> Lot:
-        place = self._lanes.get(lane) if lane is not None else None
+        place = self._place(lane)
         if place is not None:
             return place.lot
         lot = self._lots.get(name)
@@ -180,14 +186,23 @@ class Parking:
             lot = self._lots[name] = Lot(name)
         return lot
 
+    def _place(self, lane: bytes | None) -> _Lane | None:
+        """Return the lane of a key of which anything is here. Another one may belong to a lot that is gone."""
+        place = self._lanes.get(lane) if lane is not None else None
+        if place is None or place.held or place.waits:
+            return place
+        del self._lanes[lane]  # type: ignore[arg-type]  # it is a key, since it was found
+        return None
+
     def _drop_empty(self, lot: Lot) -> None:
         if not lot.parked:
             self._waiting.discard(lot)
-            if lot.held <= 0:
-                self._lots.pop(lot.name, None)
+            if lot.held <= 0 and self._lots.get(lot.name) is lot:
+                del self._lots[lot.name]
 
     def _purge(self) -> int:
         """Forget the keys of which nothing is here, and return how many are left."""
+        self._settled = 0
         self._lanes = {lane: place for lane, place in self._lanes.items() if place.held or place.waits}
         return len(self._lanes)
 
@@ -243,8 +258,8 @@ class Parking:
             lot.parked.popleft()
         sweep.gained[lot] = sweep.gained.get(lot, 0) + 1
         if not lot.parked:
-            self._waiting.discard(lot)
             sweep.due.discard(lot)
+            self._drop_empty(lot)
         return gone
 
     def ended(self, sweep: Sweep, now: float) -> None:

@@ -97,6 +97,19 @@ def test_hundred_thousand_parked_offsets_fit_beside_a_window() -> None:
     assert text.startswith("gw2:1:100200:")
 
 
+def test_oldest_is_one_that_is_in_hand_where_a_parked_one_holds_the_commit_back() -> None:
+    tracker: OffsetTracker[str] = OffsetTracker(0)
+    tracker.park(0)
+    assert tracker.oldest is None
+    tracker.start(1, "one")
+    tracker.start(2, "two")
+    assert tracker.oldest == "one"
+    tracker.settle(1)
+    assert tracker.oldest == "two"
+    tracker.resume(0, "zero")
+    assert tracker.oldest == "zero"
+
+
 def test_lowest_offset_may_always_be_resumed() -> None:
     tracker: OffsetTracker[str] = OffsetTracker(0)
     for offset in range(200_000):
