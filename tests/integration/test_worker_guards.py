@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -65,12 +66,12 @@ def test_requests_that_the_provider_alone_refuses_hold_nobody_back_and_end(scene
     scene.make(requests=2)
     worker = scene.ready(WORKER_MAX_ATTEMPTS="2", WORKER_RETRY_MAX_DELAY="1", WORKER_RETRY_AFTER_MAX="0.5")
     refused = [ask(f"refused-{n}", f"r{n}", do="shared", retry_after=asked_for) for n in range(5)]
-    others = [f"other-{n}" for n in range(200)]
+    others = [f"other-{n}" for n in range(60)]
     began = time.monotonic()
     scene.send(*refused, *[ask(name, f"k{n % 40}", seconds=0.3) for n, name in enumerate(others)])
 
     def all_answered():
-        return worker.metric("requests_total", outcome="completed") >= 200
+        return worker.metric("requests_total", outcome="completed") >= 60
 
     eventually(all_answered, "the others to be answered", timeout=45 - (time.monotonic() - began))
     # From the eleventh time that they alone are refused, each counts as an attempt: other calls must pass meanwhile.
@@ -86,7 +87,7 @@ def test_requests_that_the_provider_alone_refuses_hold_nobody_back_and_end(scene
     scene.wait_committed()
     letters = scene.dead_letters()
     assert {letter.header("dlq-reason") for letter in letters} == {b"attempts-exhausted"}
-    assert sum(answer.status == "completed" for answer in scene.responses()) == 200 + sent
+    assert sum(answer.status == "completed" for answer in scene.responses()) == 60 + sent
 
 
 def test_storm_guard_stops_intake_probes_one_request_at_a_time_and_heals(scene):
@@ -237,8 +238,10 @@ def test_backlog_beyond_the_limit_of_records_is_paused_with_a_reason_and_finishe
     gate = scene.file("gate")
     scene.send(*[ask(f"r{n}", None, do="hang", file=str(gate)) for n in range(3500)], partition=1)
     worker = scene.ready()
-    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
-    assert [row["paused"] for row in worker.status()["partitions"]] == [None, "records", None]
+    paused: Callable[[], bool] = lambda: (  # noqa: E731
+        [row["paused"] for row in worker.status()["partitions"]] == [None, "records", None]
+    )
+    eventually(paused, "the partition to be paused")
     assert worker.ask("/readyz")[0] == 200
     assert worker.metric("messages_received_total") < 3500
     assert worker.metric("requests_in_flight") == 16
@@ -266,8 +269,7 @@ def test_backlog_of_large_requests_is_paused_and_memory_stays_bounded(scene):
             *[ask(None, None, do="hang", file=str(gate), ballast=ballast) for n in range(25)], batch_size=900_000
         )
     worker = scene.ready(WORKER_CONCURRENCY="2")
-    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
-    assert worker.status()["partitions"][0]["paused"] == "bytes"
+    eventually(lambda: worker.status()["partitions"][0]["paused"] == "bytes", "the partition to be paused")
     gate.unlink()
     process = psutil.Process(worker.pid)
     highest = 0
