@@ -12,9 +12,6 @@ from gigaoffice_worker.core.limits import ProviderLimits
 from gigaoffice_worker.core.storm import Probes, StormGuard
 from gigaoffice_worker.core.work import Work
 
-# Refusals of one request that others passed meanwhile. Calls at once can be learnt from so many, which may be chance;
-# more are about the request itself, and none is a reason to close the gate.
-_TELLING_REFUSALS = 2
 _LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
 
 
@@ -231,18 +228,19 @@ class Admission:
     def refused(self, work: Work, now: float, running: int, retry_after: float | None, reason: str) -> Refusal:
         """Note that the provider refused a call with `running` others left; `reason` is the type of the error.
 
-        A request that is refused again although another call was answered meanwhile is refused alone. Its wait holds
-        for it alone, and soon its refusals say nothing about the provider any more.
+        A request that is refused again although another call was answered meanwhile is refused alone: its wait holds
+        for it alone, and nothing is learnt from it. (Five such requests at the start, from which the limits were learnt
+        twice each, left one call in twenty seconds to all others.)
         """
         self.forget(work)
         alone = 0 <= work.refused_after < self._answered
         work.refused_after = self._answered
         work.lone_refusals += alone
-        if work.lone_refusals > (_TELLING_REFUSALS if self.limits.adaptive else 0):
+        if work.lone_refusals:
             self.limits.ended(work.started_at)
             return Refusal(now, work.lone_refusals)
         self._refused[work] += 1
-        until = self.limits.refused(now, work.started_at, running, None if alone else retry_after, reason)
+        until = self.limits.refused(now, work.started_at, running, retry_after, reason)
         return Refusal(until, work.lone_refusals)
 
     def lost(self, work: Work, now: float) -> None:
