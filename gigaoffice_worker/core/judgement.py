@@ -71,7 +71,7 @@ class Judgement:
                 work.attempt -= 1  # No handler was called.
                 self._admission.invalid(work, now)
                 return Outcome(failure=made.failure, reason=Reason.INVALID_REQUEST)
-            case AttemptEnd.EXPIRED | AttemptEnd.DUPLICATE | AttemptEnd.WAITS:
+            case AttemptEnd.EXPIRED | AttemptEnd.DUPLICATE | AttemptEnd.WAITS | AttemptEnd.RECOVERED:
                 return self._without_call(work, made, now)
             case AttemptEnd.SHARED:
                 return self._refused(work, made, now, running)
@@ -84,6 +84,8 @@ class Judgement:
     def _without_call(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
         work.attempt -= 1
         self._admission.lost(work, now)
+        if work.owed is not None:
+            return work.owed
         match made.ended:
             case AttemptEnd.EXPIRED:
                 return expired(to_dlq=self._expired_to_dlq)

@@ -178,6 +178,8 @@ class AttemptEnd(StrEnum):
     # A request of its id and value was answered, or runs.
     DUPLICATE = "duplicate"
     WAITS = "waits"
+    # Its dead letter stands in the cluster already, and only its response is missing.
+    RECOVERED = "recovered"
     REJECTED = "rejected"
     UNUSABLE = "unusable"
     FAILED = "failed"
@@ -185,7 +187,9 @@ class AttemptEnd(StrEnum):
     SHARED = "shared"
 
 
-NO_CALL: Final = frozenset({AttemptEnd.INVALID, AttemptEnd.EXPIRED, AttemptEnd.DUPLICATE, AttemptEnd.WAITS})
+NO_CALL: Final = frozenset(
+    {AttemptEnd.INVALID, AttemptEnd.EXPIRED, AttemptEnd.DUPLICATE, AttemptEnd.WAITS, AttemptEnd.RECOVERED}
+)
 """Ends of an attempt for which no handler was called."""
 
 

@@ -11,7 +11,7 @@ from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
 from gigaoffice_worker.core.parking import Lot, Parking, Sweep
-from gigaoffice_worker.core.records import Failure, Record
+from gigaoffice_worker.core.records import Failure, Outcome, Record
 from gigaoffice_worker.core.usage import Usage
 
 
@@ -158,5 +158,7 @@ class Work:
     reserved_tokens: float = 0.0
     # Until when it is worth a call, in seconds since the epoch.
     worth_until: float = math.inf
+    # How it ended before this worker took it over: its dead letter is written, its response is not.
+    owed: Outcome | None = None
     # Where its outcome can stand at the lowest; None before that is sent.
     floor: Floor | None = None

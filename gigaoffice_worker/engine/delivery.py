@@ -139,13 +139,10 @@ class Delivery:
 
     def deliver(self, work: Work, outcome: Outcome, request_partitions: int) -> bool:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
-        return self._send_next(self._pending(work, outcome, request_partitions))
-
-    def answer_only(self, work: Work, outcome: Outcome, request_partitions: int) -> None:
-        """Send the response to a request whose dead letter is in its topic already, and which is in no lane."""
         pending = self._pending(work, outcome, request_partitions)
-        del pending.unsent[:-1]
-        self._send_next(pending)
+        if work.owed is not None:
+            del pending.unsent[:-1]  # the dead letter is in its topic already
+        return self._send_next(pending)
 
     def _pending(self, work: Work, outcome: Outcome, request_partitions: int) -> PendingOutcome:
         # Read before anything is sent: whatever is sent later stands higher.

@@ -210,7 +210,7 @@ class Dispatcher:
             for work in works:
                 assignment = work.assignment
                 # One that has expired is answered at once, so it need not be parked either.
-                ends = work in known or work.worth_until <= wall
+                ends = work in known or work.owed is not None or work.worth_until <= wall
                 if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=ends)):
                     continue
                 self._next_expiry = min(self._next_expiry, work.worth_until)

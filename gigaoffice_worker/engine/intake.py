@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 
 import structlog
 
@@ -163,14 +162,9 @@ class Intake:
     def _offer_unless_known(self, works: list[Work]) -> None:
         """Queue requests, but for those that the journal knows the outcome of."""
         known = self._journal.look_up(works)
-        # A response that is missing is sent before anything behind its request may run: order by key.
-        ends = [number for number, work in enumerate(works, start=1) if known.get(work) is not None]
-        for begin, end in pairwise([0, *ends, len(works)]):
-            recovered = self._dispatcher.offer(works[begin:end], known)
-            for work in recovered:
-                if (outcome := known[work]) is not None:
-                    self._delivery.answer_only(work, outcome, self._journal.request_partitions)
-            self._metrics.journal_recovered.inc(len(recovered))
+        whole = {work: None for work, outcome in known.items() if outcome is None}
+        recovered = self._dispatcher.offer(works, whole)
+        self._metrics.journal_recovered.inc(len(recovered) + len(known) - len(whole))
 
     def _that_fit(self, assignment: Assignment, records: list[Record]) -> list[Record]:
         """Return the records whose ends the commit map has room for; the others are read again when it has."""

@@ -150,8 +150,9 @@ class Journal:
                 known[work] = None
             elif dead := findings.dead_letter(work.record):
                 work.id, work.attempt = answerable_id(work.record), dead.attempts
-                # A dead letter that nobody can be told of is the whole outcome.
-                known[work] = dead.outcome if work.id else None
+                # It runs in its turn, without a call: an earlier request of its key may have no response yet either.
+                work.owed = dead.outcome if work.id else None
+                known[work] = work.owed
         return known
 
     # When something is committed

@@ -72,6 +72,8 @@ class Processor:
     def attempt(self, work: Work) -> Attempt:
         """Run one attempt to its end, whatever the handler raises. Fills in the request's id."""
         record = work.record
+        if work.owed is not None:
+            return Attempt(AttemptEnd.RECOVERED, 0.0)
         try:
             work.id, payload = decode_request(record, self._max_request_bytes)
         except InvalidRequestError as error:
