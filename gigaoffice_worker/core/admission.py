@@ -229,15 +229,15 @@ class Admission:
         """Note that the provider refused a call with `running` others left; `reason` is the type of the error.
 
         A request that is refused again although another call was answered meanwhile is refused alone: its wait holds
-        for it alone, and nothing is learnt from it. (Five such requests at the start, from which the limits were learnt
-        twice each, left one call in twenty seconds to all others.)
+        for it alone, and next to nothing is learnt from it. (Were the limits learnt from them, five such requests at
+        the start would leave one call in twenty seconds to all others.)
         """
         self.forget(work)
         alone = 0 <= work.refused_after < self._answered
         work.refused_after = self._answered
         work.lone_refusals += alone
         if work.lone_refusals:
-            self.limits.ended(work.started_at)
+            self.limits.refused_alone(work.started_at, running)
             return Refusal(now, work.lone_refusals)
         self._refused[work] += 1
         until = self.limits.refused(now, work.started_at, running, retry_after, reason)

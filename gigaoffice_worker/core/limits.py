@@ -332,7 +332,7 @@ class ProviderLimits:
         if not self.adaptive:
             return self.gate.close(now, reason, retry_after, self._random)
         last_minute, per_minute = self._starts.count(now), self._starts.per_minute(now)
-        # Calls that began before the last cut are of the same flight: one burst must not cut many times.
+        # Calls that began before the last cut are of the same flight: a burst cuts once.
         fresh, alone = began > self._cut_at, running == 0
         again = fresh and self._cut_at >= 0 and self._passed_at < self._cut_at
         if fresh:
@@ -350,6 +350,16 @@ class ProviderLimits:
         elif not self.gate.half_open:
             self.concurrency.lower(running)
         return max(now, self.gate.until)
+
+    def refused_alone(self, began: float, running: int) -> None:
+        """Note the refusal of a request that others passed: it most often says nothing of the provider.
+
+        But where two calls at once are tried, each refusal beside the other one says that one call is all it takes.
+        """
+        self.ended(began)
+        self._starts.take_back(began)
+        if self.adaptive and running == 1 and self.concurrency.whole <= 2:
+            self.concurrency.lower(running)
 
     def _by_pace(self, last_minute: float, running: int) -> bool:
         """Say whether a refusal is about calls a minute: those are used up, or calls at once can't be the reason."""

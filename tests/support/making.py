@@ -67,11 +67,12 @@ def dispatcher(
     clock: Callable[[], float] = time.monotonic,
     rng: Callable[[], float] = random.random,
     adaptive: bool = False,
+    threads: int = _THREADS,
     group: GroupLimits | None = None,
 ) -> Dispatcher:
     """Return a dispatcher, without a storm guard unless `storm` has its limits."""
     policy = policy or RetryPolicy()
-    limits = ProviderLimits(_THREADS, policy.ceiling, rng, adaptive=adaptive)
+    limits = ProviderLimits(threads, policy.ceiling, rng, adaptive=adaptive)
     admission = Admission(limits, group or GroupLimits(time.time), StormGuard(storm or StormLimits(enabled=False)))
     return Dispatcher(scheduler or Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
 
