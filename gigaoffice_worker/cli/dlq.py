@@ -20,13 +20,13 @@ Count the dead letters by reason and show the newest. With --json: one JSON obje
 Payloads are not shown. Exit code 0: there are some; 1: none fits.
 """
 _SHOW = """\
-Show what is known of one dead letter: LETTER is its PARTITION:OFFSET in the dead letter topic, as `dlq list` shows
-it, or the id of a request, of which all letters are shown. Exit code 0: shown; 1: there is none.
+Show what is known of one dead letter: DEAD_LETTER is its PARTITION:OFFSET in the dead letter topic, as `dlq list` shows
+it, or the id of a request, of which all dead letters are shown. Exit code 0: shown; 1: there is none.
 """
 _REPLAY = """\
 Put dead letters back on the request topic, with their original key, value and headers, and wait for the cluster to
 acknowledge them. How far it has come is remembered for the filters that are given, in a consumer group of their own:
-the same command goes on where the last one ended, also after it was broken off. Letters that arrive while it runs
+the same command goes on where the last one ended, also after it was broken off. Dead letters that arrive while it runs
 are for the next run. Exit code 0: all replayed; 1: none fits, or some could not be replayed.
 """
 _MOMENT = "an ISO 8601 time (UTC unless it says otherwise) or an age such as 90s, 30m, 2h, 7d"
@@ -55,7 +55,9 @@ def _add_list(commands: terminal.Commands) -> None:
 
 def _add_show(commands: terminal.Commands) -> None:
     parser = commands.add("show", dlq_reading.act_show, "show one dead letter", _SHOW)
-    parser.add_argument("letter", type=_letter, metavar="LETTER", help="PARTITION:OFFSET, or a request's id")
+    parser.add_argument(
+        "dead_letter", type=_dead_letter, metavar="DEAD_LETTER", help="PARTITION:OFFSET, or a request's id"
+    )
     parser.add_argument("--payload", action="store_true", help="show the request itself too")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     _add_timeout(parser)
@@ -64,13 +66,13 @@ def _add_show(commands: terminal.Commands) -> None:
 def _add_replay(commands: terminal.Commands) -> None:
     parser = commands.add("replay", dlq_replay.act, "put dead letters back on the request topic", _REPLAY)
     _add_filters(parser)
-    parser.add_argument("--rate", type=_rate, metavar="N", help="put back no more than N letters a second")
+    parser.add_argument("--rate", type=_rate, metavar="N", help="put back no more than N dead letters a second")
     parser.add_argument(
         "--max-replays",
         type=terminal.whole_number,
         default=3,
         metavar="N",
-        help="skip, and name, letters that have been replayed N times already (default: %(default)s)",
+        help="skip, and name, dead letters that have been replayed N times already (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be replayed, and change nothing")
     parser.add_argument("--restart", action="store_true", help="forget what was replayed before, and begin anew")
@@ -106,7 +108,7 @@ def _add_timeout(parser: argparse.ArgumentParser) -> None:
 def filters_of(asked: argparse.Namespace) -> Filters:
     """Return the filters that were asked for. Raises UsageError for a time that ends before it begins."""
     if asked.since and asked.until and asked.since.at >= asked.until.at:
-        raise terminal.UsageError("--since is not before --until, so no letter can fit")
+        raise terminal.UsageError("--since is not before --until, so no dead letter can fit")
     return Filters(
         frozenset(asked.reason),
         frozenset(asked.error_type),
@@ -117,7 +119,7 @@ def filters_of(asked: argparse.Namespace) -> Filters:
     )
 
 
-def _letter(text: str) -> tuple[int, int] | str:
+def _dead_letter(text: str) -> tuple[int, int] | str:
     place = _PLACE.fullmatch(text)
     return (int(place[1]), int(place[2])) if place else text
 
@@ -141,5 +143,5 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = math.nan
     if not 0.001 <= rate <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of letters a second")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of dead letters a second")
     return rate

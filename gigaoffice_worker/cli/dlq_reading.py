@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def act_list(asked: argparse.Namespace) -> int:
-    """Print counts and a table, or JSON lines; 1 if no letter fits."""
+    """Print counts and a table, or JSON lines; 1 if no dead letter fits."""
     from gigaoffice_worker.config import load
     from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
 
@@ -39,23 +39,23 @@ def act_list(asked: argparse.Namespace) -> int:
 
 
 def act_show(asked: argparse.Namespace) -> int:
-    """Print one letter, or those of a request; 1 if there is none."""
+    """Print one dead letter, or those of a request; 1 if there is none."""
     from gigaoffice_worker.config import load
     from gigaoffice_worker.operations.dead_letter_reader import DeadLetterReader
 
     config = load()
     with terminal.command_logs(config), DeadLetterReader(config, asked.timeout) as reader:
-        if isinstance(asked.letter, str):
-            wanted = Filters(request_ids=frozenset({asked.letter}))
-            letters = _matching(reader, wanted)
+        if isinstance(asked.dead_letter, str):
+            wanted = Filters(request_ids=frozenset({asked.dead_letter}))
+            dead_letters = _matching(reader, wanted)
         else:
-            letters = _at(reader, *asked.letter)
+            dead_letters = _at(reader, *asked.dead_letter)
         shown = 0
-        for letter, said in letters:
-            _print_letter(letter, said, asked, first=not shown)
+        for dead_letter, said in dead_letters:
+            _print_dead_letter(dead_letter, said, asked, first=not shown)
             shown += 1
     if not shown:
-        which = f"of a request {visible(asked.letter)}" if isinstance(asked.letter, str) else "there any more"
+        which = f"of a request {visible(asked.dead_letter)}" if isinstance(asked.dead_letter, str) else "there any more"
         raise terminal.FoundWantingError(
             f"there is no dead letter {which} in {config.topics.dlq.name}",
             hint="`gigaoffice-worker dlq list` lists them.",
@@ -84,11 +84,11 @@ def _matching(reader: DeadLetterReader, filters: Filters) -> Iterator[tuple[Reco
     total = sum(span.end - span.begin for span in spans.values())
     looked_at = 0
     for batch in reader.batches(spans):
-        for letter in batch.records:
-            said = facts(letter)
+        for dead_letter in batch.records:
+            said = facts(dead_letter)
             if filters.match(said):
                 progress.clear()
-                yield letter, said
+                yield dead_letter, said
         looked_at += len(batch.records)
         progress.show(f"looking at dead letters: {looked_at} of {total}")
     progress.clear()
@@ -99,26 +99,26 @@ def _at(reader: DeadLetterReader, partition: int, offset: int) -> Iterator[tuple
     held = reader.log([partition])[partition]
     if not held.begin <= offset < held.end:
         holds = f"holds {held.begin} to {held.end - 1}" if held.begin < held.end else "is empty"
-        raise terminal.FoundWantingError(f"there is no letter {partition}:{offset}; partition {partition} {holds}")
+        raise terminal.FoundWantingError(f"there is no dead letter {partition}:{offset}; partition {partition} {holds}")
     for batch in reader.batches({partition: Span(offset, offset + 1)}):
-        yield from ((letter, facts(letter)) for letter in batch.records)
+        yield from ((dead_letter, facts(dead_letter)) for dead_letter in batch.records)
 
 
-def _print_letter(letter: Record, said: Facts, asked: argparse.Namespace, *, first: bool) -> None:
+def _print_dead_letter(dead_letter: Record, said: Facts, asked: argparse.Namespace, *, first: bool) -> None:
     if asked.json:
-        print(dlq_text.json_line(dlq_text.with_headers(letter, said, payload=asked.payload)), flush=True)
+        print(dlq_text.json_line(dlq_text.with_headers(dead_letter, said, payload=asked.payload)), flush=True)
         return
-    lines = dlq_text.sheet(letter, said, payload=asked.payload)
+    lines = dlq_text.sheet(dead_letter, said, payload=asked.payload)
     print("\n".join(lines if first else ["", *lines]), flush=True)
 
 
 def _print_json(found: Iterator[tuple[Record, Facts]], limit: int | None) -> int:
-    """Print the newest `limit` letters, or all of them as they come; return how many fit."""
+    """Print the newest `limit` dead letters, or all of them as they come; return how many fit."""
     total = 0
     kept = _Newest[str](limit or 0)
-    for letter, said in found:
+    for dead_letter, said in found:
         total += 1
-        line = dlq_text.json_line(dlq_text.document(letter, said))
+        line = dlq_text.json_line(dlq_text.document(dead_letter, said))
         if limit is None:
             print(line, flush=True)
         else:
@@ -144,14 +144,14 @@ def _print_table(found: Iterator[tuple[Record, Facts]], limit: int, reader: Dead
 
 
 class _Newest(Generic[T]):
-    """Keeps what belongs to the newest letters, up to a limit."""
+    """Keeps what belongs to the newest dead letters, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._heap: list[tuple[float, int, int, T]] = []
 
-    def add(self, letter: Facts, item: T) -> None:
-        heapq.heappush(self._heap, (letter.timestamp, letter.partition, letter.offset, item))
+    def add(self, dead_letter: Facts, item: T) -> None:
+        heapq.heappush(self._heap, (dead_letter.timestamp, dead_letter.partition, dead_letter.offset, item))
         if len(self._heap) > self._limit:
             heapq.heappop(self._heap)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def act(asked: argparse.Namespace) -> int:
-    """Replay what is asked for; 0 if every letter that fits was replayed."""
+    """Replay what is asked for; 0 if every dead letter that fits was replayed."""
     from gigaoffice_worker.config import load
     from gigaoffice_worker.operations.replay import Replay
 
@@ -47,7 +47,7 @@ def act(asked: argparse.Namespace) -> int:
 
 
 class _Report:
-    """Says what becomes of the letters: those that could not be replayed by name, the others by number."""
+    """Says what becomes of the dead letters: those that could not be replayed by name, the others by number."""
 
     def __init__(self, config: Config, replay: Replay, asked: argparse.Namespace) -> None:
         self._topics = config.topics
@@ -63,8 +63,8 @@ class _Report:
         self._line.show(f"replaying: {done} done, {self._others.total()} not, {left} to look at")
 
     def add(self, outcome: Examined) -> None:
-        """Count a letter, and name it if something is to be said about it."""
-        said = outcome.letter
+        """Count a dead letter, and name it if something is to be said about it."""
+        said = outcome.dead_letter
         name = f"{said.place} (request {visible(said.request_id)})"
         if outcome.fate is Fate.REPLAYED:
             self._replayed[said.reason or "no reason given"] += 1

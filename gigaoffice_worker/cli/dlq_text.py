@@ -1,6 +1,6 @@
 """How dead letters look: as rows of a table, as a sheet of their own, as JSON; never with control characters.
 
-What stands in a letter was written by anybody: it must neither move a terminal's cursor nor forge a line of ours.
+What stands in a dead letter was written by anybody: it must neither move a terminal's cursor nor forge a line of ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.visible import visible, visible_json
 
 _INDENT = "  "
-_HEADINGS = ("LETTER", "WRITTEN", "REASON", "ERROR TYPE", "REPLAYS", "REQUEST", "MESSAGE")
+_HEADINGS = ("DEAD LETTER", "WRITTEN", "REASON", "ERROR TYPE", "REPLAYS", "REQUEST", "MESSAGE")
 
 
 def time_of(seconds: float) -> str:
@@ -27,9 +27,9 @@ def time_of(seconds: float) -> str:
         return "-"
 
 
-def table(letters: Iterable[Facts], width: int | None) -> list[str]:
-    """Return a line for each letter and one above them, none longer than `width`."""
-    rows = [_HEADINGS, *(_row(each) for each in letters)]
+def table(dead_letters: Iterable[Facts], width: int | None) -> list[str]:
+    """Return a line for each dead letter and one above them, none longer than `width`."""
+    rows = [_HEADINGS, *(_row(each) for each in dead_letters)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     lines = ("  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows)
     return [line if width is None or len(line) <= width else f"{line[: max(1, width - 1)]}…" for line in lines]
@@ -41,13 +41,13 @@ def counts(found: Sequence[tuple[str, int]]) -> list[str]:
     return [f"{_INDENT}{count:>{widest}}  {visible(name)}" for name, count in found]
 
 
-def sheet(letter: Record, said: Facts, *, payload: bool) -> list[str]:
-    """Return all that is known of a letter, a line each; its payload only if asked for."""
+def sheet(dead_letter: Record, said: Facts, *, payload: bool) -> list[str]:
+    """Return all that is known of a dead letter, a line each; its payload only if asked for."""
     known = {
-        "letter": said.place,
+        "dead letter": said.place,
         "written": time_of(said.timestamp),
         "request": said.request_id,
-        "key": "none" if letter.key is None else _text(letter.key),
+        "key": "none" if dead_letter.key is None else _text(dead_letter.key),
         "came from": str(said.source or ""),
         "reason": said.reason,
         "error type": said.error_type,
@@ -59,14 +59,14 @@ def sheet(letter: Record, said: Facts, *, payload: bool) -> list[str]:
         "worker": said.worker_version,
     }
     lines = [f"{name:<12}{visible(value)}" for name, value in known.items() if value]
-    headers = request_headers(letter)
+    headers = request_headers(dead_letter)
     lines.append(f"{'headers':<12}{'none' if not headers else ''}".rstrip())
     lines += [
         f"{_INDENT}{visible(name)}: {'null' if value is None else visible(_text(value))}" for name, value in headers
     ]
-    size = "null" if letter.value is None else f"{len(letter.value)} bytes"
+    size = "null" if dead_letter.value is None else f"{len(dead_letter.value)} bytes"
     lines.append(f"{'payload':<12}{size}{'' if payload else '; shown with --payload'}")
-    return lines + (payload_lines(letter.value) if payload and letter.value else [])
+    return lines + (payload_lines(dead_letter.value) if payload and dead_letter.value else [])
 
 
 def payload_lines(value: bytes) -> list[str]:
@@ -78,26 +78,26 @@ def payload_lines(value: bytes) -> list[str]:
     return [_INDENT + visible(line) for line in text.split("\n")]
 
 
-def document(letter: Record, said: Facts, *, payload: bool = False) -> dict[str, Any]:
-    """Return a letter as JSON has it; what is not UTF-8 comes in base64, under a name that says so."""
+def document(dead_letter: Record, said: Facts, *, payload: bool = False) -> dict[str, Any]:
+    """Return a dead letter as JSON has it; what is not UTF-8 comes in base64, under a name that says so."""
     known = said._asdict()
     del known["timestamp"]
     known["attempts"] = int(said.attempts) if said.attempts.isdecimal() else None
     return {
-        "letter": said.place,
+        "dead_letter": said.place,
         "written": time_of(said.timestamp),
         **known,
         "source": said.source and said.source._asdict(),
-        **_value("key", letter.key),
-        "payload_bytes": None if letter.value is None else len(letter.value),
-        **(_value("payload", letter.value) if payload else {}),
+        **_value("key", dead_letter.key),
+        "payload_bytes": None if dead_letter.value is None else len(dead_letter.value),
+        **(_value("payload", dead_letter.value) if payload else {}),
     }
 
 
-def with_headers(letter: Record, said: Facts, *, payload: bool) -> dict[str, Any]:
-    """Return a letter as JSON has it, with the headers of its request."""
-    headers = [{"name": name, **_value("value", value)} for name, value in request_headers(letter)]
-    return {**document(letter, said, payload=payload), "headers": headers}
+def with_headers(dead_letter: Record, said: Facts, *, payload: bool) -> dict[str, Any]:
+    """Return a dead letter as JSON has it, with the headers of its request."""
+    headers = [{"name": name, **_value("value", value)} for name, value in request_headers(dead_letter)]
+    return {**document(dead_letter, said, payload=payload), "headers": headers}
 
 
 def json_line(found: dict[str, Any]) -> str:
@@ -105,15 +105,15 @@ def json_line(found: dict[str, Any]) -> str:
     return visible_json(found)
 
 
-def _row(letter: Facts) -> tuple[str, ...]:
+def _row(dead_letter: Facts) -> tuple[str, ...]:
     cells = (
-        letter.place,
-        time_of(letter.timestamp),
-        letter.reason,
-        letter.error_type,
-        str(letter.replays),
-        letter.request_id,
-        letter.error_message,
+        dead_letter.place,
+        time_of(dead_letter.timestamp),
+        dead_letter.reason,
+        dead_letter.error_type,
+        str(dead_letter.replays),
+        dead_letter.request_id,
+        dead_letter.error_message,
     )
     return tuple(visible(each) or "-" for each in cells)
 

@@ -35,7 +35,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 class Facts(NamedTuple):
     """What a dead letter says of itself; a header that it lacks is an empty text.
 
-    `source` is where the request stood, `timestamp` when the letter was written, in seconds since the epoch.
+    `source` is where the request stood, `timestamp` when the dead letter was written, in seconds since the epoch.
     """
 
     partition: int
@@ -54,37 +54,37 @@ class Facts(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where the letter stands in the dead letter topic, as the commands take it."""
+        """Where the dead letter stands in the dead letter topic, as the commands take it."""
         return f"{self.partition}:{self.offset}"
 
 
-def facts(letter: Record) -> Facts:
+def facts(dead_letter: Record) -> Facts:
     """Read a dead letter; any record will do, since others may write to the topic too."""
-    said = {name: (value or b"").decode("utf-8", "replace") for name, value in letter.headers}
+    said = {name: (value or b"").decode("utf-8", "replace") for name, value in dead_letter.headers}
     source = _source(said)
     return Facts(
-        letter.partition,
-        letter.offset,
-        letter.timestamp,
-        _request_id(letter, source),
+        dead_letter.partition,
+        dead_letter.offset,
+        dead_letter.timestamp,
+        _request_id(dead_letter, source),
         said.get(_FIRST, ""),
         said.get("dlq-error-type", ""),
         said.get("dlq-error-message", ""),
         said.get("dlq-error-at", ""),
         said.get("dlq-attempts", ""),
-        replays_in(dict(letter.headers).get(REPLAYS)),
+        replays_in(dict(dead_letter.headers).get(REPLAYS)),
         said.get("dlq-consumer-group", ""),
         said.get("dlq-worker-version", ""),
         source,
     )
 
 
-def request_headers(letter: Record) -> Headers:
+def request_headers(dead_letter: Record) -> Headers:
     """Return the headers of the original request: without what the worker added, and with their null values back."""
-    behind = _count_of_original(letter.headers)
-    nulls = _named_nulls(letter.headers, behind)
+    behind = _count_of_original(dead_letter.headers)
+    nulls = _named_nulls(dead_letter.headers, behind)
     headers: list[tuple[str, bytes | None]] = []
-    for index, (name, value) in enumerate(letter.headers):
+    for index, (name, value) in enumerate(dead_letter.headers):
         if name.startswith(_ABOUT) or (index >= behind and name in _SOURCE):
             continue
         is_null = index < behind and value == b"" and f",{name}," in nulls
@@ -92,19 +92,19 @@ def request_headers(letter: Record) -> Headers:
     return headers
 
 
-def replay_headers(letter: Record) -> Headers:
-    """Return the headers with which a letter goes back: those of the request, and how often it has been replayed.
+def replay_headers(dead_letter: Record) -> Headers:
+    """Return the headers with which a dead letter goes back: those of the request, and how often it has been replayed.
 
     Those that say until when the request is worth a call stay behind.
     """
-    replays = min(facts(letter).replays + 1, MOST_REPLAYS)
-    kept = [(name, value) for name, value in request_headers(letter) if name not in _NOT_REPLAYED]
+    replays = min(facts(dead_letter).replays + 1, MOST_REPLAYS)
+    kept = [(name, value) for name, value in request_headers(dead_letter) if name not in _NOT_REPLAYED]
     return [*kept, (REPLAYS, b"%d" % replays)]
 
 
-def names_all_nulls(letter: Record) -> bool:
-    """Say whether the letter names every header that had no value: it has room for some of them only."""
-    return not _UNNAMED.search(_named_nulls(letter.headers, _count_of_original(letter.headers)))
+def names_all_nulls(dead_letter: Record) -> bool:
+    """Say whether the dead letter names every header that had no value: it has room for some of them only."""
+    return not _UNNAMED.search(_named_nulls(dead_letter.headers, _count_of_original(dead_letter.headers)))
 
 
 def _named_nulls(headers: Headers, behind: int) -> str:
@@ -126,8 +126,8 @@ def _source(said: dict[str, str]) -> Source | None:
     return Source(topic, numbers[0], numbers[1])
 
 
-def _request_id(letter: Record, source: Source | None) -> str:
-    original = letter if source is None else letter._replace(**source._asdict())
+def _request_id(dead_letter: Record, source: Source | None) -> str:
+    original = dead_letter if source is None else dead_letter._replace(**source._asdict())
     try:
         return decode_request(original)[0]
     except InvalidRequestError as error:
@@ -138,7 +138,7 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-# Which letters are meant
+# Which dead letters are meant
 
 
 class Moment(NamedTuple):
@@ -173,22 +173,22 @@ class Filters:
     since: Moment | None = None
     until: Moment | None = None
 
-    def match(self, letter: Facts) -> bool:
-        """Say whether a letter is meant."""
+    def match(self, dead_letter: Facts) -> bool:
+        """Say whether a dead letter is meant."""
         one_of: tuple[tuple[frozenset[str], str], ...] = (
-            (self.reasons, letter.reason),
-            (self.error_types, letter.error_type),
-            (self.request_ids, letter.request_id),
+            (self.reasons, dead_letter.reason),
+            (self.error_types, dead_letter.error_type),
+            (self.request_ids, dead_letter.request_id),
         )
         return (
             all(not wanted or found in wanted for wanted, found in one_of)
-            and (not self.partitions or letter.partition in self.partitions)
-            and (self.since is None or letter.timestamp >= self.since.at)
-            and (self.until is None or letter.timestamp < self.until.at)
+            and (not self.partitions or dead_letter.partition in self.partitions)
+            and (self.since is None or dead_letter.timestamp >= self.since.at)
+            and (self.until is None or dead_letter.timestamp < self.until.at)
         )
 
     def group(self, worker_group: str, dlq: str, requests: str) -> str:
-        """Return the consumer group that keeps the progress of a replay: the same for the same letters and topics."""
+        """Return the consumer group that keeps the progress of a replay: one for the same dead letters and topics."""
         said = {
             "dlq": dlq,
             "requests": requests,
@@ -224,7 +224,7 @@ def progressed(log: Span, committed: int | None) -> Span:
 
 
 class Fate(StrEnum):
-    """What became of a letter that the filters mean."""
+    """What became of a dead letter that the filters mean."""
 
     REPLAYED = "replayed"
     SKIPPED = "skipped"
@@ -234,8 +234,8 @@ class Fate(StrEnum):
 
 
 class Examined(NamedTuple):
-    """One letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
+    """One dead letter and what became of it; with `nulls_lost` its null headers came back as empty ones."""
 
-    letter: Facts
+    dead_letter: Facts
     fate: Fate
     nulls_lost: bool = False

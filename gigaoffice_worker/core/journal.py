@@ -123,8 +123,8 @@ class Floor(NamedTuple):
         """Return the mark for these partitions; None where nothing is known of one of the responses'."""
         known = {place: self.offsets.get(place) for place in (*responses, *dead_letters)}
         wanted = {partition: known[topic, partition] for topic, partition in responses}
-        letters = {partition: known[topic, partition] for topic, partition in dead_letters}
-        return None if None in wanted.values() else Mark(_whole(wanted), _whole(letters))
+        dead = {partition: known[topic, partition] for topic, partition in dead_letters}
+        return None if None in wanted.values() else Mark(_whole(wanted), _whole(dead))
 
 
 def _whole(offsets: Mapping[int, int | None]) -> Mapping[int, int]:
@@ -201,10 +201,10 @@ class Findings:
         if identity := self._identity(response):
             self._answered.add(identity)
 
-    def add_dead_letter(self, letter: Record) -> None:
+    def add_dead_letter(self, dead_letter: Record) -> None:
         """Take note of a record of the dead letter topic."""
-        identity = self._identity(letter)
-        if identity and (dead := _read_dead_letter(letter.headers)):
+        identity = self._identity(dead_letter)
+        if identity and (dead := _read_dead_letter(dead_letter.headers)):
             self._dead[identity] = dead
 
     def _identity(self, written: Record) -> Identity | None:

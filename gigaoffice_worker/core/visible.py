@@ -11,7 +11,7 @@ from typing import Any
 
 
 def visible(text: str) -> str:
-    r"""Return `text` on one line: everything but letters, digits, signs and the space becomes an escape, as `\u001b`.
+    r"""Return `text` on one line: what is not printable, and any space but the plain one, is escaped, as `\u001b`.
 
     That holds for C0 and C1 controls, line ends, direction overrides, zero-width characters and lone surrogates.
     """

@@ -28,8 +28,8 @@ _MAX_CAUSES = 5
 class FailureLog:
     """Tells of failed attempts and of dead letters; called by several threads at once.
 
-    The error's own text may quote the request, so the log does not have it unless `tracebacks` is "full"; the dead
-    letter has. The log itself limits lines that repeat an event, an error's type and its place.
+    The error's own text may quote the request, so the log does not have it unless `tracebacks` is "full"; the
+    dead letter has. The log itself limits lines that repeat an event, an error's type and its place.
     """
 
     def __init__(self, max_attempts: int, tracebacks: Tracebacks = "frames") -> None:

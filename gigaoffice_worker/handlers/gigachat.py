@@ -114,11 +114,11 @@ class _DryRun:
         env.check()
 
     def complete(self, messages: list[Message], request: Request) -> Completion:  # noqa: ARG002
-        letters = sum(len(message["content"]) for message in messages)
+        characters = sum(len(message["content"]) for message in messages)
         # Whatever the category, it is a result: the fields of a document and of a chart, and some text.
         answer = (
             '{"worksheet": {"name": "dry run"}, "data": {"rows": []}, "chart_type": "none", "text_content": '
-            f'"Dry run: {len(messages)} messages with {letters} characters would be sent."}}'
+            f'"Dry run: {len(messages)} messages with {characters} characters would be sent."}}'
         )
         return Completion(answer, self.name, "stop", {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
 

@@ -153,7 +153,7 @@ def _token(env: Environment) -> Token:
 
 
 def _sendable(token: Secret) -> Secret:
-    if not all(0x20 < ord(letter) < 0x7F for letter in token.reveal()):
+    if not all(0x20 < ord(character) < 0x7F for character in token.reveal()):
         raise ValueError("must hold visible ASCII characters only")
     return token
 

@@ -100,8 +100,8 @@ def configure(
     lines that could not be written; it is called from the writing thread. `capacity` bounds the waiting lines in bytes.
     Raises RuntimeError while an earlier sink is open.
     """
-    outlet = _outlet()
-    if outlet.sink is not None:
+    chain_end = _chain_end()
+    if chain_end.sink is not None:
         raise RuntimeError("logs are configured already; close the sink first")
     output = sys.stdout if stream is None else stream
     terminal = _is_terminal(output)
@@ -111,7 +111,7 @@ def configure(
         return lines.line("warning", "Log lines dropped", {"dropped": missing}, time.time())
 
     sink = LogSink(lines, BackgroundWriter(output, gap=gap, on_dropped=on_dropped, capacity=capacity))
-    _bind_structlog(outlet, sink)
+    _bind_structlog(chain_end, sink)
     _bind_stdlib(sink)
     sink.set_level(level)
     _bind_hooks(sink)
@@ -122,14 +122,14 @@ def configure(
 
 def set_level(level: str) -> None:
     """Set the least level that is logged, by name. Raises ValueError for one that there is none of."""
-    sink = _outlet().sink
+    sink = _chain_end().sink
     if sink is not None:
         sink.set_level(level)
 
 
 def tell_left_out() -> None:
     """Say how many repeated lines were left out, before a line that is to be the last one."""
-    sink = _outlet().sink
+    sink = _chain_end().sink
     if sink is not None:
         sink.tell_left_out()
 
@@ -149,14 +149,14 @@ def _format_stack(frame: FrameType) -> str:
     return "".join(reversed(innermost.format())).rstrip()
 
 
-class _Outlet:
+class _ChainEnd:
     """The end of structlog's chain, kept while sinks come and go: loggers remember it from their first use on."""
 
     def __init__(self) -> None:
         self.sink: LogSink | None = None
         self.processors: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars, self.emit]
 
-    def __call__(self, *args: object) -> _Outlet:  # noqa: ARG002 - structlog calls it as its logger factory
+    def __call__(self, *args: object) -> _ChainEnd:  # noqa: ARG002 - structlog calls it as its logger factory
         return self
 
     def emit(self, logger: object, method: str, event_dict: MutableMapping[str, Any]) -> str:  # noqa: ARG002
@@ -178,9 +178,9 @@ _METHODS = (
 _LEVEL_OF_METHOD = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info", "log": "info"}
 
 
-def _outlet() -> _Outlet:
+def _chain_end() -> _ChainEnd:
     factory = structlog.get_config()["logger_factory"]
-    return factory if isinstance(factory, _Outlet) else _Outlet()
+    return factory if isinstance(factory, _ChainEnd) else _ChainEnd()
 
 
 class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc]  # made at run time
@@ -201,15 +201,15 @@ def _let_pass(threshold: int) -> None:
         logging.getLogger(name).setLevel(max(floor, threshold))
 
 
-def _bind_structlog(outlet: _Outlet, sink: LogSink) -> None:
-    outlet.sink = sink
+def _bind_structlog(chain_end: _ChainEnd, sink: LogSink) -> None:
+    chain_end.sink = sink
     structlog.configure(
-        processors=outlet.processors,
+        processors=chain_end.processors,
         wrapper_class=_Logger,
-        logger_factory=outlet,
+        logger_factory=chain_end,
         cache_logger_on_first_use=True,
     )
-    sink.on_close(partial(setattr, outlet, "sink", None))
+    sink.on_close(partial(setattr, chain_end, "sink", None))
     sink.on_close(partial(_Logger.let_pass, logging.DEBUG))
 
 

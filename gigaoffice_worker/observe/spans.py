@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry's conventions for messaging: one for each attempt, one for each letter that is written.
+"""Spans by OpenTelemetry's conventions for messaging: one for each attempt, one for each record that is written.
 
 The engine knows nothing of them: the handler is wrapped, and delivery tells of what was acknowledged. No span holds a
 payload, a key or the text of an error.
@@ -82,22 +82,22 @@ class Spans:
 
         return traced
 
-    def acknowledged(self, letter: OutgoingRecord, record: Record, seconds: float) -> None:
+    def acknowledged(self, sent: OutgoingRecord, record: Record, seconds: float) -> None:
         """Draw the span of a response or dead letter that has been acknowledged after `seconds`."""
         now = time.time_ns()
         created = _span_context(last_values(record.headers))
         with self._lock:
             parent = self._attempts.get(record.source, created)
         span = self._tracer.start_span(
-            f"send {letter.topic}",
+            f"send {sent.topic}",
             _under(parent),
             SpanKind.PRODUCER,
             {
                 **self._common,
                 "messaging.operation.name": "send",
                 "messaging.operation.type": "send",
-                "messaging.destination.name": letter.topic,
-                "messaging.message.body.size": len(letter.value or b""),
+                "messaging.destination.name": sent.topic,
+                "messaging.message.body.size": len(sent.value or b""),
             },
             _links(created),
             start_time=now - int(seconds * 1e9),

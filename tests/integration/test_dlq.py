@@ -128,7 +128,7 @@ def test_list_counts_by_reason_and_then_names_the_letters(desk):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:4] == [f"3 dead letters in {desk.topics.dlq}", "  2  attempts-exhausted", "  1  rejected", ""]
-    assert lines[4].split() == ["LETTER", "WRITTEN", "REASON", "ERROR", "TYPE", "REPLAYS", "REQUEST", "MESSAGE"]
+    assert lines[4].split() == ["DEAD", "LETTER", "WRITTEN", "REASON", "ERROR", "TYPE", "REPLAYS", "REQUEST", "MESSAGE"]
     rows = [line.split() for line in lines[5:]]
     assert [[row[0], *row[2:6]] for row in rows] == [
         ["0:0", "attempts-exhausted", "ModelError", "0", "r-1"],
@@ -192,7 +192,7 @@ def test_show_tells_all_of_a_letter_but_its_payload(desk):
 @pytest.mark.parametrize(
     "letter,code,told",
     [
-        ("0:1", 1, "there is no letter 0:1; partition 0 holds 0 to 0"),
+        ("0:1", 1, "there is no dead letter 0:1; partition 0 holds 0 to 0"),
         ("7:0", 2, "has the partitions 0 to 0"),
         ("r-2", 1, "there is no dead letter of a request r-2"),
     ],
