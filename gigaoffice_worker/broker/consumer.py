@@ -37,6 +37,41 @@ class Committed(NamedTuple):
     metadata: str
 
 
+class GroupContact:
+    """Our place in the group, and whether its coordinator and the brokers are heard of."""
+
+    def __init__(self, client: KafkaConsumer, session: group.Session) -> None:
+        self._client = client
+        self._session = session
+
+    def membership(self) -> Membership | None:
+        """Return who we are in the group, or None while we are not in it."""
+        known = group.generation(self._client)
+        return Membership(*known) if known is not None else None
+
+    def session_left(self) -> float:
+        """Return for how many seconds the coordinator keeps us in the group without hearing from us.
+
+        Not positive: it may have given our partitions to another member.
+        """
+        return self._session.left()
+
+    def silent_for(self) -> float:
+        """Return for how many seconds no broker has answered; 0 while one does. Any thread may ask."""
+        return group.silent_for(self._client)
+
+    def coordinator_silent_for(self) -> float:
+        """Return for how many seconds the coordinator owes the answer to a heartbeat; 0 while it does not.
+
+        Only in a group that is not rebalancing: else none is sent. Any thread may ask.
+        """
+        return self._session.silent_for()
+
+    def coordinator_known(self) -> bool:
+        """Say whether the group's coordinator has been found."""
+        return group.coordinator_known(self._client)
+
+
 class Consumer:
     """A subscription to one topic, in partitions' numbers rather than the client's pairs."""
 
@@ -46,6 +81,7 @@ class Consumer:
         self._watermarks: dict[int, int] = {}
         self._session = group.Session(client)
         self._polling = group.Polling(client)
+        self.contact = GroupContact(client, self._session)
 
     def subscribe(self, on_revoked: Callable[[], None], on_assigned: Callable[[frozenset[int]], None]) -> None:
         """Join the group at the next poll. The functions are called within `poll`, and must not raise."""
@@ -78,36 +114,9 @@ class Consumer:
             raise
         return {tp.partition: [as_record(record) for record in records] for tp, records in batches.items()}
 
-    def membership(self) -> Membership | None:
-        """Return who we are in the group, or None while we are not in it."""
-        known = group.generation(self._client)
-        return Membership(*known) if known is not None else None
-
-    def session_left(self) -> float:
-        """Return for how many seconds the coordinator keeps us in the group without hearing from us.
-
-        Not positive: it may have given our partitions to another member.
-        """
-        return self._session.left()
-
-    def silent_for(self) -> float:
-        """Return for how many seconds no broker has answered; 0 while one does. Any thread may ask."""
-        return group.silent_for(self._client)
-
-    def coordinator_silent_for(self) -> float:
-        """Return for how many seconds the coordinator owes the answer to a heartbeat; 0 while it does not.
-
-        Only in a group that is not rebalancing: else none is sent. Any thread may ask.
-        """
-        return self._session.silent_for()
-
     def has_leader(self, partition: int) -> bool:
         """Say whether a partition has a broker that it can be read from, as far as the client knows."""
         return group.has_leader(self._client, self._at(partition))
-
-    def coordinator_known(self) -> bool:
-        """Say whether the group's coordinator has been found."""
-        return group.coordinator_known(self._client)
 
     def committed(self, partition: int, timeout: float) -> Committed | None:
         """Return what is committed for a partition. Raises the client's errors, KafkaTimeoutError among them."""

@@ -139,14 +139,16 @@ class ConsumerThread:
         """For how many seconds no broker, or not the group's coordinator, has answered; 0 while they do."""
         ownership = self.ownership
         stable = ownership.joined and ownership.rebalancing_since is None
-        silent = self._consumer.coordinator_silent_for() if stable else 0.0
-        return max(silent, self._consumer.silent_for())
+        silent = self._consumer.contact.coordinator_silent_for() if stable else 0.0
+        return max(silent, self._consumer.contact.silent_for())
 
     @property
     def session_lost_for(self) -> float:
         """For how many seconds the coordinator may have given our partitions away; not positive while it keeps us."""
         ownership = self.ownership
-        return -self._consumer.session_left() if ownership.joined and ownership.rebalancing_since is None else 0.0
+        return (
+            -self._consumer.contact.session_left() if ownership.joined and ownership.rebalancing_since is None else 0.0
+        )
 
     def _run(self) -> None:
         try:
@@ -164,13 +166,13 @@ class ConsumerThread:
             self._died(error)
 
     def _require_a_coordinator(self) -> None:
-        if not self._consumer.coordinator_known():
+        if not self._consumer.contact.coordinator_known():
             message = f"no group coordinator answered within {self._settings.join_within:.0f} seconds"
             raise UnreachableError(message, hint="check the brokers and the topic __consumer_offsets")
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()
-        self._dispatcher.lease(self._last_turn + self._consumer.session_left())
+        self._dispatcher.lease(self._last_turn + self._consumer.contact.session_left())
         self.ownership.position_new()
         if self._journal.hear():
             # With its mark, before anything of it is received: the next one shall know where to begin.

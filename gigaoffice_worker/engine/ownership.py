@@ -118,7 +118,7 @@ class Ownership:
 
     def assign(self, partitions: frozenset[int]) -> list[Assignment]:
         """Adopt what has come back and forget what has not, which is returned; what is new has no position yet."""
-        before, self._membership = self._membership, self._consumer.membership()
+        before, self._membership = self._membership, self._consumer.contact.membership()
         self._epoch += 1
         adopted = partitions & self._set_aside.keys() if self._follows(before) else frozenset[int]()
         forgotten = [assignment for partition, assignment in self._set_aside.items() if partition not in adopted]

@@ -127,7 +127,7 @@ def test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question(t
     with KafkaCluster() as cluster:
         wire.create_topics(cluster.bootstrap_servers, {topic_set.requests: 1})
         with member(settings(cluster.bootstrap_servers, topic_set)) as (consumer, poll):
-            eventually(lambda: poll() or consumer.membership(), "the member to join")
+            eventually(lambda: poll() or consumer.contact.membership(), "the member to join")
             cluster.freeze(1)
             question = QUESTIONS[ask]
             with pytest.raises((CommitRetriableError, KafkaTimeoutError)):
@@ -160,7 +160,7 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         assert isinstance(send(10.0), tuple)
         eventually(poll, "the first record")
         before.stop()
-        eventually(lambda: poll() and consumer.silent_for() > 0, "the consumer to see that nobody answers")
+        eventually(lambda: poll() and consumer.contact.silent_for() > 0, "the consumer to see that nobody answers")
         after = stack.enter_context(KafkaCluster(data_dir=tmp_path))
         assert after.port(1) != old
         door.target = after.port(1)
@@ -170,5 +170,5 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         assert isinstance(send(BACK_WITHIN), tuple), "the producer does not find the cluster"
         eventually(lambda: len(poll()) == 2, "the second record", timeout=BACK_WITHIN)
         assert time.monotonic() - moved < BACK_WITHIN
-        assert consumer.silent_for() == 0
+        assert consumer.contact.silent_for() == 0
         assert topic_set.requests in verifier.verify().existing

@@ -60,16 +60,16 @@ def test_rebalance_that_a_poll_left_pending_is_gone_on_with(consumer):
 
 
 def test_session_is_whole_before_the_first_heartbeat(consumer):
-    assert consumer.session_left() == pytest.approx(SESSION, abs=0.5)
+    assert consumer.contact.session_left() == pytest.approx(SESSION, abs=0.5)
 
 
 def test_answered_heartbeat_renews_the_session(consumer, heartbeat):
     consumer._session._confirmed_at -= 5.0
-    assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
+    assert consumer.contact.session_left() == pytest.approx(1.0, abs=0.5)
     heartbeat.sent_heartbeat()
-    assert consumer.session_left() == pytest.approx(1.0, abs=0.5)
+    assert consumer.contact.session_left() == pytest.approx(1.0, abs=0.5)
     heartbeat.received_heartbeat()
-    assert consumer.session_left() == pytest.approx(SESSION, abs=0.5)
+    assert consumer.contact.session_left() == pytest.approx(SESSION, abs=0.5)
 
 
 def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(consumer, heartbeat):
@@ -77,14 +77,14 @@ def test_answer_that_was_read_late_renews_it_only_from_when_it_was_asked_for(con
     heartbeat.sent_heartbeat()
     heartbeat.last_send -= 9.0
     heartbeat.received_heartbeat()
-    assert consumer.session_left() == pytest.approx(SESSION - 9.0, abs=0.5)
+    assert consumer.contact.session_left() == pytest.approx(SESSION - 9.0, abs=0.5)
 
 
 def test_coordinator_that_was_only_found_again_renews_nothing(consumer, heartbeat):
     consumer._session._confirmed_at -= 9.0
     heartbeat.reset_timeouts()
     assert heartbeat.last_reset == pytest.approx(STEADY.time(), abs=0.5)
-    assert consumer.session_left() < 0
+    assert consumer.contact.session_left() < 0
 
 
 def fetched(client, content, position=0):
