@@ -78,7 +78,7 @@ class Scheduler:
         self._newest = max(self._newest, work.turn)
         work.stage = Stage.QUEUED
         work.number = next(self._numbers)
-        work.lane = self._lane_of(work)
+        work.lane = _lane_of(work, self._ordering)
         if work.lane is not None:
             lane = self._lanes.get(work.lane)
             if lane is not None:
@@ -214,15 +214,16 @@ class Scheduler:
         """Walk over what waits for a retry, as (due, request), in no order."""
         return ((retry.due, retry.work) for retry in self._retries)
 
-    def _lane_of(self, work: Work) -> Lane | None:
-        if self._ordering == "none":
-            return None
-        if self._ordering == "partition":
-            return (work.assignment, None)
-        key = work.record.key
-        # An empty key is a key; records without one are in no order.
-        return None if key is None else (work.assignment, key)
-
     def _make_ready(self, work: Work, now: float) -> None:
         work.ready_at = now
         self._ready.add(work, fresh=False)
+
+
+def _lane_of(work: Work, ordering: Ordering) -> Lane | None:
+    if ordering == "none":
+        return None
+    if ordering == "partition":
+        return (work.assignment, None)
+    key = work.record.key
+    # An empty key is a key; records without one are in no order.
+    return None if key is None else (work.assignment, key)

@@ -247,7 +247,8 @@ class Delivery:
                 topic.mend(now)
             elif topic.producer.rebuild_due(now):
                 self._replace_producer(topic)
-        self._hold_while_blocked(now)
+        oldest = self._responses.oldest()
+        self._hold(blocked=oldest is not None and now - oldest > BLOCKED_AFTER)
 
     def _continue(self, outcome: PendingOutcome) -> None:
         """Send the next record of an outcome, or open its lane behind the last one."""
@@ -294,10 +295,6 @@ class Delivery:
         if topic.replace_producer():
             self._metrics.producer_rebuilds.inc()
             self._wake.set()
-
-    def _hold_while_blocked(self, now: float) -> None:
-        oldest = self._responses.oldest()
-        self._hold(blocked=oldest is not None and now - oldest > BLOCKED_AFTER)
 
     def _hold(self, *, blocked: bool) -> None:
         if blocked and not self._held:

@@ -57,8 +57,16 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._version = version
+        self._models: set[str] = set()
+        self._declare_statistics()
+        self._declare_requests()
+        self._declare_provider()
+        self._declare_cluster()
+        self._declare_journal()
+        self.log_dropped = self._counter("log_dropped_total", "Log lines dropped because nobody took them in time.")
 
-        # The guide's statistics.
+    def _declare_statistics(self) -> None:
+        """Declare what the service guide asks for."""
         self.messages_received = self._counter(
             "messages_received_total", "Records taken from the request topic, redeliveries included."
         )
@@ -75,8 +83,10 @@ class Metrics:
         self.last_topic_verification = self._gauge(
             "last_topic_verification_timestamp_seconds", "When the topics were last verified."
         )
+        self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
+        self.publish_failures = self.messages_failed.labels("publish")
 
-        # Requests.
+    def _declare_requests(self) -> None:
         self.requests = self._counter("requests_total", "Finished requests, by outcome.", "outcome")
         self.handler_attempts = self._counter(
             "handler_attempts_total", "Handler calls that ended, by result.", "result"
@@ -92,20 +102,32 @@ class Metrics:
             "late_results_dropped_total",
             "Results of abandoned attempts or of lost partitions, which count for nothing.",
         )
+        self.unreadable_headers = self._counter(
+            "unreadable_headers_total", "Headers expires-at and ttl-ms that were no number, and were ignored."
+        )
+        # A look-up by label takes a lock each time, so what is counted for each request is looked up once.
+        self._completed, self._failed, self._dead_lettered, self._expired, self._duplicate = (
+            self.requests.labels(outcome)
+            for outcome in ("completed", "failed", "dead_lettered", "expired", "duplicate")
+        )
+        self._attempts: dict[AttemptEnd, Counter] = {
+            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended not in NO_CALL
+        }
 
-        # The provider, and what is paid for.
+    def _declare_provider(self) -> None:
+        """Declare what is known of the provider, and what is paid for."""
         self.tokens = self._counter("tokens_total", "Tokens that handlers reported.", "direction", "model")
         self.cost = self._counter("cost_total", "What calls cost, as handlers reported it, in their unit.", "model")
         self.provider_rejections = self._counter(
             "provider_rejections_total", "Calls that the provider refused for its limit."
         )
-        self.unreadable_headers = self._counter(
-            "unreadable_headers_total", "Headers expires-at and ttl-ms that were no number, and were ignored."
-        )
 
-        # The Kafka side.
+    def _declare_cluster(self) -> None:
         self.rebalances = self._counter("rebalances_total", "Assignments received from the consumer group.")
         self.commits = self._counter("commits_total", "Commits, by result (ok, failed, refused, lost).", "result")
+        # Label values that a dashboard should see at zero from the start.
+        for result in ("ok", "failed", "refused", "lost"):
+            self.commits.labels(result)
         self.offset_resets = self._counter(
             "offset_resets_total", "Positions that the log did not hold, so that reading began anew."
         )
@@ -118,6 +140,10 @@ class Metrics:
             "Requests that the cluster removed before they were read, or before their turn came.",
         )
         self.producer_rebuilds = self._counter("producer_rebuilds_total", "Producers replaced because they were stuck.")
+        self.last_poll = self._gauge("last_poll_timestamp_seconds", "When the consumer last came back from a poll.")
+
+    def _declare_journal(self) -> None:
+        """Declare what the journal and the memory of answers spare."""
         self.answers_forgotten = self._counter(
             "answers_forgotten_total", "Answered ids that were forgotten before their time, for want of room."
         )
@@ -130,23 +156,6 @@ class Metrics:
         self.journal_skipped = self._counter(
             "journal_skipped_total", "Partitions taken over whose journal was not read, by reason.", "reason"
         )
-        self.last_poll = self._gauge("last_poll_timestamp_seconds", "When the consumer last came back from a poll.")
-        self.log_dropped = self._counter("log_dropped_total", "Log lines dropped because nobody took them in time.")
-        # Label values that a dashboard should see at zero from the start.
-        for result in ("ok", "failed", "refused", "lost"):
-            self.commits.labels(result)
-        # A look-up by label takes a lock each time, so what is counted for each request is looked up once.
-        self._completed, self._failed, self._dead_lettered, self._expired, self._duplicate = (
-            self.requests.labels(outcome)
-            for outcome in ("completed", "failed", "dead_lettered", "expired", "duplicate")
-        )
-
-        self._attempts: dict[AttemptEnd, Counter] = {
-            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended not in NO_CALL
-        }
-        self._models: set[str] = set()
-        self._dead = {reason: self.messages_failed.labels(reason.value) for reason in Reason}
-        self.publish_failures = self.messages_failed.labels("publish")
 
     def attempt_ended(self, ended: AttemptEnd, seconds: float) -> None:
         """Count a handler call that took `seconds`."""
