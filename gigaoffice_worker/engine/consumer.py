@@ -86,7 +86,7 @@ class ConsumerThread:
             dispatcher,
             metrics,
             settings.map_limit,
-            lambda ours: journal.marks(ours, dispatcher.oldest_floors()),
+            lambda ours: journal.marks(ours, dispatcher.in_hand.oldest_floors()),
         )
         topic, reset = settings.topic, settings.auto_offset_reset
         self.ownership = Ownership(consumer, dispatcher, journal, metrics, topic=topic, auto_offset_reset=reset)
@@ -195,7 +195,7 @@ class ConsumerThread:
             self._pace()
             self._receive(_DRAIN_POLL)
             self._settle()
-            quiet = self._dispatcher.wait_quiet(_DRAIN_POLL)
+            quiet = self._dispatcher.in_hand.wait_quiet(_DRAIN_POLL)
             # What ended of partitions that a rebalance has set aside can be committed when they come back.
             if quiet and not self.committer.is_behind(self.ownership.aside):
                 self._settle()
@@ -280,7 +280,7 @@ class ConsumerThread:
         if not self.ownership.assignments:
             return
         limit = self._deadline(time.monotonic() + self._settings.rebalance_wait)
-        while not (quiet := self._dispatcher.wait_quiet(_STEP)) and time.monotonic() < limit:
+        while not (quiet := self._dispatcher.in_hand.wait_quiet(_STEP)) and time.monotonic() < limit:
             self._last_turn = time.monotonic()
             self._settle()
         self._settle()

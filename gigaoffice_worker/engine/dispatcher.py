@@ -1,7 +1,7 @@
 """The one lock: hands work to threads, and guards the scheduler, the admission and the offset trackers.
 
 No I/O happens under the lock. Handler threads take work and conclude attempts; the consumer thread offers, settles and
-asks what may be committed; the supervisor looks for attempts that are overdue.
+asks what may be committed; `in_hand` answers the supervisor, which looks for attempts that are overdue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from enum import Enum
 from types import MappingProxyType
 
 from gigaoffice_worker.core.admission import Admission
-from gigaoffice_worker.core.journal import Floor
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
@@ -24,6 +23,7 @@ from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
+from gigaoffice_worker.engine.in_hand import InHand
 
 # The ends of an attempt that settle its request for good, however late they come.
 _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.UNUSABLE})
@@ -31,7 +31,6 @@ _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.
 _LONGEST_NAP = 600.0
 _NOT_BEGUN = (Stage.QUEUED, Stage.WAITING_RETRY)
 _EXPIRE_AT_ONCE = 500
-_HIGHEST = Floor(1 << 62, {})
 NOTHING_KNOWN: Mapping[Work, Outcome | None] = MappingProxyType({})
 
 
@@ -74,11 +73,8 @@ class Dispatcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle = IdleThreads(self._lock)
-        self._changed = threading.Condition(self._lock)
-        # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
-        self._observed = False
-        self._running: dict[Work, int] = {}
-        self._delivering: set[Work] = set()
+        self.in_hand = InHand(self._lock, clock)
+        self._running, self._delivering = self.in_hand.running, self.in_hand.delivering
         # When the first of what is in hand expires, at the earliest, in seconds since the epoch.
         self._next_expiry = math.inf
         self._stopped = False
@@ -131,8 +127,7 @@ class Dispatcher:
             del self._running[work]
             if made.hung:
                 work.overdue_run, work.overdue_seconds = run, made.seconds
-            if self._observed:
-                self._changed.notify_all()
+            self.in_hand.changed()
             now = self._clock()
             if self._scheduler.ended(work, None if made.ended in NO_CALL else made.seconds):
                 self._wake(now)
@@ -236,8 +231,7 @@ class Dispatcher:
                 if assignment.lost:
                     continue
                 assignment.settle(work)
-            if self._observed:
-                self._changed.notify_all()
+            self.in_hand.changed()
 
     def hold(self, reason: str) -> None:
         """Start no attempt until `release` is called with the same reason."""
@@ -263,7 +257,7 @@ class Dispatcher:
         with self._lock:
             assignment.lost = True
             self._scheduler.forget(assignment)
-            self._changed.notify_all()
+            self.in_hand.changed()
 
     def expire(self, assignments: Iterable[Assignment], now: float) -> list[Work]:
         """Take back what waits and is not worth a call any more at `now` (seconds since the epoch), for delivery.
@@ -288,17 +282,6 @@ class Dispatcher:
                 self._delivering.update(found)
         return found
 
-    def oldest_floors(self) -> dict[Assignment, Floor]:
-        """Return the lowest floor among the outcomes on their way, for each partition that has some."""
-        oldest: dict[Assignment, Floor] = {}
-        with self._lock:
-            for work in self._delivering:
-                floor = work.floor
-                # One without a floor is not sent yet: it will get one that is no lower than the newest.
-                if floor is not None and floor.number < oldest.get(work.assignment, _HIGHEST).number:
-                    oldest[work.assignment] = floor
-        return oldest
-
     def intake_stopped(self) -> str | None:
         """Return the error type for which the storm guard stops intake; None while it does not.
 
@@ -308,15 +291,6 @@ class Dispatcher:
             in_hand = self._scheduler.queued or self._scheduler.waiting_retry or self._running
             return self.admission.intake_stopped(self._clock()) if in_hand else None
 
-    def wait_quiet(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""
-        with self._lock:
-            if self._running or self._delivering:
-                self._observed = True
-                self._changed.wait(timeout)
-                self._observed = False
-            return not self._running and not self._delivering
-
     def change(self, what: Callable[[Admission, float], object]) -> None:
         """Change what the admission knows (`what` is called with it and the time), and let idle threads look again."""
         with self._lock:
@@ -324,13 +298,7 @@ class Dispatcher:
             what(self.admission, now)
             self._wake(now)
 
-    # The supervisor and the observers
-
-    def running(self, *, longer_than: float = -math.inf) -> list[tuple[Work, int]]:
-        """Return the attempts that have run for more than `longer_than` seconds, as (request, number of its run)."""
-        with self._lock:
-            now = self._clock()
-            return [(work, number) for work, number in self._running.items() if now - work.started_at > longer_than]
+    # The observers
 
     def stop(self) -> None:
         """Send every handler thread home as soon as it asks for work."""

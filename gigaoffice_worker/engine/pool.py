@@ -104,7 +104,7 @@ class Pool:
 
     def abandon_overdue(self, limit: float) -> None:
         """Give up every attempt that has run for more than `limit` seconds: it failed, and its thread is replaced."""
-        for work, run in self._dispatcher.running(longer_than=limit):
+        for work, run in self._dispatcher.in_hand.attempts(longer_than=limit):
             number, thread = work.attempt, self._thread_of(work, run)
             at, stack = call_stack(thread) if thread is not None else ("", "")
             made = overdue(limit, at)
@@ -124,7 +124,7 @@ class Pool:
 
     def tell_running(self, event: str) -> None:
         """Log each call that runs, with its request and its stack; of many, those that have run for longest."""
-        running = sorted(self._dispatcher.running(), key=lambda each: each[0].started_at)
+        running = sorted(self._dispatcher.in_hand.attempts(), key=lambda each: each[0].started_at)
         for work, run in running[:_MAX_TOLD]:
             thread = self._thread_of(work, run)
             at, stack = call_stack(thread) if thread is not None else ("", "")

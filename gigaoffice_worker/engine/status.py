@@ -59,7 +59,7 @@ class Observer:
         counts = engine.dispatcher.counts()
         unreachable = engine.consumer.unreachable_for
         partitions = self._partitions(engine, now, unreachable)
-        running = engine.dispatcher.running()
+        running = engine.dispatcher.in_hand.attempts()
         gate, ownership = engine.dispatcher.admission.limits.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
         return Snapshot(

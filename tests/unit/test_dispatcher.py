@@ -220,7 +220,7 @@ def test_a_late_result_is_told_apart_even_when_the_attempt_did_not_count() -> No
     assert scene.take() is probe
     assert probe.attempt == 1
     assert scene.dispatcher.conclude(probe, first, ANSWERED) is Late.ABANDONED
-    assert scene.dispatcher.running() == [(probe, probe.run)]
+    assert scene.dispatcher.in_hand.attempts() == [(probe, probe.run)]
 
 
 @pytest.mark.parametrize("made", [ANSWERED, REJECTED, UNUSABLE], ids=["answered", "rejected", "unusable"])
@@ -330,22 +330,22 @@ def test_an_outcome_of_a_lost_partition_settles_nothing() -> None:
     scene.offer(b"a")
     work, _ = scene.run(ANSWERED)
     scene.dispatcher.forget(scene.partition.assignment)
-    assert not scene.dispatcher.wait_quiet(0.0)
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
     scene.dispatcher.settle([work])
     assert scene.partition.assignment.tracker.committable == 0
-    assert scene.dispatcher.wait_quiet(0.0)
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
 
 
 def test_it_is_quiet_when_nothing_runs_and_every_outcome_is_durable() -> None:
     scene = Scene()
     scene.offer(b"a", b"b")
-    assert scene.dispatcher.wait_quiet(0.0)
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
     work = scene.take()
-    assert not scene.dispatcher.wait_quiet(0.0)
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
     scene.dispatcher.conclude(work, work.run, ANSWERED)
-    assert not scene.dispatcher.wait_quiet(0.0)
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
     scene.dispatcher.settle([work])
-    assert scene.dispatcher.wait_quiet(0.0)
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
 
 
 # Holds
@@ -602,8 +602,8 @@ def test_an_attempt_past_its_limit_is_overdue() -> None:
     scene.time.now += 5
     scene.take()
     scene.time.now += 5.5
-    assert scene.dispatcher.running(longer_than=10.0) == [(first, first.run)]
-    assert scene.dispatcher.running(longer_than=11.0) == []
+    assert scene.dispatcher.in_hand.attempts(longer_than=10.0) == [(first, first.run)]
+    assert scene.dispatcher.in_hand.attempts(longer_than=11.0) == []
 
 
 def test_ready_work_starves_only_when_nothing_holds_it_back() -> None:
@@ -892,7 +892,7 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
                 asked.hold("rebalance")
                 asked.release("rebalance")
         eventually(lambda: len(storm.ended) == len(works), "everything has ended", timeout=20, interval=0.01)
-        eventually(lambda: asked.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
+        eventually(lambda: asked.in_hand.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
     finally:
         asked.stop()
         storm.to_free.put(None)

@@ -40,7 +40,7 @@ class Scene:
         return works
 
     def opens_at(self) -> float:
-        return self.dispatcher.admission.opens_at(self.now, len(self.dispatcher.running()))
+        return self.dispatcher.admission.opens_at(self.now, len(self.dispatcher.in_hand.attempts()))
 
     def take(self) -> Work:
         assert self.opens_at() <= self.now
