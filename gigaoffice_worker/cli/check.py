@@ -61,6 +61,8 @@ def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> 
     for warning in config.warnings:
         yield cluster_check.Finding("configuration", cluster_check.Mark.WEAK, warning)
     yield _times(config)
+    if offline:  # the cluster would tell how many partitions there are
+        yield cluster_check.limits(config, config.topics.requests.partitions)
     yield _tracing()
     yield _handler(config)
     if not offline:

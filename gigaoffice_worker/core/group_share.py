@@ -19,9 +19,9 @@ _CALLS_A_TURN: Final = 15
 """Mean calls in one turn: calls that a turn leaves running overlap with the next owner's, so turns must be long."""
 _CALLS_TO_WAIT: Final = 2.0
 """Mean calls for which gained slots stay idle: the old owner's calls run on, and nobody else knows of them."""
-_TOKEN_BURST: Final = 1 / 12
+TOKEN_BURST: Final = 1 / 12
 """The part of a budget of tokens that may be used at once."""
-_TOKEN_REFILL: Final = 0.9
+TOKEN_REFILL: Final = 0.9
 """The part of a budget that is spent on estimates, so that costs above them stay within it."""
 _SMOOTHING: Final = 0.1
 
@@ -36,6 +36,11 @@ class Rate(NamedTuple):
 def slots(partition: int, partitions: int, limit: int) -> int:
     """Return how many of `limit` calls belong to a partition: they differ by one at most, and add up to the limit."""
     return (partition + 1) * limit // partitions - partition * limit // partitions
+
+
+def useful_workers(partitions: int, limit: int) -> int:
+    """Return how many workers can make a call at the same time: each needs a partition, and a slot."""
+    return min(partitions, limit)
 
 
 def turn_seconds(call_seconds: float) -> float:
@@ -140,8 +145,8 @@ class TokenShare:
     def owns(self, now: float, owned: int, partitions: int) -> None:
         """Take over a new share. It begins empty, as a share of the rate does."""
         part = owned / partitions if partitions else 0.0
-        self._refill = _TOKEN_REFILL * self.budget.number * part / self.budget.seconds
-        self._most = _TOKEN_BURST * self.budget.number * part
+        self._refill = TOKEN_REFILL * self.budget.number * part / self.budget.seconds
+        self._most = TOKEN_BURST * self.budget.number * part
         self._level, self._at = min(self._level, 0.0), now
 
     @property

@@ -21,7 +21,7 @@ from gigaoffice_worker.broker.clients import IDEMPOTENCE_HINT
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
-from gigaoffice_worker.operations import topic_advice
+from gigaoffice_worker.operations import limit_advice, topic_advice
 
 STEP_LIMIT: Final = 10.0
 """Seconds that one step has at most."""
@@ -29,6 +29,7 @@ STEP_LIMIT: Final = 10.0
 _NEEDED: Final = {"requests": "READ", "responses": "WRITE", "dlq": "WRITE"}
 _LATER_STEPS: Final = ("authentication", "brokers", "topics", "group")
 _IDEMPOTENCE: Final = "idempotent writes"
+_LIMITS: Final = "limits"
 _LOOK_AGAIN: Final = 0.3
 _NO_COORDINATOR_YET: Final = (
     kafka_errors.CoordinatorNotAvailableError,
@@ -149,6 +150,7 @@ def _questions(client: Admin, config: Config, limit: float) -> Iterator[tuple[st
     yield "brokers", partial(_brokers, client, config.kafka, limit)
     for spec in config.topics:
         yield f"topic {spec.name}", partial(_topic, client, config, spec)
+    yield _LIMITS, partial(_limits, client, config)
     if config.producer.acks == "all":
         yield _IDEMPOTENCE, partial(_idempotence, client)
     yield f"group {config.consumer.group}", partial(_group, client, config.consumer.group)
@@ -242,6 +244,20 @@ def _missing(client: Admin, config: Config, spec: TopicSpec, step: str) -> Findi
     found = f"missing; the cluster would create it (partitions {spec.partitions}, replication {spec.replication})"
     hint = "`gigaoffice-worker topics` creates it, and so does `gigaoffice-worker run`."
     return Finding(step, Mark.BAD, found, hint, WorkerError.exit_code)
+
+
+def limits(config: Config, partitions: int) -> Finding:
+    """Say what the limits come to with so many partitions of the request topic."""
+    hints = list(limit_advice.remarks(config.worker, partitions))
+    found = limit_advice.summary(config.worker, partitions)
+    return Finding(_LIMITS, Mark.WEAK if hints else Mark.GOOD, found, "\n".join(hints))
+
+
+def _limits(client: Admin, config: Config, _step: str) -> Finding:
+    spec = config.topics.requests
+    state = client.describe([spec.name]).get(spec.name)
+    # A topic that is missing gets what is configured.
+    return limits(config, state.partitions if state else spec.partitions)
 
 
 def _idempotence(client: Admin, step: str) -> Finding:

@@ -1,4 +1,4 @@
-"""What `check` says of time limits and of topics' settings."""
+"""What `check` says of time limits, of the provider's limits and of topics' settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from gigaoffice_worker.broker.admin import TopicState
 from gigaoffice_worker.cli import check_times
 from gigaoffice_worker.config import load
+from gigaoffice_worker.operations import limit_advice
 from gigaoffice_worker.operations.topic_advice import remarks, summary
 
 STATE = TopicState(partitions=1, replication=1, has_leaders=True, operations=frozenset())
@@ -84,3 +85,54 @@ def test_nothing_is_said_of_the_default_time_limits():
 def test_time_limits_that_do_not_fit_are_told_with_what_to_do(environment, what):
     (text,) = check_times.remarks(load(environment))
     assert what in text
+
+
+def limits(partitions, **settings):
+    worker = load({"WORKER_HANDLER": "gigachat", **settings}).worker
+    return limit_advice.summary(worker, partitions), list(limit_advice.remarks(worker, partitions))
+
+
+def test_a_groups_calls_at_once_are_put_into_workers_and_threads():
+    told, hints = limits(3, WORKER_GROUP_CONCURRENCY="10", WORKER_ADAPTIVE="off")
+    assert told == (
+        "at most 10 calls at once in the group; with 3 partitions at most 3 workers are useful; "
+        "WORKER_CONCURRENCY=16 leaves 6 threads idle"
+    )
+    assert hints == []
+
+
+def test_fewer_calls_than_partitions_take_turns_and_that_is_a_warning():
+    told, (hint,) = limits(12, WORKER_GROUP_CONCURRENCY="1", WORKER_CONCURRENCY="1")
+    assert "at most 1 call at once in the group; with 12 partitions at most 1 worker is useful" in told
+    assert "idle" not in told
+    assert hint.startswith("1 call for 12 partitions: they take turns of at least a minute")
+    assert "Run at most 1 worker, or have no more than 1 partition." in hint
+
+
+def test_a_limit_that_all_threads_together_cannot_use_is_a_warning():
+    _, (hint,) = limits(3, WORKER_GROUP_CONCURRENCY="50")
+    assert "makes 48 calls at once" in hint
+    assert "set WORKER_CONCURRENCY to 17 or more" in hint
+    assert limits(3, WORKER_GROUP_CONCURRENCY="50", WORKER_CONCURRENCY="17")[1] == []
+
+
+def test_without_a_limit_of_the_group_each_worker_has_its_threads():
+    told, hints = limits(3)
+    assert told == (
+        "at most 16 calls at once in each worker, and 3 workers are useful; "
+        "fewer while the provider refuses more (WORKER_ADAPTIVE)"
+    )
+    assert hints == []
+
+
+def test_rate_and_tokens_of_a_group_are_told_as_they_are_spent():
+    told, hints = limits(3, WORKER_GROUP_RATE="20/60", WORKER_GROUP_TOKENS="120000/60")
+    assert "at most 20 calls in 60 s in the group, evenly one each 3 s" in told
+    assert "at most 120000 tokens in 60 s in the group" in told
+    assert "of which 108000 are planned with and 10000 may be spent at once" in told
+    assert hints == []
+
+
+def test_a_budget_of_tokens_that_nobody_reports_is_a_warning():
+    _, (hint,) = limits(3, WORKER_GROUP_TOKENS="120000/60", WORKER_HANDLER="http", HTTP_HANDLER_URL="http://a")
+    assert "the handler http reports no tokens" in hint
