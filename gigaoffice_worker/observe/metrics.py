@@ -6,7 +6,6 @@ so they cannot be stale and a partition that is gone leaves nothing behind.
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_left
 from collections import Counter as Tally
@@ -32,12 +31,12 @@ from gigaoffice_worker.core.admission import LimitsSeen
 from gigaoffice_worker.core.expiry import is_expired
 from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
 from gigaoffice_worker.core.usage import Usage
-from gigaoffice_worker.observe.health import Snapshot
+from gigaoffice_worker.observe.health import PartitionStatus, Snapshot
 
 PREFIX = "gigaoffice_worker_"
 WANTED_WORKERS = (
-    "How many workers the backlog of this worker's partitions could use: one for each WORKER_CONCURRENCY of it, "
-    "at most one a partition. The sum over the group is for an autoscaler."
+    "This worker's part of how many workers the backlog could use: what its partitions have to do and may do at once, "
+    "in WORKER_CONCURRENCY, at most one a partition. The sum over the group, rounded up, is for an autoscaler."
 )
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 180, 300)
 # So many durations are sorted into their buckets at once.
@@ -351,15 +350,20 @@ def _limits(limits: LimitsSeen) -> Iterator[Metric]:
     )
 
 
-def _wanted_workers(now: Snapshot) -> int:
-    if not now.partitions:
-        return 0
-    backlog = sum(partition.lag or 0 for partition in now.partitions)
-    wanted = math.ceil(backlog / max(1, now.concurrency))
+def _wanted_workers(now: Snapshot) -> float:
+    """Return a fraction: rounded up in each worker, the sum would never fall below the workers that there are."""
+    if any(partition.lag is None for partition in now.partitions):
+        return 1.0  # nobody goes because the cluster is out of reach
+    # The lag counts what is done behind a slow request, so what nobody has read yet is counted apart.
+    backlog = sum(_to_do(partition) for partition in now.partitions)
     if now.limits.share is not None:
-        # More workers than calls that the group may make would wait for each other.
-        wanted = min(wanted, max(1, now.limits.share))
-    return max(1, min(len(now.partitions), wanted))
+        backlog = min(backlog, now.limits.share)  # more workers than the group may make calls would only wait
+    return min(len(now.partitions), backlog / max(1, now.concurrency))
+
+
+def _to_do(partition: PartitionStatus) -> int:
+    unread = max(0, (partition.high_watermark or 0) - (partition.position or 0))
+    return unread + partition.in_hand + partition.parked
 
 
 def _by_label(counter: Counter) -> dict[str, int]:

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
+import yaml
 
 from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet, settings
@@ -136,9 +137,13 @@ def prometheus(worker, tmp_path_factory):
 
 
 def _scrapes(prometheus):
+    return _asked(prometheus, "up == 1")
+
+
+def _asked(prometheus, query):
     try:
-        return prometheus.query("up == 1")
-    except OSError:
+        return prometheus.query(query)
+    except OSError:  # it has just been started
         return []
 
 
@@ -195,6 +200,52 @@ def test_figures_of_the_dashboard_are_there_before_anything_goes_wrong(prometheu
     figures = {panel.title: expressions[0] for panel, expressions in panels() if panel.kind == "stat"}
     assert [title for title, expression in figures.items() if not prometheus.query(expression)] == []
     assert prometheus.query(figures["Not ready"]) == [({}, 0.0)]
+
+
+def wanted_workers():
+    """Return what the example for KEDA asks Prometheus."""
+    (trigger,) = yaml.safe_load((stage.ROOT / "deploy/kubernetes/keda.yaml").read_text())["spec"]["triggers"]
+    return trigger["metadata"]["query"]
+
+
+def hold(kafka, count, file, topics):
+    """Send requests whose calls last as long as `file` is there."""
+    value = json.dumps({"query": "x", "do": "while_file", "file": str(file), "then": "hang"}).encode()
+    wire.produce(kafka.bootstrap_servers, topics.requests, [(None, value, [])] * count)
+
+
+def test_the_autoscaler_sees_how_many_workers_the_backlog_can_use(prometheus, worker, kafka, tmp_path):
+    query = wanted_workers()
+    eventually(lambda: prometheus.query(query) == [({}, 0.0)], "no worker to be wanted", timeout=30, interval=0.5)
+    busy = tmp_path / "busy"
+    busy.touch()
+    hold(kafka, 20, busy, TOPICS)
+    eventually(lambda: prometheus.query(query) == [({}, 2.0)], "20 calls to want two of 16", timeout=30, interval=0.5)
+    hold(kafka, 200, busy, TOPICS)
+    eventually(lambda: prometheus.query(query) == [({}, 3.0)], "one a partition to be wanted", timeout=30, interval=0.5)
+    busy.unlink()
+    eventually(lambda: prometheus.query(query) == [({}, 0.0)], "no worker to be wanted", timeout=30, interval=0.5)
+
+
+def test_the_autoscaler_never_sees_more_than_the_groups_limit_can_use(kafka, tmp_path):
+    limited = TopicSet("limited-requests", "limited-responses", "limited-dlq", "limited")
+    limits = {"WORKER_GROUP_CONCURRENCY": "6", "WORKER_CONCURRENCY": "4"}
+    busy = tmp_path / "busy"
+    busy.touch()
+    (tmp_path / "worker").mkdir()
+    with Worker(tmp_path / "worker", {**settings(kafka.bootstrap_servers, limited), **limits}) as worker:
+        worker.wait_ready()
+        server = Prometheus(tmp_path, f"127.0.0.1:{worker.port()}")
+        try:
+            hold(kafka, 200, busy, limited)
+            query = wanted_workers()
+            eventually(lambda: _asked(server, query) == [({}, 2.0)], "two to be wanted", timeout=30, interval=0.5)
+            _pass_time(server, 3)
+            assert server.query(query) == [({}, 2.0)]
+            busy.unlink()
+            eventually(lambda: server.query(query) == [({}, 0.0)], "none to be wanted", timeout=60, interval=0.5)
+        finally:
+            server.close()
 
 
 def test_failing_requests_raise_the_burn_rate_and_then_the_storm_guard(prometheus, worker, kafka, tmp_path):
