@@ -63,27 +63,6 @@ class _Lane:
         return bool(self.lot.parked) and self.last >= self.lot.parked[0]
 
 
-@dataclass(eq=False, slots=True)
-class Sweep:
-    """One reading of what is parked between two positions."""
-
-    start: int
-    end: int
-    # The lots that it is made for, and those of them that want more of it.
-    made_for: frozenset[Lot]
-    due: set[Lot]
-    # Lots of which something was passed by: nothing behind it may be taken, or it would be taken for missing.
-    closed: set[Lot] = field(default_factory=set)
-    gained: dict[Lot, int] = field(default_factory=dict)
-    # When what it finds had arrived.
-    arrivals: ArrivalClock = field(default_factory=ArrivalClock)
-
-    def stop(self) -> None:
-        """Want nothing more of what is not met yet."""
-        self.closed |= self.due
-        self.due.clear()
-
-
 class Parking:
     """What of one partition is held and what is parked. `window` is what may be held, in units."""
 
@@ -141,9 +120,10 @@ class Parking:
         if lot is None or (lot.name is None and not lot.parked):
             return True
         # Who has next to nothing is never parked: once the window is full the frontier waits instead.
-        return not lot.parked and (lot.held < self.least or self._has_room(lot, size))
+        return not lot.parked and (lot.held < self.least or self.has_room(lot, size))
 
-    def _has_room(self, lot: Lot, size: int) -> bool:
+    def has_room(self, lot: Lot, size: int) -> bool:
+        """Say whether one more request of a lot, of so many bytes, may be held."""
         # The last sixteenth of the window is for those who have next to nothing in it.
         if lot.held < self.least:
             return self.held < self.window
@@ -151,7 +131,7 @@ class Parking:
 
     def hold(self, name: Hashable, lane: bytes | None, size: int) -> Lot:
         """Note that a request is held; return its lot."""
-        lot = self._lot_of(name, lane)
+        lot = self.lot_of(name, lane)
         lot.held += units(size)
         self.held += units(size)
         if lane is not None:
@@ -160,7 +140,7 @@ class Parking:
 
     def park(self, name: Hashable, lane: bytes | None, offset: int) -> None:
         """Note that the request at `offset`, which is higher than any before, is parked."""
-        lot = self._lot_of(name, lane)
+        lot = self.lot_of(name, lane)
         lot.parked.append(offset)
         self._waiting.add(lot)
         if lane is not None:
@@ -175,9 +155,10 @@ class Parking:
             place.held -= 1
             if not place.held and not place.waits:
                 del self._lanes[lane]
-        self._drop_empty(lot)
+        self.drop_empty(lot)
 
-    def _lot_of(self, name: Hashable, lane: bytes | None) -> Lot:
+    def lot_of(self, name: Hashable, lane: bytes | None) -> Lot:
+        """Return the lot that a request belongs to: its key's, as long as anything of that is here."""
         place = self._place(lane)
         if place is not None:
             return place.lot
@@ -194,7 +175,8 @@ class Parking:
         del self._lanes[lane]  # type: ignore[arg-type]  # it is a key, since it was found
         return None
 
-    def _drop_empty(self, lot: Lot) -> None:
+    def drop_empty(self, lot: Lot) -> None:
+        """Forget a lot of which nothing is left."""
         if not lot.parked:
             self._waiting.discard(lot)
             if lot.held <= 0 and self._lots.get(lot.name) is lot:
@@ -227,58 +209,81 @@ class Parking:
             return None
         # Who will be due soon is served along, or the same part of the log would be read again for each.
         due |= {lot for lot in self._waiting if lot.held * 2 < share and now >= lot.not_before}
-        return Sweep(min(lot.parked[0] for lot in due), end, frozenset(due), due)
-
-    def takes(self, sweep: Sweep, name: Hashable, lane: bytes | None, size: int) -> bool:
-        """Say whether a parked request that a sweep has found is to be held now."""
-        lot = self._lot_of(name, lane)
-        if lot in sweep.closed or not lot.parked or lot.parked[0] < sweep.start:
-            return False
-        if not self._has_room(lot, size):
-            sweep.closed.add(lot)
-            sweep.due.discard(lot)
-            return False
-        return True
-
-    def passed(self, sweep: Sweep, below: int) -> list[int]:
-        """Note that a sweep has read everything below a position; return the parked offsets that don't exist any more.
-
-        Of a lot that is not closed everything that was met has been taken, so what it has left there was not met.
-        """
-        gone: list[int] = []
-        for lot in list(sweep.due):
-            self._pop_below(lot, below, gone)
-        return gone
-
-    def take(self, sweep: Sweep, name: Hashable, lane: bytes | None, offset: int) -> list[int]:
-        """Note that a request that a sweep has found is no longer parked; return those before it that are gone."""
-        lot, gone = self._lot_of(name, lane), list[int]()
-        self._pop_below(lot, offset, gone)
-        if lot.parked and lot.parked[0] == offset:
-            lot.parked.popleft()
-        sweep.gained[lot] = sweep.gained.get(lot, 0) + 1
-        if not lot.parked:
-            sweep.due.discard(lot)
-            self._drop_empty(lot)
-        return gone
-
-    def ended(self, sweep: Sweep, now: float) -> None:
-        """Note that a sweep is over: of the lots that it was made for, those that gained next to nothing wait."""
-        for lot in sweep.made_for:
-            if sweep.gained.get(lot, 0) >= _FEW or not lot.parked:
-                lot.patience = 0.0
-            else:
-                lot.patience = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 2 * lot.patience))
-                lot.not_before = now + lot.patience
+        return Sweep(self, min(lot.parked[0] for lot in due), end, frozenset(due), due)
 
     def removed_below(self, position: int) -> list[int]:
         """Drop what is parked below the log's start, and return those offsets."""
         gone: list[int] = []
         for lot in list(self._waiting):
-            self._pop_below(lot, position, gone)
+            self.pop_below(lot, position, gone)
         return gone
 
-    def _pop_below(self, lot: Lot, position: int, gone: list[int]) -> None:
+    def pop_below(self, lot: Lot, position: int, gone: list[int]) -> None:
+        """Drop what a lot has parked below a position, and add those offsets to `gone`."""
         while lot.parked and lot.parked[0] < position:
             gone.append(lot.parked.popleft())
-        self._drop_empty(lot)
+        self.drop_empty(lot)
+
+
+@dataclass(eq=False, slots=True)
+class Sweep:
+    """One reading of what is parked between two positions."""
+
+    parking: Parking
+    start: int
+    end: int
+    # The lots that it is made for, and those of them that want more of it.
+    made_for: frozenset[Lot]
+    due: set[Lot]
+    # Lots of which something was passed by: nothing behind it may be taken, or it would be taken for missing.
+    closed: set[Lot] = field(default_factory=set)
+    gained: dict[Lot, int] = field(default_factory=dict)
+    # When what it finds had arrived.
+    arrivals: ArrivalClock = field(default_factory=ArrivalClock)
+
+    def stop(self) -> None:
+        """Want nothing more of what is not met yet."""
+        self.closed |= self.due
+        self.due.clear()
+
+    def takes(self, name: Hashable, lane: bytes | None, size: int) -> bool:
+        """Say whether a parked request that it has found is to be held now."""
+        lot = self.parking.lot_of(name, lane)
+        if lot in self.closed or not lot.parked or lot.parked[0] < self.start:
+            return False
+        if not self.parking.has_room(lot, size):
+            self.closed.add(lot)
+            self.due.discard(lot)
+            return False
+        return True
+
+    def passed(self, below: int) -> list[int]:
+        """Note that everything below a position is read; return the parked offsets that don't exist any more.
+
+        Of a lot that is not closed everything that was met has been taken, so what it has left there was not met.
+        """
+        gone: list[int] = []
+        for lot in list(self.due):
+            self.parking.pop_below(lot, below, gone)
+        return gone
+
+    def take(self, name: Hashable, lane: bytes | None, offset: int) -> list[int]:
+        """Note that a request that it has found is no longer parked; return those before it that are gone."""
+        lot, gone = self.parking.lot_of(name, lane), list[int]()
+        self.parking.pop_below(lot, offset, gone)
+        if lot.parked and lot.parked[0] == offset:
+            lot.parked.popleft()
+        self.gained[lot] = self.gained.get(lot, 0) + 1
+        if not lot.parked:
+            self.due.discard(lot)
+            self.parking.drop_empty(lot)
+        return gone
+
+    def ended(self, now: float) -> None:
+        """Note that it is over: of the lots that it was made for, those that gained next to nothing wait."""
+        for lot in self.made_for:
+            if self.gained.get(lot, 0) >= _FEW or not lot.parked:
+                lot.patience = 0.0
+            else:
+                lot.patience = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 2 * lot.patience))
+                lot.not_before = now + lot.patience

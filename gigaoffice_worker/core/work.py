@@ -71,10 +71,10 @@ class Assignment:
 
     def resume(self, work: Work, sweep: Sweep) -> bool:
         """Note that a parked request was found by a sweep; True when it is to be queued."""
-        record, parking = work.record, self.parking
-        if parking is None or not parking.takes(sweep, work.sharing, record.key, work.size):
+        record = work.record
+        if not sweep.takes(work.sharing, record.key, work.size):
             return False
-        for offset in parking.take(sweep, work.sharing, record.key, record.offset):
+        for offset in sweep.take(work.sharing, record.key, record.offset):
             self.tracker.gone(offset)
         self.tracker.resume(record.offset, work)
         self._hold(work)

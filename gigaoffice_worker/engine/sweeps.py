@@ -134,10 +134,9 @@ class Sweeps:
         """End a sweep that has read everything below `at`, and go back to the frontier unless that is being read."""
         assignment, sweep = self._running.pop(partition)
         with self._dispatcher.locked():
-            if assignment.parking is not None:
-                for offset in assignment.parking.passed(sweep, min(at, sweep.end)):
-                    assignment.tracker.gone(offset)
-                assignment.parking.ended(sweep, time.monotonic())
+            for offset in sweep.passed(min(at, sweep.end)):
+                assignment.tracker.gone(offset)
+            sweep.ended(time.monotonic())
             frontier = assignment.tracker.position
         if not reading_on and self._consumer.position(partition) != frontier:
             self._consumer.seek(partition, frontier)

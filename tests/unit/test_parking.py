@@ -107,11 +107,11 @@ class Log:
         self.end_sweep(sweep, position)
 
     def end_sweep(self, sweep: Sweep, position: int) -> None:
-        for offset in self.parking.passed(sweep, position):
+        for offset in sweep.passed(position):
             assert offset not in self.records
             self.tracker.gone(offset)
             self.lost.add(offset)
-        self.parking.ended(sweep, self.now)
+        sweep.ended(self.now)
 
     def take(self, work: Work) -> None:
         self.in_hand.append(work)
