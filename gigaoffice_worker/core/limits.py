@@ -1,9 +1,9 @@
 """What the provider takes, learnt from what it refuses: calls at once, calls a minute, and when to ask again.
 
 A refusal says that something is full, not what. With n calls of ours running, n may be as many as the provider takes
-at once; or the calls of this minute are used up; or everybody is refused for a while. Three small parts each remember
-one of these, and `ProviderLimits` attributes each refusal to one of them. Cutting all of them for each refusal would
-leave most of the provider's limit unused.
+at once; or the calls of this minute are used up; or everybody is refused for a while (`gate`). Three small parts each
+remember one of these, and `ProviderLimits` attributes each refusal to one of them. Cutting all of them for each refusal
+would leave most of the provider's limit unused.
 
 Times are seconds of the monotonic clock and arguments. Not thread-safe: the dispatcher's lock guards it.
 """
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from gigaoffice_worker.core.gate import Gate
+
 _CUT: Final = 0.75
 """What is left of the level at which a call was refused."""
 _CLIMB: Final = 1.0
 """Calls at once that are won back per mean call, up to the level at which a call was refused."""
 _EXPLORE: Final = 0.25
 """The same beyond that level: less after a second refusal there, twice as much for each call won."""
-_LONGEST_WAIT: Final = 15.0
-"""The longest that the gate stays shut by our own choice: an outage is noticed to be over that soon."""
 _OUTAGE: Final = 75.0
 """A limit a minute lets something through in this time. What refuses for longer is down."""
 _PASSED: Final = 1.0
@@ -140,78 +140,6 @@ class Pace:
             if self.per_minute > _PACE_FORGOTTEN * self._base:
                 self.forget()
         self._binding = False
-
-
-class Gate:
-    """One gate for all handler calls, shut while the provider refuses everything (HTTP 429, 503).
-
-    It opens for one call; the others follow once that was let through. `ceiling` gives the longest wait in seconds
-    after so many closings in a row.
-    """
-
-    def __init__(self, ceiling: Callable[[int], float]) -> None:
-        self._ceiling = ceiling
-        self._until = 0.0
-        self._series = 0
-        self._shut_since = 0.0
-        self._reason: str | None = None
-        self.half_open = False
-        self.probe_at: float | None = None
-
-    @property
-    def until(self) -> float:
-        """When the gate opens, in seconds of the monotonic clock; in the past when it is open."""
-        return self._until
-
-    @property
-    def series(self) -> int:
-        """How often it was closed in a row."""
-        return self._series
-
-    def closed(self, now: float) -> bool:
-        return now < self._until
-
-    def shut_for(self, now: float) -> tuple[str, float] | None:
-        """Return since how many seconds no call got through, and the error type why; None while calls do."""
-        return (self._reason, now - self._shut_since) if self._reason is not None else None
-
-    def close(
-        self,
-        now: float,
-        reason: str,
-        retry_after: float | None,
-        random: Callable[[], float],
-        *,
-        at_least: float = 0.0,
-    ) -> float:
-        """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
-
-        `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited
-        service in the same moment.
-        """
-        # Calls that were running when the gate closed fail for the same reason: they don't lengthen the series.
-        if not self.closed(now):
-            self._series += 1
-            self.half_open, self.probe_at = True, None
-        if self._reason is None:
-            self._shut_since = now
-        self._reason = reason
-        own = min(_LONGEST_WAIT, max(at_least, self._ceiling(self._series)))
-        wait = max(0.0, retry_after) if retry_after is not None else own
-        self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
-        return self._until
-
-    def started(self, now: float) -> None:
-        """Note a call: the first one after the opening is the probe."""
-        if self.half_open and self.probe_at is None:
-            self.probe_at = now
-
-    def passed(self, began: float = math.inf) -> None:
-        """Note that the call that began at `began` got through: the next closing starts a new series."""
-        self._series = 0
-        self._reason = None
-        if self.half_open and self.probe_at is not None and began >= self.probe_at:
-            self.half_open, self.probe_at = False, None
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigaoffice_worker.core.limits import Gate
+from gigaoffice_worker.core.gate import Gate
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.storm import StormGuard, StormLimits
 
