@@ -15,6 +15,7 @@ from gigaoffice_worker.core.records import Request
 from tests.support.configuration import documents, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "gigaoffice_worker"
 EXAMPLES = sorted((ROOT / "examples").glob("*.env"))
 
 
@@ -22,6 +23,13 @@ def test_the_documents_list_every_variable_as_the_code_declares_it() -> None:
     (document,) = documents()
     text = document.read_text()
     assert text == with_table(text), "`make variables` writes the table anew"
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
+    named = {name for text in texts for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text)}
+    assert "core/scheduler.py" in named
+    assert [each for each in sorted(named) if not any((at / each).exists() for at in (ROOT, PACKAGE))] == []
 
 
 def test_the_front_door_stays_short() -> None:
