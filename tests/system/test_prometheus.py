@@ -202,6 +202,35 @@ def test_figures_of_the_dashboard_are_there_before_anything_goes_wrong(prometheu
     assert prometheus.query(figures["Not ready"]) == [({}, 0.0)]
 
 
+def test_failing_requests_raise_the_burn_rate_and_then_the_storm_guard(prometheus, worker, kafka, tmp_path):
+    outage = tmp_path / "outage"
+    outage.touch()
+    failing = {"do": "while_file", "file": str(outage), "then": "fail"}
+    for _ in range(6):
+        send(kafka, 20, **failing)
+        if "GigaOfficeWorkerDeadLettersFast" in prometheus.firing():
+            break
+        _pass_time(prometheus, 2)
+    prometheus.wait_firing("GigaOfficeWorkerDeadLettersFast")
+    send(kafka, 200, **failing)
+    prometheus.wait_firing("GigaOfficeWorkerStormGuard")
+    outage.unlink()
+    prometheus.wait_quiet()
+
+
+def test_every_panel_of_the_dashboard_has_something_to_show(prometheus):
+    asked = [(panel.title, expression) for panel, expressions in panels() for expression in expressions]
+    assert len(asked) > 40
+    assert [each for each in asked if not prometheus.query(each[1])] == []
+
+
+def _pass_time(prometheus, scrapes):
+    """Wait for so many scrapes."""
+    counted = "sum(count_over_time(up[1h]))"
+    before = prometheus.query(counted)[0][1]
+    eventually(lambda: prometheus.query(counted)[0][1] >= before + scrapes, "scrapes", timeout=30, interval=0.2)
+
+
 def wanted_workers():
     """Return what the example for KEDA asks Prometheus."""
     (trigger,) = yaml.safe_load((stage.ROOT / "deploy/kubernetes/keda.yaml").read_text())["spec"]["triggers"]
@@ -246,35 +275,6 @@ def test_the_autoscaler_never_sees_more_than_the_groups_limit_can_use(kafka, tmp
             eventually(lambda: server.query(query) == [({}, 0.0)], "none to be wanted", timeout=60, interval=0.5)
         finally:
             server.close()
-
-
-def test_failing_requests_raise_the_burn_rate_and_then_the_storm_guard(prometheus, worker, kafka, tmp_path):
-    outage = tmp_path / "outage"
-    outage.touch()
-    failing = {"do": "while_file", "file": str(outage), "then": "fail"}
-    for _ in range(6):
-        send(kafka, 20, **failing)
-        if "GigaOfficeWorkerDeadLettersFast" in prometheus.firing():
-            break
-        _pass_time(prometheus, 2)
-    prometheus.wait_firing("GigaOfficeWorkerDeadLettersFast")
-    send(kafka, 200, **failing)
-    prometheus.wait_firing("GigaOfficeWorkerStormGuard")
-    outage.unlink()
-    prometheus.wait_quiet()
-
-
-def test_every_panel_of_the_dashboard_has_something_to_show(prometheus):
-    asked = [(panel.title, expression) for panel, expressions in panels() for expression in expressions]
-    assert len(asked) > 40
-    assert [each for each in asked if not prometheus.query(each[1])] == []
-
-
-def _pass_time(prometheus, scrapes):
-    """Wait for so many scrapes."""
-    counted = "sum(count_over_time(up[1h]))"
-    before = prometheus.query(counted)[0][1]
-    eventually(lambda: prometheus.query(counted)[0][1] >= before + scrapes, "scrapes", timeout=30, interval=0.2)
 
 
 def test_a_cluster_that_is_away_makes_the_worker_not_ready_until_it_is_back(prometheus, worker, kafka):
