@@ -148,6 +148,15 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     ],
     "Limits and usage": [
         Panel(
+            "Calls at once",
+            "What bounds them in all workers: threads, what the provider takes, shares of the group; and what runs.",
+            "short",
+            [
+                Query(f"sum by (source) ({P}concurrency_limit{{{W}}})", "{{source}}"),
+                _sum("requests_in_flight", "in flight"),
+            ],
+        ),
+        Panel(
             "Refused for its limit",
             "Calls that the provider refused, and the share of time for which a limit held ready work back.",
             "ops",
@@ -172,7 +181,53 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Wanted workers",
             "What the backlog could use, and what there is.",
             "short",
-            [_sum("wanted_workers", "wanted"), Query(f"sum (up{{{W}}})", "up")],
+            [Query(f"ceil(sum ({P}wanted_workers{{{W}}}))", "wanted"), Query(f"sum (up{{{W}}})", "up")],
+        ),
+    ],
+    "Fairness": [
+        Panel(
+            "Parked",
+            "Requests beyond their tenant's or key's share: their offset is kept, and they are read again.",
+            "short",
+            [_sum("parked_records", "parked"), _sum("requests_queued", "in memory")],
+        ),
+        Panel(
+            "Read again",
+            "Records read for each request that was finished: above 1 is what parking and rebalances cost.",
+            "short",
+            [Query(f"{_rate('messages_received_total')} / {_rate('requests_total')}", "reads for a request")],
+        ),
+        Panel(
+            "Removed before their turn",
+            "In five minutes: requests that the cluster's retention took away before they were answered.",
+            "short",
+            [Query(f"sum (increase({P}lost_by_retention_total{{{W}}}[5m]))", "lost")],
+        ),
+    ],
+    "Journal": [
+        Panel(
+            "Calls spared",
+            "Requests that were not paid for again: their outcome stood in the cluster, or their id was answered.",
+            "ops",
+            [
+                Query(_rate("journal_recovered_total"), "found in the journal"),
+                Query(_rate("requests_total", selector=f'{W}, outcome="duplicate"') + f" or {NONE}", "same id"),
+            ],
+        ),
+        Panel(
+            "Read at a takeover",
+            "How long a partition waited for the journal.",
+            "s",
+            _quantiles("journal_read_seconds"),
+        ),
+        Panel(
+            "Without a journal",
+            "In five minutes: takeovers whose journal was not read, and answers forgotten for want of room.",
+            "short",
+            [
+                Query(f"sum by (reason) (increase({P}journal_skipped_total{{{W}}}[5m])) or {NONE}", "{{reason}}"),
+                Query(f"sum (increase({P}answers_forgotten_total{{{W}}}[5m]))", "answers forgotten"),
+            ],
         ),
     ],
     "Lag": [
