@@ -62,7 +62,7 @@ docs: $(STAMP) ## the documents as a site, build/docs/index.html; a broken link 
 	  --doctree-dir build/doctrees $(ARGS) . build/docs
 	@echo "build/docs/index.html"
 
-bench: $(STAMP) ## this worker beside its peers, half an hour; fills docs/performance.md; ARGS="--quick --only W1"
+bench: $(STAMP) ## this worker beside its peers, an hour; fills docs/performance.md; ARGS="--quick --only W1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
 	$(BIN)/python -m benchmarks $(ARGS)
 

@@ -34,7 +34,9 @@ W1: 30,000 requests of 1 KiB, trivial handler, concurrency 16; the ratio is to t
 W2: 3,000 requests, 200 keys, 20 ms, and W3: 1 % of 1 s among 5 ms, concurrency 64; efficiency is the time of a greedy
 schedule of the whole log on 64 slots, in order per key, over the time it took. W4: 200 requests/s, handler of 5 ms
 (0 ms for the plain loops, which could not keep up): the latency up to the reader of the response, less the handler.
-W5: 150 MB of 100 kB requests, handler of 100 ms.
+W5: 150 MB of 100 kB requests, handler of 100 ms. W7: calls of 1 s to a model of a provider that refuses
+what is beyond its limit; concurrency 16, no limit configured; the share is the least time that the limit allows over
+the time it took.
 
 {tables}
 
@@ -115,6 +117,8 @@ def _line(made: Measurement) -> str:
         parts.append(f"{made.cpu_per_record * 1e6:.1f} us CPU")
     if made.efficiency is not None:
         parts.append(f"efficiency {made.efficiency:.3f}")
+    if made.refusals is not None:
+        parts.append(f"{made.refusals:.0f} refusals per 100 calls")
     if made.peak_memory is not None:
         parts.append(f"{made.peak_memory / report.MIB:.0f} MiB")
     if made.latency:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import figures
 from benchmarks.peers import BASE, PEERS
 from benchmarks.runs import Measurement
-from benchmarks.workloads import PROCESSES
+from benchmarks.workloads import PROCESSES, W7, Workload
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 MIB = 1024 * 1024
@@ -49,6 +49,8 @@ def tables(results: Results) -> str:
     parts = [_table(_HEAD, [_row(results, name) for name in PEERS if name in seen])]
     if processes := [_process_row(results, count) for count in PROCESSES if results.of(f"W6x{count}", "ours")]:
         parts.append(_table(["W6: processes", "records/s", "CPU µs a record"], processes))
+    if limited := [_limited_row(results, workload, peer) for workload in W7 for peer in _limited(results, workload)]:
+        parts.append(_table(["W7: a provider that allows", "", "share of the limit", "refusals per 100"], limited))
     if results.idle_share is not None and results.idle_memory is not None:
         parts.append(f"Idle: {results.idle_share:.1%} of a core, {results.idle_memory / MIB:.0f} MiB.")
     return "\n\n".join(parts)
@@ -91,6 +93,16 @@ def _process_row(results: Results, count: int) -> list[str]:
     rates = results.values(name, "ours", "rate").values()
     costs = [value * 1e6 for value in results.values(name, "ours", "cpu_per_record").values()]
     return [str(count), _told(rates, ",.0f"), _told(costs, ".0f")]
+
+
+def _limited(results: Results, workload: Workload) -> list[str]:
+    return [name for name in PEERS if results.of(workload.name, name)]
+
+
+def _limited_row(results: Results, workload: Workload, peer: str) -> list[str]:
+    shares = results.values(workload.name, peer, "efficiency").values()
+    refusals = results.values(workload.name, peer, "refusals").values()
+    return [workload.title, PEERS[peer].title, _told(shares, ".2f"), _told(refusals, ".0f")]
 
 
 def _told(values: Iterable[float], form: str) -> str:

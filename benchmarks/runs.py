@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from benchmarks import figures
 from benchmarks.ideal import ideal_seconds
 from benchmarks.peers import Peer
 from benchmarks.processes import Contestant
+from benchmarks.provider import Provider
 from benchmarks.stage import LIMIT, Response, Stage
 from benchmarks.workloads import LATENCY_RATE, PARTITIONS, Shape, Workload
 
@@ -43,6 +44,7 @@ class Measurement:
     cpu_per_record: float | None = None
     efficiency: float | None = None
     peak_memory: int | None = None
+    refusals: float | None = None  # for each hundred calls that the provider took
     latency: dict[str, float] = field(default_factory=dict)  # percentile → the contestant's own part
 
 
@@ -74,6 +76,7 @@ class Scene:
     responses: str
     group: str
     contestant: Contestant
+    provider: Provider | None
 
 
 @contextmanager
@@ -91,10 +94,14 @@ def _scene(hall: Hall, peer: Peer, workload: Workload) -> Iterator[Scene]:
         "PEER_PARTITIONS": str(PARTITIONS),
         **peer.environment,
     }
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as directory:
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-"))
+        provider = stack.enter_context(Provider(workload.provider)) if workload.provider else None
+        if provider:
+            environment["PROVIDER_URL"] = provider.url
         log = Path(directory) / "contestant.log"
-        with Contestant(peer.command(), environment, log, count=workload.processes) as contestant:
-            yield Scene(hall.stage, requests, responses, name, contestant)
+        contestant = Contestant(peer.command(), environment, log, count=workload.processes)
+        yield Scene(hall.stage, requests, responses, name, stack.enter_context(contestant), provider)
     hall.stage.delete([responses, dlq, *([] if workload.shape is Shape.BACKLOG else [requests])])
 
 
@@ -120,7 +127,10 @@ def _backlog(scene: Scene, peer: Peer, workload: Workload, number: int) -> Measu
     last = responses[-1].written_at
     made.rate = len(responses) / (last - first)
     made.cpu_per_record = scene.contestant.cpu_between(first, last) / len(responses)
-    if workload.seconds:
+    if scene.provider is not None:
+        made.refusals = scene.provider.refusals_per_100
+        made.efficiency = scene.provider.limits.ideal_seconds(len(responses), workload.seconds) / (last - first)
+    elif workload.seconds:
         ideal = ideal_seconds(workload.durations(), workload.lanes(), workload.concurrency)
         made.efficiency = ideal * len(responses) / workload.requests / (last - first)
     return made

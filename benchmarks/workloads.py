@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from benchmarks.provider import Limits
+
 PARTITIONS = 4
 LATENCY_RATE = 200.0  # requests a second
 _SEED = 5
@@ -47,6 +49,7 @@ class Workload:
     keys: int | None = None  # None: one for every request, as the API service does
     processes: int = 1
     limit: float = 15.0
+    provider: Limits | None = None  # what answers the calls; None: nothing refuses them
 
     def durations(self) -> list[float]:
         """Return the handler's seconds for each request."""
@@ -95,6 +98,24 @@ W5 = Workload("W5", "100 kB, 100 ms", Shape.BACKLOG, 1_500, 100_000, 16, seconds
 W6 = Workload("W6", "several processes", Shape.BURST, 40_000, 1024, 16)
 SWEEP = Workload("sweep", "20 ms over concurrency", Shape.BACKLOG, 0, 1024, 0, seconds=0.02, keys=None, limit=6.0)
 
+_STREAMS = Workload(
+    "W7",
+    "10 streams",
+    Shape.BACKLOG,
+    200,
+    1024,
+    16,
+    seconds=1.0,
+    limit=90.0,
+    provider=Limits(streams=10),
+)
+W7 = [
+    replace(_STREAMS, name="W7-streams"),
+    replace(_STREAMS, name="W7-streams-told", title="the same, `Retry-After: 1`", provider=Limits(10, retry_after=1)),
+    replace(_STREAMS, name="W7-stream", title="1 stream", requests=20, provider=Limits(1)),
+    replace(_STREAMS, name="W7-minute", title="60 calls a minute", requests=90, provider=Limits(number=60)),
+]
+
 SWEEP_CONCURRENCY = (1, 4, 16, 64, 128)
 SWEEP_SECONDS = 3.0
 PROCESSES = (1, 2, 4)
@@ -106,6 +127,7 @@ WORKLOADS = {
     "W4": [W4],
     "W5": [W5],
     "W6": [replace(W6, name=f"W6x{count}", processes=count) for count in PROCESSES],
+    "W7": W7,
     "sweep": [
         replace(
             SWEEP,
@@ -120,4 +142,6 @@ WORKLOADS = {
 
 def quick(workload: Workload) -> Workload:
     """Return a small version, for trying whether all of it works."""
-    return replace(workload, requests=max(100, workload.requests // 6), limit=min(workload.limit, 4.0))
+    return replace(
+        workload, requests=min(workload.requests, max(100, workload.requests // 6)), limit=min(workload.limit, 4.0)
+    )

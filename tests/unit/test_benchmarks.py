@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import figures, report
 from benchmarks.ideal import ideal_seconds
+from benchmarks.provider import Limits, Provider
 from benchmarks.report import Results
 from benchmarks.runs import Measurement
 
@@ -116,3 +120,33 @@ def test_a_document_without_markers_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="has no"):
         report.into_document(document, "new")
     assert document.read_text() == "no markers"
+
+
+def test_a_provider_takes_what_its_limits_allow_and_counts_what_it_refuses():
+    with Provider(Limits(streams=2, number=3, window=60.0)) as provider:
+        assert [provider.begin(0.0), provider.begin(0.0), provider.begin(0.0)] == [True, True, False]
+        provider.end()
+        assert provider.begin(59.0)
+        provider.end()
+        assert not provider.begin(59.9)  # three in a minute
+        assert provider.begin(60.0)
+        assert (provider.taken, provider.refused, provider.refusals_per_100) == (4, 2, 50.0)
+
+
+def test_the_least_time_for_calls_is_what_streams_or_windows_allow():
+    assert Limits(streams=10).ideal_seconds(200, 2.0) == 40.0
+    assert Limits(number=60).ideal_seconds(60, 1.0) == 1.0
+    assert Limits(number=60).ideal_seconds(120, 1.0) == 61.0
+    assert Limits(streams=1, number=60).ideal_seconds(120, 1.0) == 120.0
+
+
+def test_a_call_that_is_beyond_the_limit_is_refused_with_the_providers_time():
+    with Provider(Limits(streams=1, retry_after=7)) as provider:
+        assert provider.begin(0.0)
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{provider.url}0.0", timeout=5.0)  # noqa: S310  # our own
+        with refused.value as error:
+            assert (error.code, error.headers["Retry-After"]) == (429, "7")
+        provider.end()
+        with urlopen(f"{provider.url}0.0", timeout=5.0) as answered:  # noqa: S310
+            assert answered.status == 200
