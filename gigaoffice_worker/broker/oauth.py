@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from http.client import HTTPException
 from typing import IO, Any, Final, NamedTuple, NoReturn
@@ -100,9 +101,13 @@ class TokenSource:
             raise ConfigurationError(f"KAFKA_SASL_OAUTH_CLIENT_SECRET_FILE={path!r} cannot be used: {error}") from error
 
 
-@lru_cache(maxsize=8)
 def token_source(kafka: Kafka) -> TokenSource:
-    """Return the source that all clients of a configuration share."""
+    """Return the source that all clients of a configuration share, whatever each calls itself and whomever it asks."""
+    return _source(replace(kafka, client_id="", bootstrap_servers=()))
+
+
+@lru_cache(maxsize=8)
+def _source(kafka: Kafka) -> TokenSource:
     return TokenSource(kafka)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
-
-import msgspec
 
 Number = TypeVar("Number", int, float)
 
@@ -44,7 +43,8 @@ class Usage:
     def encode(self) -> bytes:
         """Return the JSON of the response's header `usage`: the fields that were reported."""
         fields = {name: getattr(self, name) for name in ("input_tokens", "output_tokens", "model", "cost")}
-        return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+        told = {name: value for name, value in fields.items() if value is not None}
+        return json.dumps(told, separators=(",", ":")).encode()
 
 
 def summed(reports: Iterable[Usage]) -> Usage | None:

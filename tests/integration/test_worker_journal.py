@@ -80,7 +80,9 @@ def test_dead_letter_without_its_response_gets_the_response_and_no_call(scene):
     [place] = scene.send(ask("first", b"k", headers=[("a", b"1")]))
     [request] = wire.read_all(scene.bootstrap, scene.topics.requests)
     about = [("dlq-reason", b"rejected"), ("dlq-error-type", b"RejectedError"), ("dlq-error-message", b"too bad")]
-    headers = [("a", b"1"), *about, ("dlq-attempts", b"2"), *source(scene, place)]
+    about += [("dlq-attempts", b"2"), ("dlq-timestamp", b"2026-11-27T12:00:00.000Z")]
+    about += [("dlq-consumer-group", scene.topics.group.encode()), ("dlq-worker-version", b"0.1.0")]
+    headers = [("a", b"1"), *about, *source(scene, place)]
     wire.produce(scene.bootstrap, scene.topics.dlq, [(request.key, request.value, headers)])
     worker = scene.ready()
     [found] = scene.wait_responses(1)

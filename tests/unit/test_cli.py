@@ -370,8 +370,7 @@ def test_check_tells_an_unreachable_cluster_and_skips_what_builds_on_it():
 def test_check_gives_up_on_a_cluster_that_does_not_answer(silent_server):
     done = command("check", KAFKA_BOOTSTRAP_SERVERS=silent_server, **IMPATIENT)
     assert done.returncode == 69
-    assert f"✓ reach {silent_server}" in done.stdout
-    assert "✗ connection: " in done.stdout
+    assert f"✗ reach {silent_server}: accepts connections but does not answer as Kafka does" in done.stdout
 
 
 def test_check_as_json_is_one_document():
