@@ -33,11 +33,10 @@ def summary(worker: Worker, partitions: int) -> str:
 def _calls(worker: Worker, partitions: int) -> str:
     limit, threads = worker.group_concurrency, worker.concurrency
     if limit is None:
-        return f"at most {threads} calls at once in each worker, and {partitions} workers are useful"
-    useful = useful_workers(partitions, limit)
+        return f"at most {_so_many(threads, 'call')} at once in each worker, and {_useful(partitions)}"
     told = (
         f"at most {_so_many(limit, 'call')} at once in the group; with {_so_many(partitions, 'partition')} "
-        f"at most {_so_many(useful, 'worker')} {'is' if useful == 1 else 'are'} useful"
+        f"at most {_useful(useful_workers(partitions, limit))}"
     )
     if threads > limit:
         told += f"; WORKER_CONCURRENCY={threads} leaves {_so_many(threads - limit, 'thread')} idle"
@@ -63,6 +62,10 @@ def remarks(worker: Worker, partitions: int) -> Iterator[str]:
             f"WORKER_GROUP_TOKENS has no effect: the handler {worker.handler} reports no tokens. Use "
             "WORKER_GROUP_RATE, or a handler that calls request.usage()."
         )
+
+
+def _useful(workers: int) -> str:
+    return f"{_so_many(workers, 'worker')} {'is' if workers == 1 else 'are'} useful"
 
 
 def _so_many(number: int, thing: str) -> str:

@@ -170,6 +170,15 @@ def test_check_takes_a_difference_for_a_warning(cli, made_topics):
     assert "Configured is partitions 2" in done.stdout
 
 
+def test_check_counts_the_partitions_that_there_are_for_what_the_limits_mean(cli, made_topics):
+    done = cli("check", WORKER_GROUP_CONCURRENCY="2", KAFKA_TOPIC_REQUESTS_PARTITIONS="2")
+    assert done.returncode == 0
+    assert (
+        "! limits: at most 2 calls at once in the group; with 3 partitions at most 2 workers are useful" in done.stdout
+    )
+    assert "2 calls for 3 partitions: they take turns" in done.stdout
+
+
 def test_check_tells_settings_of_topics_that_will_lose_or_block(cli, kafka_bootstrap, topic_set):
     odd = (
         (topic_set.requests, {"cleanup.policy": "compact"}),

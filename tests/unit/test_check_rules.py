@@ -123,6 +123,9 @@ def test_without_a_limit_of_the_group_each_worker_has_its_threads():
         "fewer while the provider refuses more (WORKER_ADAPTIVE)"
     )
     assert hints == []
+    assert limits(1, WORKER_CONCURRENCY="1")[0].startswith(
+        "at most 1 call at once in each worker, and 1 worker is useful"
+    )
 
 
 def test_rate_and_tokens_of_a_group_are_told_as_they_are_spent():
