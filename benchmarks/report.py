@@ -45,8 +45,9 @@ class Results:
 
 def tables(results: Results) -> str:
     """Return the tables as Markdown: everybody side by side, then what concerns this worker alone."""
-    seen = {made.peer for made in results.measurements}
-    parts = [_table(_HEAD, [_row(results, name) for name in PEERS if name in seen])]
+    limited_only = {workload.name for workload in W7}
+    seen = {made.peer for made in results.measurements if made.workload not in limited_only}
+    parts = [_table(_HEAD, [_row(results, name) for name in PEERS if name in seen])] if seen else []
     if processes := [_process_row(results, count) for count in PROCESSES if results.of(f"W6x{count}", "ours")]:
         parts.append(_table(["W6: processes", "records/s", "CPU µs a record"], processes))
     if limited := [_limited_row(results, workload, peer) for workload in W7 for peer in _limited(results, workload)]:
