@@ -100,6 +100,8 @@ def test_ten_second_calls_on_partitions_that_stay_are_not_repeated(stage):
     comes.wait_ready()
     kept = partitions(stays)
     assert kept
+    # What has moved is called again there, once the newcomer has looked for its answers.
+    stage.wait_calls(16 + 4 * (4 - len(kept)))
     # The newcomer goes, and its partitions come back: a second rebalance over the same running calls.
     comes.signal(signal.SIGTERM)
     findings, _ = stage.conclude()
