@@ -45,7 +45,7 @@ class LimitsSeen(NamedTuple):
         return min(each for each in (self.configured, self.adapted, self.share) if each is not None)
 
     def in_words(self) -> str:
-        """Say what holds, and why, as in "10 at once (refused at 11), no pace; share 3 of 10"."""
+        """Say what holds, and why, as in "3 at once (refused at 11), no pace; share 3 of 10"."""
         found = f"{self.calls} at once"
         if self.refused_at is not None:
             found += f" (refused at {self.refused_at})"

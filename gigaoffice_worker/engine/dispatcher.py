@@ -10,10 +10,9 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.judgement import Judgement, Retry
@@ -31,7 +30,6 @@ _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.
 _LONGEST_NAP = 600.0
 _NOT_BEGUN = (Stage.QUEUED, Stage.WAITING_RETRY)
 _EXPIRE_AT_ONCE = 500
-NOTHING_KNOWN: Mapping[Work, Outcome | None] = MappingProxyType({})
 
 
 class Late(Enum):
@@ -190,37 +188,32 @@ class Dispatcher:
     def offer(
         self,
         works: Iterable[Work],
-        known: Mapping[Work, Outcome | None] = NOTHING_KNOWN,
+        answered: Collection[Work] = frozenset(),
         *,
         sweep: Sweep | None = None,
-    ) -> list[Work]:
+    ) -> int:
         """Queue requests that were received, or found by a sweep, unless they are done already or better parked.
 
-        Those in `known` run no more, and those of them that are not done already are returned: one without an outcome
-        is settled at once, the others are the caller's to deliver.
+        Those in `answered` run no more: they are settled at once, unless they are done already. Returns how many were.
         """
-        taken = []
+        settled = 0
         with self._lock:
             now, wall = self._clock(), time.time()
             for work in works:
                 assignment = work.assignment
                 # One that has expired is answered at once, so it need not be parked either.
-                ends = work in known or work.owed is not None or work.worth_until <= wall
+                ends = work in answered or work.owed is not None or work.worth_until <= wall
                 if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=ends)):
                     continue
                 self._next_expiry = min(self._next_expiry, work.worth_until)
-                if work not in known:
-                    self._scheduler.add(work, now)
-                    continue
-                taken.append(work)
-                if known[work] is None:
+                if work in answered:
                     assignment.settle(work)
+                    settled += 1
                 else:
-                    work.stage = Stage.DELIVERING
-                    self._delivering.add(work)
+                    self._scheduler.add(work, now)
             if self._scheduler.ready:
                 self._wake(now)
-        return taken
+        return settled
 
     def settle(self, works: Iterable[Work]) -> None:
         """Note that the outcomes of these requests are durable."""

@@ -162,9 +162,9 @@ class Intake:
     def _offer_unless_known(self, works: list[Work]) -> None:
         """Queue requests, but for those that the journal knows the outcome of."""
         known = self._journal.look_up(works)
-        whole = {work: None for work, outcome in known.items() if outcome is None}
-        recovered = self._dispatcher.offer(works, whole)
-        self._metrics.journal_recovered.inc(len(recovered) + len(known) - len(whole))
+        answered = {work for work, outcome in known.items() if outcome is None}
+        settled = self._dispatcher.offer(works, answered)
+        self._metrics.journal_recovered.inc(settled + len(known) - len(answered))
 
     def _that_fit(self, assignment: Assignment, records: list[Record]) -> list[Record]:
         """Return the records whose ends the commit map has room for; the others are read again when it has."""
