@@ -120,7 +120,8 @@ class Answers:
         name = (work.record.partition, work.id)
         with self._lock:
             running = self._running.get(name)
-            if running is None or running.work is not work:
+            # The same request may have been received anew while its call ran.
+            if running is None or running.work.record.source != work.record.source:
                 return
             del self._running[name]
             if value is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gigaoffice_worker.core.decoded_size import DecodedRoom
+from gigaoffice_worker.core.old_runs import OldRuns
 from gigaoffice_worker.core.ready import ByArrival, Ready
 from gigaoffice_worker.core.work import Assignment, Lane, Stage, Work
 
@@ -41,6 +42,7 @@ class Scheduler:
         # Ready, and too large to be decoded beside what runs.
         self._too_large: list[Work] = []
         self._decoded = DecodedRoom()
+        self._old_runs = OldRuns()
         self._numbers = itertools.count()
         self._queued = 0
         self._newest = 0.0
@@ -84,6 +86,11 @@ class Scheduler:
             if lane is not None:
                 lane.append(work)
                 return
+        if self._old_runs.running and (behind := self._old_runs.lane_behind(work)) is not None:
+            work.lane = behind
+            self._lanes[behind] = deque([work])
+            return
+        if work.lane is not None:
             self._lanes[work.lane] = deque()
         work.ready_at = now
         self._ready.add(work, fresh=True)
@@ -187,18 +194,28 @@ class Scheduler:
         heapq.heapify(self._retries)
         self._count_queued()
 
-    def free(self, work: Work, now: float) -> None:
-        """Open the lane of a request that needs no further attempt, so that the next one in it may run."""
-        if work.lane is None:
-            return
-        lane = self._lanes.get(work.lane)
-        if lane:
-            self._make_ready(lane.popleft(), now)
-        elif lane is not None:
-            del self._lanes[work.lane]
+    def free(self, work: Work, now: float) -> Work | None:
+        """Open the lane of a request that needs no further attempt, and return the next one in it, which may run now.
 
-    def forget(self, assignment: Assignment) -> None:
-        """Drop every request of a lost partition that is not running."""
+        Where the request's assignment is lost, that is the lane which waited for the run.
+        """
+        name = self._old_runs.ended(work) if work.assignment.lost else work.lane
+        lane = self._lanes.get(name) if name is not None else None
+        if name is None or lane is None:
+            return None
+        if not lane:
+            del self._lanes[name]
+            return None
+        following = lane.popleft()
+        self._make_ready(following, now)
+        return following
+
+    def forget(self, assignment: Assignment, running: Iterable[Work]) -> None:
+        """Drop every request of a lost partition that is not running.
+
+        Until `free` is called for those that are, nothing runs beside them in their lanes, should the partition return.
+        """
+        self._old_runs.add(work for work in running if work.assignment is assignment)
         self._ready.keep(lambda work: work.assignment is not assignment)
         kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
         heapq.heapify(kept)

@@ -106,7 +106,8 @@ class Assignment:
             work.lot = self.parking.hold(work.sharing, work.record.key, work.size)
 
 
-Lane = tuple[Assignment, bytes | None]
+Lane = tuple[Assignment, bytes | int | None]
+"""A key of an assignment, None where the whole is one lane. An offset is a request that shares its lane with nobody."""
 
 
 @dataclass(eq=False, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.journal import Identity
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
@@ -37,6 +38,8 @@ class Late(Enum):
 
     ABANDONED = "abandoned"
     LOST = "partition-lost"
+    PASSED_ON = "partition-returned"
+    """The same request was received anew, and is answered with the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,7 @@ class Dispatcher:
                 self._wake(now)
             probing = self.admission.probing
             if work.assignment.lost:
-                self.admission.lost(work, now)
-                if probing:
-                    self._wake(now)
-                return Late.LOST
+                return self._conclude_lost(work, made, now)
             self._idle.ended(made.seconds)
             work.seconds += made.seconds
             work.failure = made.failure
@@ -148,6 +148,22 @@ class Dispatcher:
             if probing:
                 self._wake(now)
             return self._delivered_next(work, judged)
+
+    def _conclude_lost(self, work: Work, made: Attempt, now: float) -> Late:
+        """Drop the result of a run whose partition was lost, unless that has returned and the same request waits."""
+        self.admission.lost(work, now)
+        heir = self._scheduler.free(work, now)
+        self._wake(now)
+        if (
+            heir is None
+            or made.ended is not AttemptEnd.ANSWERED
+            or Identity.of(heir.record) != Identity.of(work.record)
+        ):
+            return Late.LOST
+        # The journal has not found its outcome, and it is ours again: a second call would only be paid for once more.
+        heir.id, heir.seconds, heir.used = work.id, work.seconds + made.seconds, work.used + made.used
+        heir.owed, heir.worth_until = Outcome(made.result, made.failure), math.inf
+        return Late.PASSED_ON
 
     def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
         """Take the result of a run that was given up, if the next one has not begun: it is paid for."""
@@ -249,7 +265,7 @@ class Dispatcher:
         """Drop what is queued of a lost partition; results that are still to come will be dropped too."""
         with self._lock:
             assignment.lost = True
-            self._scheduler.forget(assignment)
+            self._scheduler.forget(assignment, self._running)
             self.in_hand.changed()
 
     def expire(self, assignments: Iterable[Assignment], now: float) -> list[Work]:

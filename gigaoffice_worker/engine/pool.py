@@ -171,8 +171,8 @@ class Pool:
             if judged is Late.ABANDONED or work.overdue_run == run:
                 self._end_late(work, number, made, judged)
                 return  # Another thread has taken its place.
-            if judged is Late.LOST:
-                self._drop(work, number, judged)
+            if isinstance(judged, Late):
+                self._end_lost(work, number, made, judged)
                 continue
             if made.ended not in NO_CALL:
                 self._metrics.attempt_ended(made.ended, made.seconds)
@@ -183,6 +183,13 @@ class Pool:
                 tell("Request answered", **_facts(work, number, made))
             if isinstance(judged, Outcome) and self._deliver(work, judged):
                 done = work
+
+    def _end_lost(self, work: Work, number: int, made: Attempt, judged: Late) -> None:
+        if judged is Late.PASSED_ON:
+            log.info("Result kept: its partition was lost and has returned", **_facts(work, number, made))
+            self._metrics.attempt_ended(made.ended, made.seconds)
+        else:
+            self._drop(work, number, judged)
 
     def _end_late(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
         """Deliver what an overdue call has brought after all, if it came in time for its request."""

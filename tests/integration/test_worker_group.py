@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support.scene import ask, check_once, ids
+from tests.support.scene import ask, check_once, ids, overlapping
 from tests.support.waiting import eventually
 
 
@@ -70,6 +70,40 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     assert {call.pid for call in begun if call.id in {f"queued-{n}" for n in moved}} == {comes.pid}
     # What moved was running at its old owner, whose results count for nothing any more.
     eventually(lambda: stays.metric("late_results_dropped_total") == 2 * len(moved), "the late results to be dropped")
+    assert stays.stop(20) == 0
+
+
+def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_and_returns(scene):
+    """Another member had it in between, so it is read anew; what then waits is answered with what was paid for."""
+    scene.make(requests=2)
+    gate = scene.file("gate")
+    stays = scene.ready("stays", WORKER_REBALANCE_WAIT="0.3")
+    for n in range(2):
+        running = [ask(f"{key}-{n}", key, do="hang", file=str(gate)) for key in ("k", "other", None)]
+        scene.send(*running, ask(f"behind-{n}", "k"), partition=n)
+    scene.wait_started(*[f"{key}-{n}" for key in ("k", "other", None) for n in range(2)])
+
+    comes = scene.ready("comes", WORKER_DRAIN_TIMEOUT="1")
+    share(2, stays, comes)
+    [moved] = partitions(comes)
+    eventually(lambda: scene.starts()[f"k-{moved}"] == 2, "the other member to call, too")
+    assert comes.stop(20) == 70
+    share(2, stays)
+    eventually(
+        lambda: {row["position"] for row in stays.status()["partitions"]} == {4},
+        "what moved to be read anew",
+        timeout=20,
+    )
+    time.sleep(1.0)  # for calls that must not be made
+    mine = [call for call in scene.journal() if call.pid == stays.pid]
+    assert overlapping(mine, lambda call: (call.partition, call.key, call.key or call.id)) == []
+    gate.unlink()
+    everything = [f"{what}-{n}" for what in ("k", "other", None, "behind") for n in range(2)]
+    check_once(scene.wait_responses(len(everything)), everything)
+    scene.wait_committed()
+    mine = [call.id for call in scene.journal() if (call.pid, call.moment) == (stays.pid, "start")]
+    assert sorted(mine) == sorted(everything)
+    assert stays.metric("late_results_dropped_total") == 0
     assert stays.stop(20) == 0
 
 

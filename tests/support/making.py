@@ -49,9 +49,9 @@ def assignment(partition: int = 0, position: int = 0, epoch: int = 1) -> Assignm
 class Partition:
     """One assigned partition that hands out work with rising offsets."""
 
-    def __init__(self, partition: int = 0, epoch: int = 1) -> None:
-        self.assignment = assignment(partition, epoch=epoch)
-        self._offsets = itertools.count()
+    def __init__(self, partition: int = 0, epoch: int = 1, position: int = 0) -> None:
+        self.assignment = assignment(partition, position, epoch=epoch)
+        self._offsets = itertools.count(position)
 
     def work(self, key: bytes | None = None, *, value: bytes | None = b"{}", request_id: str = "") -> Work:
         found = record(next(self._offsets), key, value, partition=self.assignment.partition)

@@ -83,6 +83,6 @@ def test_large_requests_take_turns_and_the_others_do_not_wait_for_them():
     assert scheduler.ended(large[0], 1.0)
     assert scheduler.take(2.0) is large[1]
     assert scheduler.take(2.0) is None
-    scheduler.forget(PLACE)
+    scheduler.forget(PLACE, [])
     assert scheduler.queued == 0
     assert not scheduler.ended(large[1], 1.0)

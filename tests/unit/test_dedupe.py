@@ -108,6 +108,15 @@ def read_back(outgoing, at=900.0):
     return Record("responses", 0, 0, at, outgoing.key, outgoing.value, outgoing.headers)
 
 
+def test_request_that_was_received_anew_while_its_call_ran_is_remembered_with_its_answer():
+    scene = Scene()
+    first, _ = scene.begin()
+    first.assignment.lost = True
+    scene.held = Partition(epoch=2)
+    scene.answers.ended(scene.held.work(b"k", request_id="r"), VALUE)
+    assert scene.begin()[1] == Answer(VALUE, first.record.source, digest(b"{}"))
+
+
 def test_answer_is_restored_from_the_response_topic():
     scene = Scene()
     request = record(offset=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import random
 import threading
@@ -308,6 +309,125 @@ def test_a_lost_partition_loses_its_retries_and_no_other_partitions() -> None:
     scene.time.now += 60
     assert scene.take().assignment is kept.assignment
     assert scene.dispatcher.counts() == Counts(0, 1, 0, 0)
+
+
+# A partition that returns while calls of its first ownership still run
+
+
+def returned(scene: Scene, *keys: bytes | None, position: int = 0) -> list[Work]:
+    """Lose the partition, let it return from an offset on, and offer what is read."""
+    scene.dispatcher.forget(scene.partition.assignment)
+    scene.partition = Partition(0, scene.partition.assignment.epoch + 1, position)
+    return scene.offer(*keys)
+
+
+@pytest.mark.parametrize("ordering", ["key", "partition"])
+@pytest.mark.parametrize("made", [FAILED, REJECTED, UNUSABLE, shared(), HUNG])
+def test_a_lane_waits_for_the_run_of_an_earlier_ownership_or_until_it_is_given_up(
+    made: Attempt, ordering: Ordering
+) -> None:
+    scene = Scene(ordering=ordering)
+    scene.offer(b"k", b"k")
+    old = scene.take()
+    first, second = returned(scene, b"k", b"k")
+    assert scene.idle
+    assert scene.dispatcher.counts() == Counts(2, 1, 0, 0)
+    assert scene.dispatcher.conclude(old, old.run, made) is Late.LOST
+    assert scene.take() is first
+    assert first.attempt == 1
+    assert scene.idle
+    assert isinstance(scene.dispatcher.conclude(first, first.run, ANSWERED), Outcome)
+    scene.dispatcher.free(first)
+    assert scene.take() is second
+
+
+def test_other_keys_and_partitions_do_not_wait_for_a_run_of_an_earlier_ownership() -> None:
+    scene, other = Scene(), Partition(1)
+    scene.offer(b"k")
+    scene.take()
+    (own,) = returned(scene, b"other", position=1)
+    (elsewhere,) = scene.offer(b"k", partition=other)
+    assert {scene.take(), scene.take()} == {own, elsewhere}
+
+
+def test_a_lane_waits_for_a_run_that_outlasts_two_ownerships() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    returned(scene, b"k")
+    (newest,) = returned(scene, b"k", position=1)
+    assert scene.idle
+    scene.dispatcher.conclude(old, old.run, ANSWERED)
+    assert scene.take() is newest
+
+
+def test_the_result_of_an_earlier_ownership_answers_its_request_without_a_second_call() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    old.id = "r"
+    (heir,) = returned(scene, b"k")
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.PASSED_ON
+    assert heir.worth_until == math.inf  # what is paid for does not expire
+    assert scene.take() is heir
+    assert scene.dispatcher.conclude(heir, heir.run, Attempt(AttemptEnd.RECOVERED, 0.0)) == Outcome(b'{"a":1}')
+    assert (heir.id, heir.seconds) == ("r", 1.0)
+    scene.dispatcher.settle([heir])
+    assert scene.partition.assignment.tracker.committable == 1
+
+
+def test_the_result_of_an_earlier_ownership_answers_no_other_request() -> None:
+    """Behind it in its key, or at its offset in a topic that was created again."""
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    (behind,) = returned(scene, b"k", position=1)
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.LOST
+    assert scene.take() is behind
+    scene.dispatcher.forget(scene.partition.assignment)
+    created_again = Partition(0, 3, position=1).work(b"k")
+    created_again.record = created_again.record._replace(timestamp=1.0)
+    scene.dispatcher.offer([created_again])
+    assert scene.dispatcher.conclude(behind, behind.run, ANSWERED) is Late.LOST
+    assert scene.take() is created_again
+    assert created_again.owed is None
+
+
+def test_a_request_without_a_key_waits_for_its_own_run_of_an_earlier_ownership_only() -> None:
+    scene = Scene()
+    scene.offer(None, None)
+    old = scene.take()
+    itself, other = returned(scene, None, None)
+    assert scene.take() is other
+    assert scene.idle
+    assert scene.dispatcher.conclude(old, old.run, FAILED) is Late.LOST
+    assert scene.take() is itself
+
+
+def test_one_that_expires_while_it_waits_for_an_earlier_ownership_leaves_its_lane_usable() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    scene.dispatcher.forget(scene.partition.assignment)
+    scene.partition = Partition(0, 2)
+    expiring, behind = [scene.partition.work(b"k") for _ in range(2)]
+    expiring.worth_until = 2e9
+    scene.dispatcher.offer([expiring, behind])
+    assert scene.dispatcher.expire([scene.partition.assignment], 3e9) == [expiring]
+    scene.dispatcher.free(expiring)
+    assert scene.idle
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.LOST
+    assert scene.take() is behind
+
+
+def test_an_idle_pool_wakes_for_a_key_that_an_earlier_ownership_opens() -> None:
+    scene = Scene(clock=time.monotonic)
+    scene.offer(b"k")
+    old = scene.take()
+    (heir,) = returned(scene, b"k")
+    with takers(scene, 2) as pool:
+        scene.dispatcher.conclude(old, old.run, FAILED)
+        assert pool.next() is heir
 
 
 # Settling

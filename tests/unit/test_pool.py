@@ -315,13 +315,35 @@ def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> No
         scene.offer(None)
         call = scene.call()
         scene.dispatcher.forget(scene.partition.assignment)
-        scene.partition = Partition(0, epoch=2)
+        scene.partition = Partition(0, epoch=2, position=1)
         scene.offer(None)
         call.answer("for nobody")
         scene.call().answer(1)
-        assert scene.outcome() == (0, answered(1))
+        assert scene.outcome() == (1, answered(1))
         assert scene.dropped() == 1
         assert {"event": "Late result dropped", "reason": "partition-lost"}.items() <= logs[0].items()
+
+
+@pytest.mark.parametrize("key", [b"k", None])
+def test_a_result_answers_its_request_where_the_lost_partition_has_returned(key: bytes | None) -> None:
+    with running(2) as scene, capture_logs() as logs:
+        scene.offer(key)
+        call = scene.call()
+        scene.dispatcher.forget(scene.partition.assignment)
+        scene.partition = Partition(0, epoch=2)
+        scene.offer(key, key)
+        if key is None:
+            scene.call().answer("the second")
+            assert scene.outcome() == (1, answered("the second"))
+        call.answer("the first")
+        assert scene.outcome() == (0, answered("the first"))
+        if key is not None:
+            scene.call().answer("the second")
+            assert scene.outcome() == (1, answered("the second"))
+        assert len(scene.made) == 2
+        assert scene.partition.assignment.tracker.committable == 2
+        assert scene.dropped() == 0
+        assert "Result kept: its partition was lost and has returned" in [line["event"] for line in logs]
 
 
 def test_a_bug_of_ours_in_a_handler_thread_is_reported() -> None:

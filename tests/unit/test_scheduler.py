@@ -17,13 +17,14 @@ from tests.support.making import TOPIC, Partition, record
 KEYS = (None, b"", b"a", b"b")
 
 
-def lane_by_the_contract(ordering: Ordering, work: Work) -> object:
+def lane_by_the_contract(ordering: Ordering, work: Work) -> tuple[Assignment, bytes | int | None]:
     """What must run one at a time: written down once more, from the contract."""
+    alone = (work.assignment, work.record.offset)
     if ordering == "none":
-        return work
+        return alone
     if ordering == "partition":
-        return work.assignment
-    return work if work.record.key is None else (work.assignment, work.record.key)
+        return (work.assignment, None)
+    return alone if work.record.key is None else (work.assignment, work.record.key)
 
 
 class Model(RuleBasedStateMachine):
@@ -40,6 +41,8 @@ class Model(RuleBasedStateMachine):
         # Unfinished requests of a lane in the order of their offsets; the first is the one that may run.
         self.lanes: dict[object, list[Work]] = {}
         self.running: list[Work] = []
+        # Runs whose assignment is lost, by partition and what is behind the assignment in the name of their lane.
+        self.outlasting: dict[object, Work] = {}
         self.waiting: dict[Work, float] = {}
         self.promoted: set[Work] = set()
         self.finished: set[Work] = set()
@@ -48,8 +51,14 @@ class Model(RuleBasedStateMachine):
     def lane(self, work: Work) -> list[Work]:
         return self.lanes.setdefault(lane_by_the_contract(self.ordering, work), [])
 
+    def held_by(self, work: Work) -> object:
+        """Return what two requests have in common that must not run side by side, whoever owned them when."""
+        lane = lane_by_the_contract(self.ordering, work)
+        return (work.record.partition, lane[1])
+
     def heads(self) -> list[Work]:
-        return [lane[0] for lane in self.lanes.values() if lane]
+        heads = [lane[0] for lane in self.lanes.values() if lane]
+        return [work for work in heads if self.held_by(work) not in self.outlasting]
 
     def ready(self) -> set[Work]:
         return {work for work in self.heads() if work not in self.running and work not in self.waiting}
@@ -113,7 +122,12 @@ class Model(RuleBasedStateMachine):
         self.finished.add(work)
         if not work.assignment.lost:
             assert self.lane(work).pop(0) is work
+        self.end_outlasting(work)
         self.scheduler.free(work, self.now)
+
+    def end_outlasting(self, work: Work) -> None:
+        if self.outlasting.get(self.held_by(work)) is work:
+            del self.outlasting[self.held_by(work)]
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -129,11 +143,15 @@ class Model(RuleBasedStateMachine):
     def forget(self, partition: int) -> None:
         lost = self.partitions[partition].assignment
         lost.lost = True
-        self.scheduler.forget(lost)
+        running = [work for work in self.running if work.assignment is lost]
+        self.outlasting |= {self.held_by(work): work for work in running}
+        self.scheduler.forget(lost, self.running)
         self.lanes = {name: lane for name, lane in self.lanes.items() if lane and lane[0].assignment is not lost}
         self.waiting = {work: due for work, due in self.waiting.items() if work.assignment is not lost}
         self.epoch += 1
-        self.partitions[partition] = Partition(partition, self.epoch)
+        # It begins with what has not ended, so requests in no lane meet their old runs.
+        first = min((work.record.offset for work in running), default=0)
+        self.partitions[partition] = Partition(partition, self.epoch, position=first)
 
     @rule(seconds=st.integers(0, 3))
     def pass_time(self, seconds: int) -> None:
@@ -163,6 +181,7 @@ class Model(RuleBasedStateMachine):
             self.running.remove(work)
             if not work.assignment.lost:
                 self.lane(work).pop(0)
+            self.end_outlasting(work)
             self.scheduler.free(work, self.now)
         self.now += 1000
         while (work := self.scheduler.take(self.now)) is not None:
@@ -174,6 +193,7 @@ class Model(RuleBasedStateMachine):
         assert not any(self.lanes.values())
         assert (self.scheduler.queued, self.scheduler.waiting_retry, self.scheduler.ready) == (0, 0, 0)
         assert not self.scheduler._lanes
+        assert not self.scheduler._old_runs.running
 
 
 class PartitionModel(Model):
@@ -296,7 +316,8 @@ def test_forgetting_a_partition_leaves_no_trace() -> None:
     scheduler.retry(retried, 1.0)
     other = kept.work(b"retry")
     scheduler.add(other, 0.0)
-    scheduler.forget(lost)
+    lost.lost = True
+    scheduler.forget(lost, [running])
     scheduler.free(running, 0.0)
     assert (scheduler.queued, scheduler.waiting_retry, scheduler.ready) == (1, 0, 1)
     assert taken(scheduler, 9.0) == [other]
