@@ -24,7 +24,6 @@ import msgspec
 import structlog
 
 from gigaoffice_worker.broker.admin import require_topics
-from gigaoffice_worker.broker.clients import reachable
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.requester import ResponseReader, request_writer, told
@@ -138,7 +137,7 @@ class Client:
 
     def _open(self, config: Config, timeout: float) -> None:
         self._timeout = timeout
-        self._config = config = reachable(config, timeout)
+        self._config = config
         self._topics = config.topics.requests.name, config.topics.responses.name
         require_topics(config, {self._topics[0]: "WRITE"}, timeout)
         self._producer: Producer = request_writer(config, timeout)

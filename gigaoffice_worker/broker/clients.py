@@ -1,7 +1,8 @@
 """The client's three objects out of the configuration: what each is told, as pure functions, and how each is made.
 
 A constructor here asks the bootstrap servers first (see `usable_servers`) and hands the client those that answered: one
-silent server would use up all of its time. It raises nothing but WorkerErrors.
+silent server would use up all of its time. It raises nothing but WorkerErrors. Give it the configuration as it was
+read: where no known broker answers any more, a client asks all configured servers anew (`kafka_python/network.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from gigaoffice_worker.broker.admin import require_topics
-from gigaoffice_worker.broker.clients import open_consumer, reachable
+from gigaoffice_worker.broker.clients import open_consumer
 from gigaoffice_worker.broker.error_table import to_worker_error
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.dead_letters import Filters, Moment, Span, progressed
@@ -54,10 +54,9 @@ class DeadLetterReader:
         self._client: KafkaConsumer
 
     def __enter__(self) -> Self:
-        usable = reachable(self._config, self._timeout)
         least, most = _REQUEST_MS
         request_ms = min(most, max(least, self._limit_ms()))
-        self.partitions = list(range(require_topics(usable, {self.topic: "READ"}, self._timeout)[self.topic]))
+        self.partitions = list(range(require_topics(self._config, {self.topic: "READ"}, self._timeout)[self.topic]))
         changes = {
             "group_id": self._group,
             "group_instance_id": None,
@@ -70,7 +69,7 @@ class DeadLetterReader:
             "max_poll_records": _AT_ONCE,
             "auto_offset_reset": "earliest",  # only if dead letters expire while they are read
         }
-        self._client = open_consumer("connecting to read dead letters", usable, self._timeout, **changes)
+        self._client = open_consumer("connecting to read dead letters", self._config, self._timeout, **changes)
         self._stack.callback(self._client.close, autocommit=False, timeout_ms=round(_CLOSE_LIMIT * 1000))
         return self
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 from kafka.partitioner import DefaultPartitioner
 
 from gigaoffice_worker.broker.admin import require_topics
-from gigaoffice_worker.broker.clients import open_producer, reachable
+from gigaoffice_worker.broker.clients import open_producer
 from gigaoffice_worker.broker.error_table import SendFailure, send_failure, to_worker_error
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.producer import Producer
@@ -49,8 +49,7 @@ class RequestWriter:
         self._producer: Producer
 
     def __enter__(self) -> Self:
-        usable = reachable(self._config, self._timeout)
-        require_topics(usable, {self._topic: "WRITE"}, self._timeout)
+        require_topics(self._config, {self._topic: "WRITE"}, self._timeout)
         limit = min(self._timeout, _REQUEST_LIMIT)
         changes = {
             "max_block_ms": round(self._timeout * 1000),
@@ -58,7 +57,9 @@ class RequestWriter:
             # The client wants it above the time of one request and the linger.
             "delivery_timeout_ms": round((max(self._timeout, limit) + self._config.producer.linger + 0.1) * 1000),
         }
-        self._client = open_producer("connecting to put dead letters back", usable, self._timeout, _NAME, **changes)
+        self._client = open_producer(
+            "connecting to put dead letters back", self._config, self._timeout, _NAME, **changes
+        )
         self._producer = Producer(self._client)
         self._stack.callback(self._producer.force_stop, _CLOSE_LIMIT)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from functools import partial
@@ -16,6 +17,7 @@ from gigaoffice_worker.broker.error_table import SendFailure, describe, send_fai
 from gigaoffice_worker.broker.errors import CommitRetriableError
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.verification import TopicVerifier
+from gigaoffice_worker.client import Client
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.records import OutgoingRecord
 from gigaoffice_worker.devkafka import KafkaCluster
@@ -172,3 +174,28 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         assert time.monotonic() - moved < BACK_WITHIN
         assert consumer.contact.silent_for() == 0
         assert topic_set.requests in verifier.verify().existing
+
+
+def test_requester_finds_a_cluster_at_a_configured_server_that_was_not_there_when_it_connected(topic_set, tmp_path):
+    with contextlib.ExitStack() as stack:
+        ports = stack.enter_context(contextlib.closing(ReservedPorts()))
+        port = ports.take_any()
+        before = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        old = before.port(1)
+        wire.create_topics(before.bootstrap_servers, {topic_set.requests: 1, topic_set.responses: 1})
+        servers = [f"127.0.0.1:{old}", f"127.0.0.1:{port}"]
+        names = {"KAFKA_TOPIC_REQUESTS": topic_set.requests, "KAFKA_TOPIC_RESPONSES": topic_set.responses}
+        client = stack.enter_context(Client(servers, settings=names))
+        asked = client.submit("r", b'{"id": "r"}', b"r", {})
+        assert asked.wait_acknowledged(10.0) is not None
+        before.stop()
+        after = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        assert after.port(1) != old
+        stack.enter_context(Proxy(port, after.port(1)))
+        source = {"topic": topic_set.requests, "partition": "0", "offset": str(asked.place.offset)}
+        answer = {"request_id": "r", "status": "completed", "result": 1, "error": None}
+        answer |= {"processing_time": 0, "timestamp": "2026-01-01T00:00:00+00:00"}
+        headers = [(f"source-{name}", value.encode()) for name, value in source.items()]
+        wire.produce(after.bootstrap_servers, topic_set.responses, [(b"r", json.dumps(answer).encode(), headers)])
+        assert asked.wait(BACK_WITHIN) is not None, f"the response is not read: {client.trouble}"
+        assert client.send({"id": "s"}) == "s"
