@@ -74,16 +74,21 @@ def test_response_to_another_request_of_that_place_settles_nothing(scene, change
     assert worker.metric("journal_recovered_total") == 0
 
 
+def bury(scene, place):
+    """Write the dead letter of a request as a worker does that then dies."""
+    [request] = [rec for rec in wire.read_all(scene.bootstrap, scene.topics.requests) if rec[:2] == place]
+    about = [("dlq-reason", b"rejected"), ("dlq-error-type", b"RejectedError"), ("dlq-error-message", b"too bad")]
+    about += [("dlq-attempts", b"2"), ("dlq-timestamp", b"2026-11-27T12:00:00.000Z")]
+    about += [("dlq-consumer-group", scene.topics.group.encode()), ("dlq-worker-version", b"0.1.0")]
+    headers = [*request.headers, *about, *source(scene, place)]
+    wire.produce(scene.bootstrap, scene.topics.dlq, [(request.key, request.value, headers)])
+
+
 def test_dead_letter_without_its_response_gets_the_response_and_no_call(scene):
     scene.make()
     taken_over(scene)
     [place] = scene.send(ask("first", b"k", headers=[("a", b"1")]))
-    [request] = wire.read_all(scene.bootstrap, scene.topics.requests)
-    about = [("dlq-reason", b"rejected"), ("dlq-error-type", b"RejectedError"), ("dlq-error-message", b"too bad")]
-    about += [("dlq-attempts", b"2"), ("dlq-timestamp", b"2026-11-27T12:00:00.000Z")]
-    about += [("dlq-consumer-group", scene.topics.group.encode()), ("dlq-worker-version", b"0.1.0")]
-    headers = [("a", b"1"), *about, *source(scene, place)]
-    wire.produce(scene.bootstrap, scene.topics.dlq, [(request.key, request.value, headers)])
+    bury(scene, place)
     worker = scene.ready()
     [found] = scene.wait_responses(1)
     scene.wait_committed()
@@ -92,6 +97,17 @@ def test_dead_letter_without_its_response_gets_the_response_and_no_call(scene):
     assert not scene.starts()
     assert len(scene.dead_letters()) == 1
     assert worker.metric("journal_recovered_total") == 1
+
+
+def test_missing_response_to_a_dead_letter_waits_for_the_turn_of_its_request(scene):
+    scene.make()
+    taken_over(scene)
+    names = ["slow", "buried", "last"]
+    _, place, _ = scene.send(ask("slow", b"k", seconds=1.0), ask("buried", b"k"), ask("last", b"k"))
+    bury(scene, place)
+    scene.ready()
+    assert ids(scene.wait_responses(3)) == names
+    assert scene.starts() == {"slow": 1, "last": 1}
 
 
 def test_all_output_partitions_are_read_where_the_topics_have_not_as_many(scene):
