@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from gigaoffice_worker.core.commit_map import CommitMap, CommitMapError
@@ -131,6 +131,43 @@ def called_though_answered(evidence: Evidence, taken_over: Mapping[int, float]) 
         for place, call in _starts(evidence.calls)
         if call.attempt == 1 and (done := outcomes.done_at(place) / 1000) < taken_over.get(call.pid, 0.0)
     ]
+
+
+class Life(NamedTuple):
+    """A worker process, from when it took the partitions over until it died (None: it did not); times of the clock."""
+
+    pid: int
+    taken_over: float
+    died: float | None = None
+
+
+class Flight(NamedTuple):
+    """What a process had in hand when it died, and what of that, or else, was called again."""
+
+    running: frozenset[Place]
+    unacknowledged: frozenset[Place]
+    """The call had ended, and no whole outcome stood in the cluster when the next process took over."""
+    repeated: frozenset[Place]
+
+    @property
+    def unexcused(self) -> frozenset[Place]:
+        return self.repeated - self.running - self.unacknowledged
+
+
+def flights(evidence: Evidence, lives: Sequence[Life]) -> list[Flight]:
+    """Return what each of these processes, which followed each other, had in hand when it died."""
+    outcomes = _Outcomes.of(evidence)
+    started: dict[int, set[Place]] = defaultdict(set)
+    ended: dict[int, set[Place]] = defaultdict(set)
+    for call in evidence.calls:
+        (started if call.moment == "start" else ended)[call.pid].add(Place(call.partition, call.offset))
+    found = []
+    for number, (life, heir) in enumerate(pairwise(lives), 1):
+        mine, over = started[life.pid], ended[life.pid]
+        open_then = frozenset(place for place in over if outcomes.done_at(place) / 1000 >= heir.taken_over)
+        later = set().union(*(started[each.pid] for each in lives[number:]))
+        found.append(Flight(frozenset(mine - over), open_then, frozenset(mine & later)))
+    return found
 
 
 def expected(request: Rec, topic: str) -> Expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -156,12 +157,15 @@ def report(fault: str, findings: Findings, *, runs: int = 1, recovery: float | N
     )
 
 
-def recovered_after(evidence: Evidence, moment: float) -> float:
-    """Return how many seconds after `moment` (of the clock) every partition with work left had an outcome again."""
-    since = moment * 1000
+def recovered_after(evidence: Evidence, moment: float, until: float | None = None) -> float:
+    """Return how many seconds after `moment` (of the clock) every partition with work left had an outcome again.
+
+    Only outcomes before `until` are looked at.
+    """
+    since, end = moment * 1000, until * 1000 if until is not None else math.inf
     first: dict[int, int] = {}
     for rec in evidence.responses:
-        if rec.timestamp >= since:
+        if since <= rec.timestamp < end:
             partition = int(rec.header("source-partition") or b"")
             first[partition] = min(first.get(partition, rec.timestamp), rec.timestamp)
     return max((at - since for at in first.values()), default=0.0) / 1000

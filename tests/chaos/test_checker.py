@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from gigaoffice_worker.core.commit_map import CommitMap
-from tests.chaos.checker import Findings, examine, stale_repeats
+from tests.chaos.checker import Findings, Flight, Life, examine, flights, stale_repeats
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request
 from tests.support import wire
@@ -263,3 +263,16 @@ def test_repeated_call_is_stale_where_its_outcome_was_old_at_the_death_that_it_c
         for moment, pid, at in (("start", 1, 9.9), ("end", 1, 10.0), ("start", 2, 25.0))
     ]
     assert stale_repeats(Evidence("t", requests, responses, [], calls), deaths) == told
+
+
+def test_flight_tells_what_a_dead_process_had_in_hand_and_which_repeats_that_does_not_excuse():
+    """Offset 0 was answered before the next one took over, 1 had ended and was answered after it, 2 still ran."""
+    answers = [response(n, n, timestamp=at) for n, at in enumerate((9_000, 11_000, 12_000))]
+    first = [*calls(0, 1, pid=1), calls(2, pid=1)[0]]
+    found = flights(
+        evidence(responses=answers, calls=[*first, *calls(0, 1, 2, pid=2)]),
+        [Life(1, 5.0, 9.5), Life(2, 10.0)],
+    )
+    zero, one, two = (frozenset({Place(0, offset)}) for offset in range(3))
+    assert found == [Flight(two, one, zero | one | two)]
+    assert found[0].unexcused == zero
