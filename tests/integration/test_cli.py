@@ -732,7 +732,7 @@ def test_nothing_outlives_a_dev_that_is_killed(dev):
     with serving(dev) as (process, _):
         processes = family(process)
         process.kill()
-        eventually(lambda: gone(processes), "Kafka, the worker and the guards end", timeout=10)
+        eventually(lambda: gone(processes), "Kafka, the worker and the guards end", timeout=30)
 
 
 def test_dev_keeps_data_where_it_is_told(dev, tmp_path):

@@ -57,7 +57,7 @@ def test_without_an_answer_in_time_it_says_where_the_request_stands(scene, clien
     started = time.monotonic()
     with pytest.raises(ResponseTimeoutError) as caught:
         client.ask({"id": "r-1"}, timeout=1.0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert isinstance(caught.value, TimeoutError)
     (sent,) = wire.read_all(scene.bootstrap, scene.topics.requests)
     assert (caught.value.request_id, caught.value.place) == (

@@ -124,8 +124,8 @@ def test_brokers_and_data_go_when_their_owner_is_killed():
         finally:
             owner.kill()
     pids = [int(first), int(second)]
-    eventually(lambda: not any(map(psutil.pid_exists, pids)), "the brokers end with their owner", timeout=5)
-    eventually(lambda: not Path(data).exists(), "the guard removes the data", timeout=5)
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), "the brokers end with their owner", timeout=20)
+    eventually(lambda: not Path(data).exists(), "the guard removes the data", timeout=20)
 
 
 def test_an_interrupt_at_the_terminal_reaches_the_owner_only(cluster):

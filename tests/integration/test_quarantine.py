@@ -99,11 +99,11 @@ def test_partition_with_an_undecodable_record_waits_and_can_be_led_past_it(damag
     for number in range(4):
         scene.send(ask(f"later-{number}"), partition=SOUND)
         wanted = f"later-{number}"
-        eventually(lambda wanted=wanted: wanted in ids(scene.responses()), "an answer of the sound one", timeout=5)
+        eventually(lambda wanted=wanted: wanted in ids(scene.responses()), "an answer of the sound one", timeout=15)
         time.sleep(0.5)
     spent = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
     print(f"\nCPU with {len(REASONS)} partitions in quarantine: {spent:.1%}")
-    assert spent < 0.35
+    assert spent < 0.7  # a loop without a pause takes all of a core
     assert process.memory_info().rss < 400 * 1024 * 1024
     errors = [line for line in worker.logs() if line["level"] == "error"]
     assert sorted((line["partition"], line["offset"]) for line in errors) == [(p, BAD) for p in sorted(REASONS)]

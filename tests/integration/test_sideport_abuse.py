@@ -146,7 +146,7 @@ def test_abuse_of_the_side_port_slows_nothing_down(shared_scene, worker, abuse):
         assert process.num_threads() <= threads + 2
         assert process.memory_info().rss < memory + 64 * 2**20
     assert during > KEPT * before, f"{during:.0f}/s during, {before:.0f}/s before"
-    assert probe < 2.0
+    assert probe < 4.0
     tables.write(
         "side-port",
         abuse=abuse,

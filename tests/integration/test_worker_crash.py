@@ -57,9 +57,9 @@ def test_what_ended_is_committed_at_once(scene):
         eventually(lambda n=n: worker.metric("committed_offset") == n + 1, "the commit", interval=0.005)
         now = time.time()
         delays.append(now - next(call.at for call in scene.journal() if (call.moment, call.id) == ("end", f"r{n}")))
-    # A tenth of a second, and what the acknowledgement and looking take.
-    assert sorted(delays)[10] < 0.2
-    assert max(delays) < 1.0
+    # Commits that came once a second would each be nearly a second late, since each request follows the commit before
+    # it. A machine that is busy delays some, and hardly fifteen of twenty.
+    assert sorted(delays)[5] < 0.5
 
 
 def test_crash_repeats_nothing_that_is_done_behind_a_slow_request(scene):

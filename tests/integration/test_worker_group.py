@@ -185,7 +185,7 @@ def test_second_holder_of_a_group_instance_id_ends_the_first_with_78(scene):
     first = scene.ready("first", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same")
     second = scene.worker("second", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same").start()
     eventually(lambda: first.process.poll() is not None, "the fenced one to end")
-    assert first.wait(1) == 78
+    assert first.wait(5) == 78
     assert any("KAFKA_CONSUMER_GROUP_INSTANCE_ID" in str(line) for line in first.logs() if line["level"] == "error")
     second.wait_ready()
     scene.send(ask("r", "k"))

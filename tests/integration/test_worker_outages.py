@@ -51,13 +51,9 @@ def test_cluster_out_of_reach_is_told_within_15_s_and_its_return_too(own, fault)
 def test_partition_without_a_leader_holds_up_no_other_and_is_named(topic_set, tmp_path):
     with KafkaCluster(3) as cluster, Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene:
         wire.create_topics(scene.bootstrap, {scene.topics.responses: 1, scene.topics.dlq: 1}, replication=3)
-        wire.create_topics(scene.bootstrap, {scene.topics.requests: 6})
-        leaders = wire.leaders(scene.bootstrap, scene.topics.requests)
-        healthy = [partition for partition, leader in leaders.items() if leader != 3]
-        stuck = sorted(leaders.keys() - set(healthy))
-        assert healthy
-        assert stuck
-        for partition in leaders:
+        wire.create_spread(scene.bootstrap, scene.topics.requests, [1, 2, 3], 6)
+        healthy, stuck = [0, 1, 3, 4], [2, 5]
+        for partition in range(6):
             scene.send(*[ask(f"r{partition}-{n}", "k") for n in range(10)], partition=partition)
         cluster.kill(3)
         scene.wait_without_leader(scene.topics.requests, stuck)
@@ -65,7 +61,7 @@ def test_partition_without_a_leader_holds_up_no_other_and_is_named(topic_set, tm
         expected = [f"r{partition}-{n}" for partition in healthy for n in range(10)]
         check_once(scene.wait_responses(len(expected), timeout=60), expected)
         scene.send(*[ask(f"later-{n}", "k") for n in range(10)], partition=healthy[0])
-        scene.wait_responses(len(expected) + 10, timeout=10)
+        scene.wait_responses(len(expected) + 10, timeout=30)
         ready = worker.ask("/readyz")[1]
         [line] = [line for line in ready.splitlines() if line.startswith("position-unknown")]
         assert all(f"{partition}: the partition has no leader" in line for partition in stuck)
@@ -79,7 +75,7 @@ def test_partition_without_a_leader_holds_up_no_other_and_is_named(topic_set, tm
         assert {partition for partition, stall in stalled.items() if stall} == set(stuck)
         assert {stall["reason"] for stall in stalled.values() if stall} == {"no leader"}
         scene.send(*[ask(f"last-{n}", "k") for n in range(10)], partition=healthy[0])
-        scene.wait_responses(80, timeout=10)
+        scene.wait_responses(80, timeout=30)
 
 
 def test_open_transaction_is_told_with_its_age_and_lag_seconds_grow(scene):
@@ -99,7 +95,7 @@ def test_open_transaction_is_told_with_its_age_and_lag_seconds_grow(scene):
     told = lambda: "open-transaction" in worker.ask("/readyz")[1]  # noqa: E731
     eventually(told, "the transaction to be told", timeout=25)
     ages = {row["partition"]: row["lag_seconds"] for row in worker.status()["partitions"]}
-    assert 9.0 < ages[0] < 25.0
+    assert 9.0 < ages[0] < 60.0
     assert ages[1] == 0.0
     assert worker.status()["partitions"][0]["stalled"]["reason"] == "open transaction"
     producer.commit_transaction(20)

@@ -79,7 +79,7 @@ def test_cluster_out_of_reach_ends_the_start_with_69_after_its_retries(scene, cr
     began = time.monotonic()
     code, error = end_of(worker)
     assert code == 69
-    assert 1.0 < time.monotonic() - began < 9
+    assert 1.0 < time.monotonic() - began < 20
     assert NOWHERE in error
     retried = [line for line in worker.logs() if line["level"] == "warning" and "again" in line["event"]]
     assert len(retried) == 2

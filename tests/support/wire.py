@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import (
@@ -54,11 +54,25 @@ def create_topics(
     new = [NewTopic(name, count, replication, config=dict(config or {})) for name, count in partitions.items()]
     for future in admin.create_topics(new, operation_timeout=LIMIT).values():
         future.result(LIMIT)
+    _wait_for_leaders(admin, partitions)
+
+
+def _wait_for_leaders(admin: AdminClient, partitions: Mapping[str, int]) -> None:
     deadline = time.monotonic() + LIMIT
     while not _have_leaders(admin, partitions):
         if time.monotonic() > deadline:
             raise TimeoutError(f"no leader for every partition of {', '.join(partitions)} within {LIMIT} s")
         time.sleep(0.02)
+
+
+def create_spread(bootstrap: str, topic: str, nodes: Sequence[int], partitions: int) -> None:
+    """Create a topic without replicas, whose partitions lie on each of the nodes in turn."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    places = [[nodes[partition % len(nodes)]] for partition in range(partitions)]
+    admin.create_topics([NewTopic(topic, partitions, replica_assignment=places)], operation_timeout=LIMIT)[
+        topic
+    ].result(LIMIT)
+    _wait_for_leaders(admin, {topic: partitions})
 
 
 def add_partitions(bootstrap: str, topic: str, count: int) -> None:

@@ -786,7 +786,7 @@ class Takers:
             done.wait(20)
 
     def next(self) -> Work:
-        return self.taken.get(timeout=5)
+        return self.taken.get(timeout=30)
 
 
 @contextmanager

@@ -487,7 +487,7 @@ def test_the_deadline_bounds_token_and_chat_together(service, make, half, answer
     asked = request(0.4)
     assert type(failure(make(), asked)) is NoAnswerError
     assert asked.deadline.remaining() == 0
-    assert asked.deadline._at > time.monotonic() - 2
+    assert asked.deadline._at > time.monotonic() - 10
 
 
 def test_time_out_of_the_sdk_bounds_a_call_where_it_is_set(service, make):

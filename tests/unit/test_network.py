@@ -51,10 +51,9 @@ def test_a_thousand_threads_that_wake_the_network_at_once_write_one_byte(_):
                 thread.start()
             gathered.wait()
             time.sleep(0.05)
-        started = time.monotonic()
         for thread in threads:
-            thread.join()
-        assert time.monotonic() - started < 2.0
+            thread.join(60)
+            assert not thread.is_alive()
         assert network._wake_r.recv(2 * THREADS) == b"x"
 
 
@@ -164,4 +163,4 @@ def test_reach_is_regained_with_metadata_from_a_configured_server():
         cluster._last_successful_refresh_ms = STEADY.time() * 1000 + 1
         reach.look()
         assert not reach.lost
-        assert reach.silent_for < 1.0
+        assert reach.silent_for < LOST_AFTER

@@ -95,10 +95,10 @@ class Scene:
 
     def call(self) -> Call:
         """Return the next handler call that has begun."""
-        return self.calls.get(timeout=5)
+        return self.calls.get(timeout=30)
 
     def outcome(self) -> tuple[int, Outcome]:
-        work, outcome = self.delivered.get(timeout=5)
+        work, outcome = self.delivered.get(timeout=30)
         return work.record.offset, outcome
 
     def overdue(self) -> None:

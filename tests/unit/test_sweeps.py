@@ -34,6 +34,7 @@ class LogConsumer:
         self.paused = False
         self.read = 0
         self.broken: int | None = None
+        self.refused = 0
 
     def write(self, tenant: str, count: int, key: str | None = None) -> None:
         for _ in range(count):
@@ -48,6 +49,7 @@ class LogConsumer:
         if self.at < self.start:
             raise OutOfRangeError({0: self.at})
         if self.at == self.broken:
+            self.refused += 1
             raise UndecodableError(0, self.at, ValueError("broken"), self.at + 1)
         until = min(self.at + limit, len(self.log), self.broken if self.broken is not None else len(self.log))
         if self.broken is not None and self.at > self.broken:
@@ -146,7 +148,7 @@ class Worker:
         self.dispatcher.settle([work])
         self.done.append(work.record)
 
-    def turn_until(self, done, calls: int = 0, limit: float = 10.0) -> None:
+    def turn_until(self, done, calls: int = 0, limit: float = 60.0) -> None:
         until = time.monotonic() + limit
         while not done():
             assert time.monotonic() < until
@@ -209,6 +211,7 @@ def test_backlog_of_keys_of_their_own_is_not_parked():
     worker = Worker(tenants=False)
     for number in range(20_000):
         worker.consumer.write("", 1, f"key-{number}")
+    worker.turn_until(lambda: worker.intake.paused)
     began = time.monotonic()
     worker.turn_until(lambda: time.monotonic() > began + 1.0)
     assert worker.parked == 0
@@ -259,7 +262,11 @@ def test_sweeps_go_on_in_front_of_what_cannot_be_decoded():
     worker.consumer.write("A", 20_000)
     worker.consumer.broken = 20_000
     worker.consumer.write("A", 10)
+    worker.turn_until(lambda: worker.intake.paused == {0: "undecodable record"})
+    assert worker.parked > 10_000
+    looks = worker.consumer.refused
     worker.turn_until(lambda: len(worker.done) == 20_000, calls=200)
+    assert worker.consumer.refused < looks + 5, "what is parked waits for the looks at what cannot be decoded"
     assert set(worker.intake.quarantined) == {0}
     assert worker.intake.quarantined[0].offset == 20_000
     assert worker.assignment.tracker.committable == 20_000
