@@ -13,6 +13,8 @@ from gigaoffice_worker.core.work import Assignment
 _LONGEST_SPAN: Final = 1_000_000
 _MOST_PARKED: Final = 1_000_000
 
+UNDECODABLE: Final = "undecodable record"
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionQuota:
@@ -81,7 +83,7 @@ class HoldingLimits:
             everywhere = "bytes"
         for partition, held in assignments.items():
             if undecodable(partition):
-                reasons[partition] = "undecodable record"
+                reasons[partition] = UNDECODABLE
             elif everywhere is not None:
                 reasons[partition] = everywhere
             elif partition in sweeping:

@@ -11,7 +11,7 @@ from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.error_table import is_fatal, to_worker_error
 from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, UndecodableError
 from gigaoffice_worker.core.arrival import ArrivalClock
-from gigaoffice_worker.core.backpressure import HoldingLimits
+from gigaoffice_worker.core.backpressure import UNDECODABLE, HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
 from gigaoffice_worker.core.decoded_size import decoded_size
 from gigaoffice_worker.core.records import Record
@@ -241,7 +241,8 @@ class Intake:
             everywhere = "storm-guard"
         assignments = self._ownership.assignments
         if self._parks and everywhere is None:
-            self._sweeps.look(assignments, self.paused, _HOLDING.quota(len(assignments)).window, now)
+            reasons = {p: why for p, why in self.paused.items() if why != UNDECODABLE or not self._stops_frontier(p)}
+            self._sweeps.look(assignments, reasons, _HOLDING.quota(len(assignments)).window, now)
         sweeping = self._sweeps.partitions
         wanted = _HOLDING.reasons(
             assignments,
@@ -264,6 +265,11 @@ class Intake:
         if resume:
             self._consumer.resume(resume & known)
         self.paused = wanted
+
+    def _stops_frontier(self, partition: int) -> bool:
+        """Say whether what cannot be decoded stops nothing but the frontier, so that what is parked may be swept."""
+        assignment, found = self._ownership.assignments.get(partition), self._quarantine.held.get(partition)
+        return assignment is not None and found is not None and found.offset >= assignment.tracker.position
 
     def _behind(self, partition: int) -> bool:
         """Say whether a partition is swept in front of what cannot be decoded."""
