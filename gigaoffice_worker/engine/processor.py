@@ -177,9 +177,19 @@ def _readable(text: Callable[[], str], otherwise: str = "(the error has no reada
 
 def _place(error: BaseException) -> str:
     try:
+        _forget_earlier_raises(error)
         return str(own_frame(error.__traceback__) or "")
     except BaseException:  # noqa: BLE001  # code of the handler's own runs here
         return ""
+
+
+def _forget_earlier_raises(error: BaseException) -> None:
+    """Cut the traceback of an object that was raised before: it would grow with each call, with all that they held."""
+    each = error.__traceback__
+    while each is not None and each.tb_next is not None:
+        if each.tb_next.tb_frame.f_code is Processor.attempt.__code__:
+            each.tb_next = None
+        each = each.tb_next
 
 
 def _delay(asked_for: object, longest: float) -> float | None:

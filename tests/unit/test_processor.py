@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import traceback
 from typing import Any
 
 import pytest
@@ -222,6 +223,16 @@ def test_a_failure_names_the_line_of_the_handler() -> None:
     assert failure is not None
     line = handler.__code__.co_firstlineno + 1
     assert failure.at.endswith(f"test_processor.py:{line} {handler.__qualname__}")
+
+
+def test_an_error_object_that_is_raised_for_ever_keeps_one_raise_only() -> None:
+    error = ValueError("the same one each time")
+    for _ in range(3):
+        made = raising(error)
+    assert made.failure is not None
+    assert made.failure.at.endswith("handler")
+    functions = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert functions == ["attempt", "handler"]
 
 
 def test_a_message_without_end_is_cut() -> None:
