@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from gigaoffice_worker.broker.security import ssl_context
 from gigaoffice_worker.config import Kafka
+from gigaoffice_worker.core import strict_certificates
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 LIMIT: Final = 5.0
@@ -234,4 +235,6 @@ def _trust_hint(code: int) -> str:
         return "The certificate must name the host that KAFKA_BOOTSTRAP_SERVERS names."
     if code in _OUT_OF_DATE:
         return "Renew the broker's certificate, or set this machine's clock."
+    if strict_certificates.is_strictness(code):
+        return strict_certificates.HINT
     return "KAFKA_SSL_CAFILE must hold the authority that signed the broker's certificate."

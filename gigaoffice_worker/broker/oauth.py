@@ -26,6 +26,7 @@ from kafka.sasl.oauth import AbstractTokenProvider
 
 from gigaoffice_worker.config import Kafka
 from gigaoffice_worker.config.files import read_secret
+from gigaoffice_worker.core import strict_certificates
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
 
 _TIMEOUT: Final = 8.0  # seconds for one question; the thread that logs in waits so long
@@ -176,7 +177,9 @@ def _unreachable(url: str, error: Exception) -> NoReturn:
     reason = getattr(error, "reason", error)
     if isinstance(reason, ssl.SSLCertVerificationError):
         told = f"the token endpoint {url}: certificate not trusted: {reason.verify_message}"
-        raise AccessError(told, hint="Set KAFKA_SASL_OAUTH_CAFILE to the authority that issued it.") from error
+        strict = strict_certificates.is_strictness(reason.verify_code)
+        hint = "Set KAFKA_SASL_OAUTH_CAFILE to the authority that issued it."
+        raise AccessError(told, hint=strict_certificates.HINT if strict else hint) from error
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     raise UnreachableError(
         f"the token endpoint {url} cannot be reached: {text.lower()}",

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import httpcore
 import httpx
 
+from gigaoffice_worker.core import strict_certificates
 from gigaoffice_worker.core.errors import HandlerError, RejectedError
 from gigaoffice_worker.core.records import Deadline
 from gigaoffice_worker.handlers.failures import (
@@ -282,7 +283,9 @@ def _connection_trouble(error: Exception) -> HandlerError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             # OpenSSL's own words, such as "self-signed certificate"; behind a comma comes the host.
             reason = cause.verify_message.partition(",")[0]
-            return AccessRefusedError(f"the service's certificate is not trusted: {reason}")
+            strict = strict_certificates.is_strictness(cause.verify_code)
+            hint = f". {strict_certificates.HINT}" if strict else ""
+            return AccessRefusedError(f"the service's certificate is not trusted: {reason}{hint}")
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpcore.ConnectError | httpcore.ProxyError):
         return ConnectionFailedError("the service cannot be reached")

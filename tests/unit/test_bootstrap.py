@@ -7,6 +7,7 @@ import dataclasses
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_a_strangers_certificate_is_not_trusted(authority, tmp_path):
         text = refusal(AccessError, settings(address, cafile=authority.file))
     assert "certificate not trusted: unable to get local issuer certificate" in text
     assert "KAFKA_SSL_CAFILE" in text
+
+
+def test_a_certificate_without_key_identifiers_is_refused_by_python_3_13_and_the_hint_says_so(tmp_path):
+    lax = Authority(tmp_path, "lax authority", strict=False)
+    with server(speaks_tls(lax.issue("localhost"))) as address:
+        if sys.version_info < (3, 13):
+            assert usable_servers(settings(address, cafile=lax.file), 5.0) == (address,)
+        else:
+            text = refusal(AccessError, settings(address, cafile=lax.file))
+            assert "certificate not trusted: Missing Authority Key Identifier" in text
+            assert "Python 3.13 and newer ask for what RFC 5280 asks for" in text
 
 
 def test_a_certificate_for_another_host_is_not_trusted_unless_that_is_switched_off(authority):

@@ -545,6 +545,16 @@ def test_certificates_are_verified(make, tmp_path):
         assert "not trusted" in str(error)
 
 
+def test_a_certificate_without_key_identifiers_is_refused_by_python_3_13_with_the_reason(make, tmp_path):
+    lax = Authority(tmp_path, strict=False)
+    with Service(certificate=lax.issue("localhost")) as secure:
+        handler = make(HTTP_HANDLER_URL=f"https://localhost:{secure.port}/", HTTP_HANDLER_CA_FILE=lax.file)
+        if sys.version_info < (3, 13):
+            assert handler(request()) == {"answer": "yes"}
+        else:
+            assert "Missing Authority Key Identifier. Python 3.13 and newer ask for" in str(failure(handler))
+
+
 def test_the_environments_proxy_is_used_only_when_asked_for(service, make, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
