@@ -23,7 +23,7 @@ from gigaoffice_worker.broker.bootstrap import usable_servers
 from gigaoffice_worker.broker.connection_log import ConnectionErrors
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, NO_LOGIN, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
-from gigaoffice_worker.broker.kafka_python.fetching import limit_the_client, watch
+from gigaoffice_worker.broker.kafka_python.fetching import watch
 from gigaoffice_worker.broker.kafka_python.network import mend_network
 from gigaoffice_worker.broker.kafka_python.sender import force_stop, refusal_of_idempotence
 from gigaoffice_worker.broker.security import security_kwargs
@@ -196,9 +196,8 @@ def reachable(config: Config, timeout: float) -> Config:
 
 @contextmanager
 def constructing(during: str, config: Config) -> Iterator[None]:
-    """Give the client its clock and its limits; translate what its constructor raises, with the reason it only logs."""
+    """Give the client its clock; translate what its constructor raises, with the reason it only logs."""
     steady_the_client()
-    limit_the_client()
     with ConnectionErrors() as heard:
         try:
             yield

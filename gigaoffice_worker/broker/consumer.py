@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -112,7 +112,7 @@ class Consumer:
         except UndecodableError as error:
             set_aside(self._client, error.partition)
             raise
-        return {tp.partition: [as_record(record) for record in records] for tp, records in batches.items()}
+        return {place.partition: records for place, records in batches.items()}
 
     def has_leader(self, partition: int) -> bool:
         """Say whether a partition has a broker that it can be read from, as far as the client knows."""
@@ -194,9 +194,3 @@ class Consumer:
 
     def _at(self, partition: int) -> TopicPartition:
         return TopicPartition(self._topic, partition)
-
-
-def as_record(found: Any) -> Record:
-    """Return a record of the client as ours."""
-    timestamp = found.timestamp / 1000 if found.timestamp is not None and found.timestamp >= 0 else 0.0
-    return Record(found.topic, found.partition, found.offset, timestamp, found.key, found.value, found.headers)

@@ -12,7 +12,6 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker.clients import open_consumer
-from gigaoffice_worker.broker.consumer import as_record
 from gigaoffice_worker.broker.error_table import to_worker_error
 from gigaoffice_worker.broker.errors import OutOfRangeError
 from gigaoffice_worker.broker.kafka_python import group
@@ -88,7 +87,7 @@ class LogReader:
         """Return the next records, waiting up to `timeout` seconds for the first."""
         with self._telling():
             batches = self._client.poll(timeout_ms=round(timeout * 1000))
-        return [as_record(each) for batch in batches.values() for each in batch]
+        return [record for batch in batches.values() for record in batch]
 
     def position(self, place: Place) -> int | None:
         """Return the position that is read from next. It moves past what is no record, too."""

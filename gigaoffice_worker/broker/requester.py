@@ -63,11 +63,7 @@ class ResponseReader:
             raise told(error, "reading responses") from error
         except Exception as error:
             raise told(error, "reading responses") from error
-        return [
-            Record(each.topic, each.partition, each.offset, each.timestamp / 1000, each.key, each.value, each.headers)
-            for batch in batches.values()
-            for each in batch
-        ]
+        return [record for batch in batches.values() for record in batch]
 
     def close(self) -> None:
         """Close the connections."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
@@ -128,7 +128,7 @@ class DeadLetterReader:
             # Not only dead letters move positions: the last offsets may have been compacted away, or be markers.
             positions = {each: min(self._position(each), end) for each, end in ends.items()}
         records = (each for batch in found.values() for each in batch)
-        return Batch([_record(each) for each in records if each.offset < ends.get(each.partition, 0)], positions)
+        return Batch([each for each in records if each.offset < ends.get(each.partition, 0)], positions)
 
     def committed(self) -> dict[int, int]:
         """Return the group's committed offsets, where it has any."""
@@ -172,18 +172,6 @@ class DeadLetterReader:
                 group = f", and READ on the group {self._group}" if self._group else ""
                 told = AccessError(str(told), hint=f"Grant the user READ on the topic {self.topic}{group}.")
             raise told from error
-
-
-def _record(record: Any) -> Record:
-    return Record(
-        record.topic,
-        record.partition,
-        record.offset,
-        record.timestamp / 1000,
-        record.key,
-        record.value,
-        record.headers,
-    )
 
 
 def _silent(timeout: float) -> UnreachableError:

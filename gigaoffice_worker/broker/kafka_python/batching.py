@@ -13,24 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import zstandard
 from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.partitioner import DefaultPartitioner
 from kafka.producer.producer_batch import ProducerBatch
-from kafka.record.default_records import DefaultRecordBatchBuilder
-from kafka.record.memory_records import MemoryRecordsBuilder
 
 from gigaoffice_worker.broker.errors import HeldBackError, TopicUnavailableError
+from gigaoffice_worker.broker.kafka_python.open_records import OpenRecords
 from gigaoffice_worker.broker.kafka_python.sender import is_broken
 from gigaoffice_worker.core.records import OutgoingRecord
 
 # Milliseconds between requests, at least, unless the configuration asks for none: handlers take many times as long.
 _APART = 4
-
-# Kafka's numbers for the newest format of batches and for zstd, and the level behind which zstd takes more memory than
-# it saves.
-_MAGIC, _ZSTD, _TIGHTEST = 2, 4, 19
 
 # Called with the partition and the offset that the record has got; the offset is -1 where nobody acknowledges.
 Acknowledged = Callable[[int, int], None]
@@ -75,10 +69,10 @@ class OpenBatch:
         """Add a record, under the lock; False when the batch is full, on its way, or not the newest any more."""
         if not self.queue or self.queue[-1] is not self.batch:
             return False
-        added = self.batch.records.append(None, record.key, record.value, record.headers)
-        if added is None:
+        place = self.batch.records.add(record.key, record.value, record.headers)
+        if place is None:
             return False
-        self.receipts.append((added.offset, acknowledged, failed))
+        self.receipts.append((place, acknowledged, failed))
         return True
 
     def answered(self, answer: tuple[int, int, Callable[[int], BaseException] | None]) -> None:
@@ -92,28 +86,6 @@ class OpenBatch:
                 acknowledged(partition, first + number if first >= 0 else -1)
             else:
                 failed(error_of(number))
-
-
-class _SmallestBatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc]  # the client ships no types
-    """A batch that is packed as tightly as Kafka's codecs can: zstd, and not at the level that the client takes."""
-
-    def _maybe_compress(self) -> bool:
-        header = self.HEADER_STRUCT.size
-        packed = zstandard.ZstdCompressor(level=_TIGHTEST).compress(bytes(self._buffer[header:]))
-        if header + len(packed) >= len(self._buffer):
-            return False
-        self._buffer[header:] = packed
-        return True
-
-
-class _SmallestRecordsBuilder(MemoryRecordsBuilder):  # type: ignore[misc]  # the client ships no types
-    """The client's builder of one batch, for a single record that must take as little room as possible."""
-
-    def __init__(self) -> None:
-        super().__init__(_MAGIC, _ZSTD, batch_size=0)
-        self._builder = _SmallestBatchBuilder(
-            _MAGIC, _ZSTD, is_transactional=False, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=0
-        )
 
 
 class BatchWriter:
@@ -173,7 +145,7 @@ class BatchWriter:
             # Another thread may have begun a batch meanwhile.
             opened = None if smallest else self._open.get(at)
             if opened is None or not opened.add(record, acknowledged, failed):
-                opened = self._open[at] = self._begin_batch(at, _SmallestRecordsBuilder() if smallest else None)
+                opened = self._open[at] = self._begin_batch(at, smallest=smallest)
                 opened.add(record, acknowledged, failed)
         # Only now has the sender something to decide.
         self._wake_the_sender(at)
@@ -215,14 +187,11 @@ class BatchWriter:
         available = self._client._metadata.available_partitions_for_topic(record.topic) or known
         return int(DefaultPartitioner()(record.key, sorted(known), sorted(available)))
 
-    def _begin_batch(self, at: TopicPartition, records: MemoryRecordsBuilder | None = None) -> OpenBatch:
+    def _begin_batch(self, at: TopicPartition, *, smallest: bool) -> OpenBatch:
         """Put an empty batch behind those that wait in a partition, whose lock is held."""
         accumulator = self._accumulator
-        if records is None:
-            settings = accumulator.config
-            records = MemoryRecordsBuilder(
-                settings["message_version"], settings["compression_attrs"], settings["batch_size"]
-            )
+        compression, size = accumulator.config["compression_attrs"], accumulator.config["batch_size"]
+        records = OpenRecords(compression, 0 if smallest else size, smallest=smallest)
         batch, queue = ProducerBatch(at, records), accumulator._batches[at]
         # The client lets a batch go when it has lingered since then.
         batch.last_attempt = (self._spacing.leaves_at(batch.created * 1000) - self._spacing.apart) / 1000

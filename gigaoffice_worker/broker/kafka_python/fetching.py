@@ -1,4 +1,4 @@
-"""What the client cannot decode: which partition it is, at which offset, and where the next readable record stands.
+"""What a fetch holds as our records; and what cannot be decoded: in which partition, at which offset, and what follows.
 
 The client raises from somewhere within `poll`, often without a word about the partition, and would come back to the
 same dead data in a loop without end. So its fetcher is watched where it decodes. It also decompresses whatever a batch
@@ -11,7 +11,7 @@ import gzip
 import io
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -19,11 +19,12 @@ import lz4.frame  # type: ignore[import-untyped]
 import zstandard
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.consumer.fetcher import Fetcher
+from kafka.consumer.fetcher import READ_COMMITTED, Fetcher
 from kafka.record import default_records, legacy_records, memory_records
 
 from gigaoffice_worker.broker.errors import UndecodableError
 from gigaoffice_worker.broker.kafka_python.checked_batch import CheckedBatch, LyingOffsetsError
+from gigaoffice_worker.core.records import Record
 
 UNPACKED_AT_LEAST: Final = 64 * 1024 * 1024
 UNPACKED_TIMES: Final = 20
@@ -54,7 +55,8 @@ class TooLargeUnpackedError(Exception):
 
 
 def watch(client: KafkaConsumer) -> None:
-    """Let every failure to decode come out of a consumer as an UndecodableError."""
+    """Let a consumer return our own `Record`s, and every failure to decode as an UndecodableError."""
+    limit_the_client()
     fetcher = client._fetcher
     parse = fetcher._parse_fetched_data
 
@@ -116,7 +118,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
         # Formats before Kafka 0.11 have no batch that could be checked as a whole.
         self._before_checks = self._raw[_MAGIC_AT : _MAGIC_AT + 1] in {b"\0", b"\1"}
 
-    def take(self, n: int | None = None) -> list[Any]:
+    def take(self, n: int | None = None) -> list[Record]:
         offset = self.next_fetch_offset
         try:
             self._maybe_raise_next_inline_exception()
@@ -130,14 +132,14 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
             raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
         return records
 
-    def _take(self, most: int | None) -> list[Any]:
+    def _take(self, most: int | None) -> list[Record]:
         """Do what the client's `take` does, until the room is used up."""
-        records: list[Any] = []
+        records: list[Record] = []
         room = self._room
         try:
             for record in itertools.islice(self.record_iterator, most):
                 records.append(record)
-                room.left -= record.serialized_value_size
+                room.left -= len(record.value or b"")
                 if room.left <= 0:
                     break
         except Exception as error:
@@ -146,12 +148,46 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
             self._next_inline_exception = error  # for the next call
         return records
 
+    def _unpack_records(self, tp: TopicPartition, records: Any, *deserializers: Any) -> Iterator[Record]:
+        """Do what the client's method does, batch by batch; each batch decodes its own records."""
+        if self._before_checks:
+            yield from map(_as_record, super()._unpack_records(tp, records, *deserializers))
+            return
+        while (batch := records.next_batch()) is not None:
+            if self.check_crcs and not batch.validate_crc():
+                raise kafka_errors.CorruptRecordError(f"batch at offset {batch.base_offset} failed crc check")
+            self.leader_epoch = batch.leader_epoch
+            if not (self._is_aborted(batch) or batch.is_control_batch):
+                for record in batch.records(tp.topic, tp.partition):
+                    self.next_fetch_offset = record.offset + 1
+                    yield record
+                self.records_read += batch.records_count
+                self.bytes_read += batch.size_in_bytes
+            # Also past records at the end of a batch that compaction has removed.
+            self.next_fetch_offset = batch.next_offset
+        self.drain()
+
+    def _is_aborted(self, batch: Any) -> bool:
+        """Say whether a transaction that was given up wrote a batch, where such are not to be read."""
+        if self.isolation_level != READ_COMMITTED or not batch.has_producer_id():
+            return False
+        self._consume_aborted_transactions_up_to(batch.last_offset)
+        if self._contains_abort_marker(batch):
+            self.aborted_producer_ids.discard(batch.producer_id)
+            return False
+        return bool(self._is_batch_aborted(batch))
+
     def drain(self) -> None:
         super().drain()
         self._raw = b""
 
 
-def _require_rising(records: list[Any], position: int) -> None:
+def _as_record(found: Any) -> Record:
+    timestamp = found.timestamp / 1000 if found.timestamp is not None and found.timestamp >= 0 else 0.0
+    return Record(found.topic, found.partition, found.offset, timestamp, found.key, found.value, found.headers)
+
+
+def _require_rising(records: list[Record], position: int) -> None:
     for record in records:
         if record.offset < position:
             raise LyingOffsetsError
@@ -173,10 +209,7 @@ def batch_end(raw: bytes, offset: int) -> int | None:
 
 
 def limit_the_client() -> None:
-    """Give the client batches that are checked, and decoders that stop where one unpacks to too much.
-
-    To be called before a client is made.
-    """
+    """Give the client batches that are checked, and decoders that stop where one unpacks to too much."""
     memory_records.DefaultRecordBatch = CheckedBatch
     for module in (default_records, legacy_records):
         for name, decode in (("gzip_decode", gzip_decode), ("lz4_decode", lz4_decode), ("zstd_decode", zstd_decode)):
