@@ -61,32 +61,32 @@ class Holds:
 
     def __init__(self) -> None:
         # Replaced and never changed, so that observers may read it without the lock.
-        self._reasons: frozenset[str] = frozenset()
-        self._leased_until = math.inf
+        self.reasons: frozenset[str] = frozenset()
+        self.leased_until = math.inf
 
     def any(self, now: float) -> bool:
         """Say whether anything holds."""
-        return bool(self._reasons) or now > self._leased_until
+        return bool(self.reasons) or now > self.leased_until
 
     def hold(self, reason: str) -> None:
         """Let no attempt start until `release` is called with the same reason."""
-        self._reasons |= {reason}
+        self.reasons |= {reason}
 
     def release(self, reason: str) -> bool:
         """End a hold; False when there was none."""
-        held = reason in self._reasons
-        self._reasons -= {reason}
+        held = reason in self.reasons
+        self.reasons -= {reason}
         return held
 
     def lease(self, until: float, now: float) -> bool:
         """Let attempts start until `until`; True when the lease before had run out."""
-        expired = now > self._leased_until
-        self._leased_until = until
+        expired = now > self.leased_until
+        self.leased_until = until
         return expired
 
     def held(self, now: float) -> frozenset[str]:
         """Return the reasons that hold, "session" for a lease that ran out among them."""
-        return self._reasons | {"session"} if now > self._leased_until else self._reasons
+        return self.reasons | {"session"} if now > self.leased_until else self.reasons
 
 
 class Admission:
@@ -120,9 +120,10 @@ class Admission:
 
         Infinity where something must happen first.
         """
-        if self.holds.any(now) or running >= self._most_running:
+        holds = self.holds
+        if holds.reasons or now > holds.leased_until or running >= self._most_running:
             return math.inf
-        begins = self.limits.begins_at(now, running)
+        begins = self.limits.begins_at(now, running) if self.limits.refusals else now
         if self.guard.reason is not None:
             begins = max(begins, self.probes.next_at)
         if begins <= now and self.group.limited:

@@ -205,11 +205,8 @@ class GroupLimits:
         self._tokens = tokens
         self._owned: frozenset[int] = frozenset()
         self._partitions = 0
-
-    @property
-    def limited(self) -> bool:
+        self.limited = bool(concurrency or rate or tokens)
         """Whether the group has any limit."""
-        return bool(self._concurrency or self._rate or self._tokens)
 
     @property
     def calls(self) -> int | None:

@@ -58,8 +58,9 @@ class Judgement:
 
         `running` is how many other attempts run now.
         """
-        used = summed(made.used) if made.used else None
-        self._admission.book(work, now, used.tokens if used else None, refused=made.ended is AttemptEnd.SHARED)
+        if self._admission.group.limited:
+            used = summed(made.used) if made.used else None
+            self._admission.book(work, now, used.tokens if used else None, refused=made.ended is AttemptEnd.SHARED)
         match made.ended:
             case AttemptEnd.ANSWERED:
                 self._admission.passed(work, now)

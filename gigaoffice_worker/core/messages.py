@@ -47,33 +47,32 @@ def decode_request(record: Record, most: int = MAX_REQUEST_BYTES) -> tuple[str, 
 
     A value of more than `most` bytes is not decoded: it may take forty times as much memory.
     """
-    key_text = _text(record.key)
     if record.value is None:
         message = "the value is null"
-        raise InvalidRequestError(message, key_text)
+        raise InvalidRequestError(message, _text(record.key))
     if len(record.value) > most:
         message = f"the value has {len(record.value)} bytes, more than the {most} of WORKER_MAX_REQUEST_BYTES"
-        raise InvalidRequestError(message, key_text)
+        raise InvalidRequestError(message, _text(record.key))
     try:
         payload = decode_at_once(_decode, record.value)
     except RecursionError:
         message = "the value is nested too deeply"
-        raise InvalidRequestError(message, key_text) from None
+        raise InvalidRequestError(message, _text(record.key)) from None
     except (ValueError, msgspec.MsgspecError) as error:
         message = f"the value is not JSON: {_where(error)}"
-        raise InvalidRequestError(message, key_text) from None
+        raise InvalidRequestError(message, _text(record.key)) from None
     if not isinstance(payload, dict):
         message = f"the value is a JSON {_kind(payload)}, not an object"
-        raise InvalidRequestError(message, key_text)
-    fallback = key_text or str(record.source)
+        raise InvalidRequestError(message, _text(record.key))
+    request_id = payload.get("id")
+    if isinstance(request_id, str) and request_id:
+        return request_id, payload
+    fallback = _text(record.key) or str(record.source)
     if "id" not in payload:
         return fallback, payload
-    request_id = payload["id"]
-    if not isinstance(request_id, str) or not request_id:
-        found = "an empty string" if request_id == "" else f"a JSON {_kind(request_id)}"
-        message = f"the id is {found}, not a non-empty string"
-        raise InvalidRequestError(message, fallback)
-    return request_id, payload
+    found = "an empty string" if request_id == "" else f"a JSON {_kind(request_id)}"
+    message = f"the id is {found}, not a non-empty string"
+    raise InvalidRequestError(message, fallback)
 
 
 def answerable_id(record: Record) -> str:

@@ -111,7 +111,8 @@ class OffsetTracker(Generic[T]):
             message = f"offset {offset} received although the position is {self._position}"
             raise ValueError(message)
         self._position = offset + 1
-        self._forget_missing(offset)
+        if self._awaited:
+            self._forget_missing(offset)
         if offset >= self._horizon:
             self._horizon = offset + 1
             self._rising.append(offset)

@@ -105,7 +105,8 @@ class Scheduler:
         work = self._pop_fitting() if preference is None else self._pop_preferred(preference)
         if work is None:
             return None
-        self._decoded.take(work.decoded)
+        if work.decoded:
+            self._decoded.take(work.decoded)
         self._queued -= 1
         work.stage = Stage.RUNNING
         work.attempt += 1
@@ -117,7 +118,7 @@ class Scheduler:
 
     def _pop_fitting(self) -> Work | None:
         """Take off what runs next, and set aside what is too large beside what runs: the others don't wait for it."""
-        while (work := self._ready.pop()) is not None and not self._decoded.fits(work.decoded):
+        while (work := self._ready.pop()) is not None and work.decoded and not self._decoded.fits(work.decoded):
             self._ready.put_back(work)
             self._too_large.append(work)
         return work

@@ -82,13 +82,9 @@ class StormGuard:
         self._newest_ends = -math.inf
         self._total = 0
         self._errors: Counter[str] = Counter()
-        self._reason: str | None = None
-        self.tripped_at = 0.0
-
-    @property
-    def reason(self) -> str | None:
+        self.reason: str | None = None
         """The error type that tripped the guard; None while intake is open."""
-        return self._reason
+        self.tripped_at = 0.0
 
     def finished(self, now: float, error_type: str | None) -> bool:
         """Note a finished request, with its error type if it ran out of attempts; True when that trips the guard."""
@@ -96,24 +92,26 @@ class StormGuard:
             return False
         if now >= self._newest_ends:
             self._begin_second(now)
-        self._buckets[-1].add(error_type)
+        newest = self._buckets[-1]
+        newest.total += 1
         self._total += 1
         if error_type is None:
             return False
+        newest.errors[error_type] += 1
         self._errors[error_type] += 1
-        if self._reason is not None or self._total < self._limits.min_requests:
+        if self.reason is not None or self._total < self._limits.min_requests:
             return False
         worst, count = self._errors.most_common(1)[0]
         # Divided, not multiplied: 0.55 of 20 would come out a little above 11.
         if count / self._total < self._limits.ratio:
             return False
-        self._reason = worst
+        self.reason = worst
         self.tripped_at = now
         return True
 
     def open(self) -> None:
         """Open intake: a probing request was answered or rejected. What was seen before counts no more."""
-        self._reason = None
+        self.reason = None
         self._buckets.clear()
         self._newest_ends = -math.inf
         self._total = 0
@@ -134,8 +132,3 @@ class _Bucket:
     second: int
     total: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-
-    def add(self, error_type: str | None) -> None:
-        self.total += 1
-        if error_type is not None:
-            self.errors[error_type] += 1

@@ -7,6 +7,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.journal import Findings, Floor
 from gigaoffice_worker.core.offsets import OffsetTracker
@@ -110,8 +112,7 @@ Lane = tuple[Assignment, bytes | int | None]
 """A key of an assignment, None where the whole is one lane. An offset is a request that shares its lane with nobody."""
 
 
-@dataclass(eq=False, slots=True)
-class Work:
+class Work(msgspec.Struct, eq=False):
     """One request on its way. Times are seconds of the monotonic clock; `attempt` counts attempts begun."""
 
     record: Record

@@ -229,8 +229,8 @@ class ConsumerThread:
             self._settled = True
             self._dispatcher.settle([each.work for each in delivered])
             now = time.time()
-            ages = (age(each.work.written_at, now) for each in delivered)
-            self._metrics.requests_finished((each.outcome for each in delivered), ages)
+            ages = [age(each.work.written_at, now) for each in delivered]
+            self._metrics.requests_finished([each.outcome for each in delivered], ages)
 
     def _commit(self, within: float, *, handing_over: bool = False) -> bool:
         """Commit what is due within so many seconds; False when not all of it landed."""

@@ -102,6 +102,8 @@ class Delivery:
         self._acknowledged: deque[PendingSend] = deque()
         self._to_continue: deque[PendingOutcome] = deque()
         self._collected_bytes = 0
+        self.request_partitions = 0
+        """How many partitions the request topic has, 0 while that is not known."""
         self._stopping = False
         self._held = False
         self.last_turn = clock()
@@ -137,20 +139,18 @@ class Delivery:
 
     # Handing over (handler threads)
 
-    def deliver(self, work: Work, outcome: Outcome, request_partitions: int) -> bool:
+    def deliver(self, work: Work, outcome: Outcome) -> bool:
         """Send the outcome of a request; True when its lane may be opened now, else delivery opens it later."""
-        pending = self._pending(work, outcome, request_partitions)
+        # Partitioned like the requests: order per key holds, and the client need not hash the key.
+        alike = self.request_partitions == self._responses.partitions > 0
+        pending = self._pending(work, outcome, work.record.partition if alike else None)
         if work.owed is not None:
             del pending.unsent[:-1]  # the dead letter is in its topic already
         return self._send_next(pending)
 
-    def _pending(self, work: Work, outcome: Outcome, request_partitions: int) -> PendingOutcome:
+    def _pending(self, work: Work, outcome: Outcome, partition: int | None) -> PendingOutcome:
         # Read before anything is sent: whatever is sent later stands higher.
         work.floor = work.floor or self._floors.now
-        partition = None
-        if request_partitions == self._responses.partitions > 0:
-            # Partitioned like the requests: order per key holds, and the client need not hash the key.
-            partition = work.record.partition
         records = self._encoder.outgoing(
             work.record,
             work.id,
@@ -267,9 +267,8 @@ class Delivery:
             size = len(pending.record.value or b"")
             message = f"the response of {size} bytes is larger than topic {pending.record.topic} takes"
             outcome = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
-            replacement = self._pending(work, outcome, -1)
             # To the same partition as the response that it stands for: the journal looks for it there.
-            replacement.unsent[-1] = replacement.unsent[-1]._replace(partition=pending.record.partition)
+            replacement = self._pending(work, outcome, pending.record.partition)
             replacement.lane_opened = old.lane_opened
             pending.topic.forget_size(pending)
             if self._send_next(replacement):

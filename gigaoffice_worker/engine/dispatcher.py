@@ -103,8 +103,10 @@ class Dispatcher:
                     idle.took(me, now)
                     self._running[work] = work.run
                     # Promote a follower before leaving: one idle thread must wait with a time-out, or nobody wakes for
-                    # what is due later.
-                    if self._scheduler.ready or not idle.has_leader:
+                    # what is due later. A leader that looks at once sees to the rest.
+                    if not (idle.looks_soon and idle.calls_are_quick) and (
+                        self._scheduler.ready or not idle.has_leader
+                    ):
                         self._wake(now)
                     return work
                 returning = False
@@ -116,9 +118,9 @@ class Dispatcher:
 
     def _wake(self, now: float) -> None:
         """See to it that idle threads look at what is ready: one, or as many as slow calls have work for."""
-        admission = self.admission
-        one = self._idle.calls_are_quick or admission.probing or admission.opens_at(now, len(self._running)) > now
-        self._idle.wake(1 if one else max(1, self._scheduler.ready))
+        admission, idle = self.admission, self._idle
+        one = idle.calls_are_quick or admission.probing or admission.opens_at(now, len(self._running)) > now
+        idle.wake(1 if one else max(1, self._scheduler.ready))
 
     def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
         """Note what came of run number `run`: an outcome to deliver, a retry, or why it is too late."""
@@ -128,7 +130,8 @@ class Dispatcher:
             del self._running[work]
             if made.hung:
                 work.overdue_run, work.overdue_seconds = run, made.seconds
-            self.in_hand.changed()
+            if self.in_hand.observed:
+                self.in_hand.changed()
             now = self._clock()
             if self._scheduler.ended(work, None if made.ended in NO_CALL else made.seconds):
                 self._wake(now)
@@ -218,11 +221,11 @@ class Dispatcher:
             for work in works:
                 assignment = work.assignment
                 # One that has expired is answered at once, so it need not be parked either.
-                ends = work in answered or work.owed is not None or work.worth_until <= wall
+                ends = work.worth_until <= wall or work.owed is not None or (bool(answered) and work in answered)
                 if not (assignment.resume(work, sweep) if sweep else assignment.receive(work, known=ends)):
                     continue
                 self._next_expiry = min(self._next_expiry, work.worth_until)
-                if work in answered:
+                if answered and work in answered:
                     assignment.settle(work)
                     settled += 1
                 else:

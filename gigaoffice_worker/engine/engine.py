@@ -59,7 +59,6 @@ class Engine:
     ) -> None:
         """`map_limit` is how many characters of metadata the cluster takes with a commit."""
         self._config = config
-        self._request_partitions = 0
         self.tells_tenants = config.worker.tenant_field is not None
         self.started = time.monotonic()
         self.dispatcher = _dispatcher(config)
@@ -86,7 +85,7 @@ class Engine:
                 max_request_bytes=config.worker.max_request_bytes,
                 answers=self._answers,
             ),
-            lambda work, outcome: self.delivery.deliver(work, outcome, self._request_partitions),
+            self.delivery.deliver,
             metrics,
             FailureLog(config.worker.max_attempts, config.logs.tracebacks),
             died,
@@ -131,7 +130,6 @@ class Engine:
         expiry = Expiry(
             self.dispatcher,
             self.delivery,
-            self.journal,
             metrics,
             ttl=config.worker.request_ttl,
             to_dlq=config.worker.expired_to_dlq,
@@ -141,8 +139,8 @@ class Engine:
     def know(self, report: TopicReport) -> None:
         """Take note of what the topics take, as the last verification found it."""
         topics = self._config.topics
-        self._request_partitions = report.partitions.get(topics.requests.name, 0)
-        self.dispatcher.change(lambda admission, now: admission.owns(now, partitions=self._request_partitions))
+        partitions = self.delivery.request_partitions = report.partitions.get(topics.requests.name, 0)
+        self.dispatcher.change(lambda admission, now: admission.owns(now, partitions=partitions))
         for spec in (topics.responses, topics.dlq):
             limit, count = report.limits.get(spec.name), report.partitions.get(spec.name, 0)
             self.delivery.know(spec.name, max_message_bytes=limit, partitions=count)

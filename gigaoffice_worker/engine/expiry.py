@@ -12,7 +12,6 @@ from gigaoffice_worker.core.messages import answerable_id
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
-from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -28,7 +27,6 @@ class Expiry:
         self,
         dispatcher: Dispatcher,
         delivery: Delivery,
-        journal: Journal,
         metrics: Metrics,
         *,
         ttl: float | None,
@@ -36,7 +34,6 @@ class Expiry:
     ) -> None:
         self._dispatcher = dispatcher
         self._delivery = delivery
-        self._journal = journal
         self._metrics = metrics
         self._ttl = ttl
         self._to_dlq = to_dlq
@@ -44,6 +41,8 @@ class Expiry:
     def note(self, works: Iterable[Work]) -> None:
         """Note until when requests that were received are worth a call."""
         for work in works:
+            if self._ttl is None and not work.record.headers:
+                continue
             work.worth_until, unreadable = worth(work.record, self._ttl)
             if unreadable:
                 self._metrics.unreadable_headers.inc(unreadable)
@@ -55,7 +54,7 @@ class Expiry:
             work.id = work.id or answerable_id(work.record)
             # One that nobody can be told of would otherwise leave no trace.
             outcome = expired(to_dlq=self._to_dlq or not work.id)
-            if self._delivery.deliver(work, outcome, self._journal.request_partitions):
+            if self._delivery.deliver(work, outcome):
                 self._dispatcher.free(work)
         if found:
             log.info("Requests expired before they were tried", requests=len(found))

@@ -21,7 +21,7 @@ class IdleThreads:
         self._followers = threading.Condition(lock)
         self.has_leader = False
         # Whether the leader wakes by itself within QUICK_CALL, so that nobody need wake it.
-        self._soon = False
+        self.looks_soon = False
         self.following = 0
         # Followers that were called and have not woken up yet.
         self.called = 0
@@ -29,17 +29,14 @@ class IdleThreads:
         self._last_taker = 0
         # How long a call takes, as a moving average in seconds: a single one may have waited for the interpreter.
         self._call_seconds = QUICK_CALL
-
-    @property
-    def calls_are_quick(self) -> bool:
-        return self._call_seconds < QUICK_CALL
+        self.calls_are_quick = False
 
     def may_take(self, me: int, now: float, *, returning: bool) -> bool:
         """Say whether thread `me` should take what is ready, or leave it to the one that took work last.
 
         `returning` says that it comes from a call of its own, and has not waited yet.
         """
-        if self._call_seconds >= QUICK_CALL or (returning and self._last_taker == me):
+        if not self.calls_are_quick or (returning and self._last_taker == me):
             return True
         return now - self.last_take >= QUICK_CALL
 
@@ -50,6 +47,7 @@ class IdleThreads:
     def ended(self, seconds: float) -> None:
         """Note how long a call took."""
         self._call_seconds += 0.2 * (seconds - self._call_seconds)
+        self.calls_are_quick = self._call_seconds < QUICK_CALL
 
     def wait(self, nap: float | None) -> None:
         """Wait as the leader, for `nap` seconds at most (None: until woken), or as a follower until called."""
@@ -60,9 +58,9 @@ class IdleThreads:
             self.called = max(0, self.called - 1)
             return
         self.has_leader = True
-        self._soon = nap is not None and nap <= QUICK_CALL
+        self.looks_soon = nap is not None and nap <= QUICK_CALL
         self._leader.wait(nap)
-        self.has_leader = self._soon = False
+        self.has_leader = self.looks_soon = False
 
     def wake(self, wanted: int) -> None:
         """See to it that `wanted` idle threads look at what is ready; a leader that will look soon is left alone.
@@ -70,11 +68,11 @@ class IdleThreads:
         Where calls are not quick, all that there is work for are called at once: to let each call the next one would
         have each wait for the interpreter first.
         """
-        if self._soon and self._call_seconds < QUICK_CALL:
+        if self.looks_soon and self.calls_are_quick:
             return
         if self.has_leader:
             wanted -= 1
-            if not self._soon:
+            if not self.looks_soon:
                 self._leader.notify()
         more = min(wanted, self.following) - self.called
         if more > 0:

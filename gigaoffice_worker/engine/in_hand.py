@@ -25,11 +25,11 @@ class InHand:
         self._clock = clock
         self._changed = threading.Condition(lock)
         # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
-        self._observed = False
+        self.observed = False
 
     def changed(self) -> None:
         """Tell whoever waits that something has ended. Call it with the lock held."""
-        if self._observed:
+        if self.observed:
             self._changed.notify_all()
 
     def attempts(self, *, longer_than: float = -math.inf) -> list[tuple[Work, int]]:
@@ -53,7 +53,7 @@ class InHand:
         """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""
         with self._lock:
             if self.running or self.delivering:
-                self._observed = True
+                self.observed = True
                 self._changed.wait(timeout)
-                self._observed = False
+                self.observed = False
             return not self.running and not self.delivering

@@ -178,12 +178,12 @@ class Metrics:
                 counts[self._dead[verdict.reason]] += 1
             if verdict.copied is not None:
                 counts[self._duplicate] += 1
+            elif verdict.failure is None and verdict.reason is None:
+                counts[self._completed] += 1
             elif is_expired(verdict):
                 counts[self._expired] += 1
-            elif verdict.reason is not None:
-                counts[self._dead_lettered] += 1
             else:
-                counts[self._failed if verdict.failure else self._completed] += 1
+                counts[self._failed if verdict.reason is None else self._dead_lettered] += 1
         for counter, number in counts.items():
             counter.inc(number)
         self.end_to_end.observe_all(seconds)

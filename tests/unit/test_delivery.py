@@ -189,6 +189,7 @@ class Scene:
     def know(self, limit: int, *topics: str) -> None:
         for topic in topics or (RESPONSES, DLQ):
             self.delivery.know(topic, max_message_bytes=limit, partitions=self.partitions)
+        self.delivery.request_partitions = 4
 
     # What handler threads do
 
@@ -196,7 +197,7 @@ class Scene:
         self, outcome: Outcome = ANSWER, *, key: bytes | None = b"k", request_id: str = "r", value: bytes = b"{}"
     ) -> Work:
         work = self.partition.work(key, value=value, request_id=request_id)
-        if self.delivery.deliver(work, outcome, 4):
+        if self.delivery.deliver(work, outcome):
             self.freed.append(work.record.offset)
         return work
 
@@ -1020,7 +1021,7 @@ def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() ->
 
     def handler(number: int) -> None:
         for work in works[number::4]:
-            scene.delivery.deliver(work, DEAD if work.record.offset % 10 == 0 else ANSWER, 4)
+            scene.delivery.deliver(work, DEAD if work.record.offset % 10 == 0 else ANSWER)
 
     threads = [threading.Thread(target=handler, args=(number,)) for number in range(4)]
     threads.append(threading.Thread(target=cluster))
