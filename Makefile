@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test lint lock audit docs bench chaos variables test-security docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ test-page: $(STAMP) ## the status page in a real browser (Debian's chromium)
 screenshots: $(STAMP) ## docs/images anew, from a worker with traffic (Debian's chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
 	$(BIN)/python -m tests.system.screenshots
+
+proof: ## all of the above that proves something, one after the other, hours; a line each (ARGS="lint docs": only those)
+	.ci/proof $(ARGS)
 
 install: ## the worker and its systemd units on this machine (root)
 	systemd/install.sh
