@@ -145,28 +145,32 @@ class Flight(NamedTuple):
     """What a process had in hand when it died, and what of that, or else, was called again."""
 
     running: frozenset[Place]
-    unacknowledged: frozenset[Place]
-    """The call had ended, and no whole outcome stood in the cluster when the next process took over."""
+    unacknowledged: Mapping[Place, float]
+    """When calls had ended (time of the clock) of which no whole outcome stood in the cluster at the next take-over."""
     repeated: frozenset[Place]
 
     @property
     def unexcused(self) -> frozenset[Place]:
-        return self.repeated - self.running - self.unacknowledged
+        return self.repeated - self.running - self.unacknowledged.keys()
 
 
 def flights(evidence: Evidence, lives: Sequence[Life]) -> list[Flight]:
     """Return what each of these processes, which followed each other, had in hand when it died."""
     outcomes = _Outcomes.of(evidence)
     started: dict[int, set[Place]] = defaultdict(set)
-    ended: dict[int, set[Place]] = defaultdict(set)
+    ended: dict[int, dict[Place, float]] = defaultdict(dict)
     for call in evidence.calls:
-        (started if call.moment == "start" else ended)[call.pid].add(Place(call.partition, call.offset))
+        place = Place(call.partition, call.offset)
+        if call.moment == "start":
+            started[call.pid].add(place)
+        else:
+            ended[call.pid][place] = call.at
     found = []
     for number, (life, heir) in enumerate(pairwise(lives), 1):
         mine, over = started[life.pid], ended[life.pid]
-        open_then = frozenset(place for place in over if outcomes.done_at(place) / 1000 >= heir.taken_over)
+        open_then = {place: at for place, at in over.items() if outcomes.done_at(place) / 1000 >= heir.taken_over}
         later = set().union(*(started[each.pid] for each in lives[number:]))
-        found.append(Flight(frozenset(mine - over), open_then, frozenset(mine & later)))
+        found.append(Flight(frozenset(mine - over.keys()), open_then, frozenset(mine & later)))
     return found
 
 

@@ -274,5 +274,5 @@ def test_flight_tells_what_a_dead_process_had_in_hand_and_which_repeats_that_doe
         [Life(1, 5.0, 9.5), Life(2, 10.0)],
     )
     zero, one, two = (frozenset({Place(0, offset)}) for offset in range(3))
-    assert found == [Flight(two, one, zero | one | two)]
+    assert found == [Flight(two, dict.fromkeys(one, 0.0), zero | one | two)]
     assert found[0].unexcused == zero
