@@ -13,13 +13,18 @@ from gigaoffice_worker.core.storm import Probes, StormGuard
 from gigaoffice_worker.core.work import Work
 
 _LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
+_SUSPECT = 2
+"""From so many lone refusals on, the provider seems to refuse the request, not the call."""
+_LONE_IN_A_ROW = 10
+"""With more refusals and no answer between them, it is not the requests that are refused alone."""
 
 
 class Refusal(NamedTuple):
-    """When the refused request may be tried again, and how often it was refused alone, with this time."""
+    """When the refused request may be tried again, how often it was refused alone, and whether this was such a time."""
 
     until: float
-    alone: int
+    times_alone: int
+    alone: bool
 
 
 class LimitsSeen(NamedTuple):
@@ -112,6 +117,10 @@ class Admission:
         # Seconds for which a limit held back what was ready, and since when it does.
         self._held_back = 0.0
         self._held_back_since: float | None = None
+        # So many refusals came in a row, with no answer between them; those of suspects don't count.
+        self._in_a_row = 0
+        # The request whose refusal alone has cut the calls at once last.
+        self._cut_by: Work | None = None
         # How often each request was refused since a call was answered: when the gate opens, another one tries it first.
         self._refused: Counter[Work] = Counter()
 
@@ -218,6 +227,7 @@ class Admission:
     def let_through(self, work: Work, now: float) -> None:
         """Note a call that the provider has taken, whatever became of it then."""
         self._answered += 1
+        self._in_a_row = 0
         if self._refused:
             self._refused.clear()
         self.limits.passed(now, work.started_at)
@@ -231,18 +241,28 @@ class Admission:
 
         A request that is refused again although another call was answered meanwhile is refused alone: its wait holds
         for it alone, and next to nothing is learnt from it. (Were the limits learnt from them, five such requests at
-        the start would leave one call in twenty seconds to all others.)
+        the start would leave one call in twenty seconds to all others.) So is one to which that has happened before,
+        where nothing else was refused since the last answer: what is left when all others are done would be tried for
+        ever.
         """
         self.forget(work)
-        alone = 0 <= work.refused_after < self._answered
+        suspect = work.lone_refusals >= _SUSPECT and not self._refused
+        self._in_a_row += not suspect
+        few = self._in_a_row <= _LONE_IN_A_ROW
+        alone = suspect or (few and 0 <= work.refused_after < self._answered)
         work.refused_after = self._answered
         work.lone_refusals += alone
-        if work.lone_refusals:
-            self.limits.refused_alone(work.started_at, running)
-            return Refusal(now, work.lone_refusals)
+        if suspect or (few and work.lone_refusals):
+            cut = work is self._cut_by
+            self.limits.refused_alone(work.started_at, running, cut=cut)
+            if cut:
+                self._cut_by = None
+            return Refusal(now, work.lone_refusals, alone)
         self._refused[work] += 1
+        cuts = self.limits.cuts
         until = self.limits.refused(now, work.started_at, running, retry_after, reason)
-        return Refusal(until, work.lone_refusals)
+        self._cut_by = work if self.limits.cuts > cuts else None
+        return Refusal(until, 0, alone=False)
 
     def lost(self, work: Work, now: float) -> None:
         """Note an attempt of which nothing counts: its partition is lost."""

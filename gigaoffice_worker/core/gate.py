@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-_LONGEST_WAIT: Final = 15.0
+_LONGEST_WAIT: Final = 8.0
 """The longest that the gate stays shut by our own choice: an outage is noticed to be over that soon."""
+_LONGEST_PAUSE: Final = 15.0
+"""The longest that a slow pace of the provider's makes it stay shut."""
 
 
 class Gate:
@@ -57,6 +59,7 @@ class Gate:
     ) -> float:
         """Close the gate for `retry_after` seconds (without it: longer each time in a row) and return when it opens.
 
+        Where what the provider asked for was too short already, it is shut for up to as long again as it was so far.
         `reason` is the type of the error. The opening is jittered, so that several workers don't return to a limited
         service in the same moment.
         """
@@ -67,8 +70,8 @@ class Gate:
         if self._reason is None:
             self._shut_since = now
         self._reason = reason
-        own = min(_LONGEST_WAIT, max(at_least, self._ceiling(self._series)))
-        wait = max(0.0, retry_after) if retry_after is not None else own
+        own = max(min(_LONGEST_WAIT, self._ceiling(self._series)), min(_LONGEST_PAUSE, at_least))
+        wait = own if retry_after is None else max(retry_after, min(own, now - self._shut_since))
         self._until = max(self._until, now + wait + random() * min(1.0, 0.1 * wait + 0.05))
         return self._until
 

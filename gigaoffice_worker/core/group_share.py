@@ -11,7 +11,9 @@ group take turns. Not thread-safe: the dispatcher's lock guards it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 _LEAST_TURN: Final = 60.0
@@ -24,6 +26,11 @@ TOKEN_BURST: Final = 1 / 12
 TOKEN_REFILL: Final = 0.9
 """The part of a budget that is spent on estimates, so that costs above them stay within it."""
 _SMOOTHING: Final = 0.1
+_DELAY: Final = 0.01
+_LONGEST_DELAY: Final = 0.5
+"""By this part of its time, and so many seconds, two calls may come nearer to each other on their way."""
+_PARTS: Final = 128
+"""So many parts of a rate's time are told apart."""
 
 
 class Rate(NamedTuple):
@@ -99,30 +106,80 @@ class ConcurrencyShare:
         return min((each for each in changes if each > now), default=math.inf)
 
 
+@dataclass(slots=True)
+class _Calls:
+    """Calls of a short time, remembered as one, so that a large share takes no more memory than a small one.
+
+    They count until the newest of them no longer does.
+    """
+
+    ends: float
+    newest_at: float = 0.0
+    number: int = 0
+
+
 class RateShare:
-    """When this process may make the next of the group's calls in a time: its calls are spread evenly over it."""
+    """When this process may make the next of the group's calls in a time.
+
+    It makes no more than its share in any such time, and those as soon as there is something to do. After a takeover
+    they are spread evenly over the first such time: the old owner may have used up what was there.
+    """
 
     def __init__(self, rate: Rate, random: Callable[[], float]) -> None:
         self.rate = rate
         self._random = random
+        self._window = rate.seconds + min(_LONGEST_DELAY, _DELAY * rate.seconds)
+        self._share = 0
         self._interval = math.inf
-        self.next_at = math.inf
+        self._made: deque[_Calls] = deque()
+        self._count = 0
+        self._spread_until = self._spread_at = math.inf
 
-    def owns(self, now: float, owned: int, partitions: int) -> None:
-        """Take over a new share. It begins empty: the old owner may have used up what was there."""
+    def owns(self, now: float, owned: Collection[int], partitions: int) -> None:
+        """Take over a new share. It begins empty."""
+        number, seconds = self.rate
         if not owned:
-            self._interval = self.next_at = math.inf
+            self._share, self._spread_at = 0, math.inf
             return
-        self._interval = self.rate.seconds * partitions / (self.rate.number * owned)
-        self.next_at = now + self._random() * self._interval
+        self._share = sum(slots(partition, partitions, number) for partition in owned) if number >= partitions else 0
+        # With fewer calls than partitions each has a part of one, and they are always spread.
+        self._interval = seconds / self._share if self._share else seconds * partitions / (number * len(owned))
+        self._spread_until = now + self._window if self._share else math.inf
+        self._spread_at = now + self._random() * self._interval
+
+    def next_at(self, now: float) -> float:
+        """Return when the next call may begin, in seconds of `now`'s clock; in the past for at once."""
+        while self._made and self._made[0].newest_at <= now - self._window:
+            self._count -= self._made.popleft().number
+        if self._share:
+            left = self._count
+            for calls in self._made:
+                if left < self._share:
+                    break
+                left -= calls.number
+                if left < self._share:
+                    return max(self._spread_at, calls.newest_at + self._window)
+        return self._spread_at
 
     def started(self, now: float) -> None:
         """Take one call from the share."""
-        self.next_at = max(now, self.next_at) + self._interval
+        if now < self._spread_until:
+            self._spread_at = max(now, self._spread_at) + self._interval
+        if not self._made or self._made[-1].ends <= now:
+            self._made.append(_Calls(now + self._window / _PARTS))
+        self._made[-1].newest_at = now
+        self._made[-1].number += 1
+        self._count += 1
 
-    def gave_back(self) -> None:
+    def gave_back(self, now: float) -> None:
         """Put a call back that the provider refused: it did not count there either."""
-        self.next_at -= self._interval
+        if now < self._spread_until:
+            self._spread_at -= self._interval
+        if self._made:
+            self._count -= 1
+            self._made[-1].number -= 1
+            if not self._made[-1].number:
+                self._made.pop()
 
 
 class TokenShare:
@@ -237,7 +294,7 @@ class GroupLimits:
         if self._concurrency:
             self._concurrency.owns(now, self._wall(), owned, partitions, call_seconds)
         if self._rate:
-            self._rate.owns(now, len(owned), partitions)
+            self._rate.owns(now, owned, partitions)
         if self._tokens:
             self._tokens.owns(now, len(owned), partitions)
 
@@ -249,7 +306,7 @@ class GroupLimits:
                 return self._concurrency.next_change(now, wall, call_seconds)
         begins = now
         if self._rate:
-            begins = max(begins, self._rate.next_at)
+            begins = max(begins, self._rate.next_at(now))
         if self._tokens:
             begins = max(begins, self._tokens.next_at(now))
         return begins
@@ -263,6 +320,6 @@ class GroupLimits:
     def ended(self, now: float, reserved: float, tokens: float | None, *, refused: bool = False) -> None:
         """Book what a call used, in tokens; a refused one used nothing."""
         if refused and self._rate:
-            self._rate.gave_back()
+            self._rate.gave_back(now)
         if self._tokens:
             self._tokens.ended(now, reserved, None if refused else tokens)

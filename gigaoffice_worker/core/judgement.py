@@ -97,13 +97,13 @@ class Judgement:
     def _refused(self, work: Work, made: Attempt, now: float, running: int) -> Outcome | Retry:
         """Take a refusal for the provider's limit, which counts no attempt, unless the request alone is refused."""
         reason = made.failure.type if made.failure else "TransientError"
-        until, alone = self._admission.refused(work, now, running, made.retry_after, reason)
-        if alone > FREE_REFUSALS:
+        until, times, alone = self._admission.refused(work, now, running, made.retry_after, reason)
+        if alone and times > FREE_REFUSALS:
             return self._failed(work, made, now, behind=True)
         work.attempt -= 1
-        if not alone:
+        if not times:
             return Retry(until, until - now)
-        wait = max(until - now, self._policy.delay_after(alone, self._rng, made.retry_after))
+        wait = max(until - now, self._policy.delay_after(times, self._rng, made.retry_after))
         return Retry(now + wait, wait, behind=True)
 
     def _failed(self, work: Work, made: Attempt, now: float, *, behind: bool = False) -> Outcome | Retry:

@@ -26,8 +26,10 @@ _EXPLORE: Final = 0.25
 """The same beyond that level: less after a second refusal there, twice as much for each call won."""
 _OUTAGE: Final = 75.0
 """A limit a minute lets something through in this time. What refuses for longer is down."""
-_PASSED: Final = 1.0
-"""A call that was not refused for so long was let through: providers refuse at once."""
+_PASSED: Final = (0.2, 1.0)
+"""A call that was not refused for so many seconds was let through, at least and at most: providers refuse at once."""
+_REFUSAL_TIMES: Final = 4.0
+"""How often as long as the last refusals took."""
 _PACE_CUT: Final = 0.97
 _PACE_GROWTH: Final = 0.2
 _PACE_REST: Final = 1.0
@@ -47,6 +49,8 @@ class AdaptiveConcurrency:
     _patience: float = 1.0
     _looked_at: float = 0.0
     _used_up: bool = False
+    _before: tuple[float, float] = (0.0, 0.0)
+    """Limit and level before the last flight of refusals."""
 
     def __post_init__(self) -> None:
         self.limit = self.level = float(self.ceiling)
@@ -67,6 +71,7 @@ class AdaptiveConcurrency:
         """Note the first refusal of a flight with `running` calls left: that many are taken, and no more."""
         same = abs(running - self.level) <= max(1.0, 0.1 * self.level)
         self._patience = min(2.0, 2 * self._patience) if same else 1.0
+        self._before = self.limit, self.level
         self.level = float(running)
         self.limit = max(1.0, _CUT * running)
 
@@ -74,6 +79,10 @@ class AdaptiveConcurrency:
         """Note another refusal of the same flight: it only says that the level is no higher than this."""
         self.level = min(self.level, float(max(1, running)))
         self.limit = max(1.0, min(self.limit, self.level))
+
+    def restore(self) -> None:
+        """Undo the last cut: nothing was let through since, so calls at once were not the reason."""
+        self.limit, self.level = (min(self.ceiling, each) for each in self._before)
 
     def grow(self, now: float, running: int, call_seconds: float) -> None:
         """Raise the limit for the time in which it was used up; a limit that nobody reaches says nothing."""
@@ -188,7 +197,7 @@ class ProviderLimits:
         self.concurrency = AdaptiveConcurrency(ceiling)
         self.pace = Pace()
         self.gate = Gate(wait)
-        self.refusals = 0
+        self.refusals = self.cuts = 0
         self.adaptive = adaptive
         self._random = random
         self._starts = _Starts()
@@ -198,8 +207,18 @@ class ProviderLimits:
         # When calls began that are neither refused nor old enough to count as let through, with their number.
         self._young: dict[float, int] = {}
         self._cut_at = self._refused_at = self._passed_at = -1.0
+        # When the flight began for which calls at once were cut last.
+        self._cut_flight_at = -math.inf
         self._closed_at_rate = 0.0
         self._learnt_in_series = False
+        # Seconds that refusals take, the longest of late.
+        self._refusal_seconds = 0.0
+
+    @property
+    def _passed_after(self) -> float:
+        """Seconds after which a call that was not refused counts as let through."""
+        least, most = _PASSED
+        return min(most, max(least, _REFUSAL_TIMES * self._refusal_seconds))
 
     @property
     def call_seconds(self) -> float:
@@ -216,8 +235,8 @@ class ProviderLimits:
         self._looked_at = now
         if self.gate.closed(now):
             return self.gate.until
-        if self.gate.probe_at is not None and now < self.gate.probe_at + _PASSED:
-            return self.gate.probe_at + _PASSED
+        if self.gate.probe_at is not None and now < (passed := self.gate.probe_at + self._passed_after):
+            return passed
         if running >= self.concurrency.whole:
             if running < self.concurrency.ceiling:  # the limit grows meanwhile
                 return now + max(0.05, 0.25 * self._call_seconds)
@@ -253,6 +272,7 @@ class ProviderLimits:
         `reason` is the type of the error; `retry_after` what the provider asks for, in seconds.
         """
         self.refusals += 1
+        self._refusal_seconds = max(now - began, 0.9 * self._refusal_seconds)
         self._age(now)
         self._forget(began)
         self._starts.take_back(began)
@@ -265,6 +285,9 @@ class ProviderLimits:
         again = fresh and self._cut_at >= 0 and self._passed_at < self._cut_at
         if fresh:
             self._cut_at = now
+        if alone and self._calls and self._passed_at < self._cut_flight_at:
+            self._cut_flight_at = -math.inf
+            self.concurrency.restore()
         if alone or again or retry_after is not None:
             self._close(now, per_minute, retry_after, reason, alone=alone)
             if alone or again:
@@ -274,18 +297,22 @@ class ProviderLimits:
                 self.pace.learn(now, per_minute)
             return now
         if fresh:
+            self._cut_flight_at = began
+            self.cuts += 1
             self.concurrency.cut(running)
         elif not self.gate.half_open:
             self.concurrency.lower(running)
         return max(now, self.gate.until)
 
-    def refused_alone(self, began: float, running: int) -> None:
+    def refused_alone(self, began: float, running: int, *, cut: bool = False) -> None:
         """Note the refusal of a request that others passed: it most often says nothing of the provider.
 
         But where two calls at once are tried, each refusal beside the other one says that one call is all it takes.
         """
         self.ended(began)
         self._starts.take_back(began)
+        if cut:
+            self.concurrency.restore()
         if self.adaptive and running == 1 and self.concurrency.whole <= 2:
             self.concurrency.lower(running)
 
@@ -300,7 +327,7 @@ class ProviderLimits:
         if not opened and retry_after is None:
             return
         if gate.series == 0:
-            self._closed_at_rate = per_minute if retry_after is None else 0.0
+            self._closed_at_rate = per_minute
             self._learnt_in_series = False
         shut = gate.shut_for(now)
         if shut is not None and shut[1] > _OUTAGE:
@@ -311,7 +338,7 @@ class ProviderLimits:
         gate.close(now, reason, retry_after, self._random, at_least=_MINUTE / self.pace.per_minute)
 
     def _age(self, now: float) -> None:
-        while self._young and (began := next(iter(self._young))) <= now - _PASSED:
+        while self._young and (began := next(iter(self._young))) <= now - self._passed_after:
             del self._young[began]
             self._let_through(began)
 

@@ -21,7 +21,13 @@ class NoAnswerError(TransientError):
 
 
 class ConnectionFailedError(TransientError):
-    """The service could not be reached, or hung up."""
+    """The service could not be reached, or hung up.
+
+    `shared`: no connection came about, so no request is to blame, and all calls wait.
+    """
+
+    def __init__(self, message: str = "", *, shared: bool = False) -> None:
+        super().__init__(message, shared=shared)
 
 
 class ServiceError(TransientError):

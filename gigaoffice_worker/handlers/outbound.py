@@ -288,5 +288,5 @@ def _connection_trouble(error: Exception) -> HandlerError:
             return AccessRefusedError(f"the service's certificate is not trusted: {reason}{hint}")
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpcore.ConnectError | httpcore.ProxyError):
-        return ConnectionFailedError("the service cannot be reached")
+        return ConnectionFailedError("the service cannot be reached", shared=isinstance(error, httpcore.ConnectError))
     return ConnectionFailedError("the connection to the service broke before the answer was complete")

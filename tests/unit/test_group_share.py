@@ -56,31 +56,81 @@ def test_gained_slots_stay_idle_until_the_old_owners_calls_can_have_ended():
     assert share.calls(14.0, 14.0, 2.0) == 9
 
 
-def test_a_share_of_the_rate_begins_empty_and_is_spread_evenly():
-    share = RateShare(Rate(60, 60.0), lambda: 0.5)
-    share.owns(100.0, 1, 3)
-    assert share.next_at == 101.5
-
-    starts = []
-    now = 100.0
-    while now < 160.0:
-        now = max(now, share.next_at)
+def starts_of(share: RateShare, since: float, until: float) -> list[float]:
+    """Start calls as soon as they may begin, and return when that was."""
+    starts, now = [], since
+    while (now := max(now, share.next_at(now))) < until:
         starts.append(now)
         share.started(now)
+    return starts
+
+
+def test_a_share_of_the_rate_begins_empty_and_is_spread_evenly():
+    share = RateShare(Rate(60, 60), lambda: 0.5)
+    share.owns(100.0, [2], 3)
+    assert share.next_at(100.0) == 101.5
+
+    starts = starts_of(share, 100.0, 160.0)
 
     assert len(starts) == pytest.approx(20, abs=1)
     assert all(after - before == pytest.approx(3.0) for before, after in itertools.pairwise(starts))
 
 
+def test_a_share_that_was_not_used_is_used_at_once():
+    share = RateShare(Rate(60, 60), lambda: 0.5)
+    share.owns(0.0, [0], 3)
+
+    starts = starts_of(share, 100.0, 200.0)
+
+    assert starts[:20] == [100.0] * 20
+    assert starts[20:] == [160.5] * 20
+
+
+def test_fewer_calls_in_a_time_than_partitions_are_spread_always():
+    share = RateShare(Rate(6, 60), lambda: 0.0)
+    share.owns(0.0, [0, 1], 12)
+
+    starts = starts_of(share, 1000.0, 1300.0)
+
+    assert len(starts) == pytest.approx(5, abs=1)
+    assert all(after - before == pytest.approx(60.0) for before, after in itertools.pairwise(starts))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.lists(st.floats(0.0, 30.0), max_size=120))
+def test_no_time_holds_more_than_the_share(number, partitions, pauses):
+    share = RateShare(Rate(number, 60), lambda: 0.0)
+    share.owns(0.0, [0], partitions)
+    now, starts = 0.0, []
+    for pause in pauses:
+        now = max(now + pause, share.next_at(now + pause))
+        share.started(now)
+        starts.append(now)
+
+    most = max(1, slots(0, partitions, number) if number >= partitions else 1)
+    assert all(after - before >= 60.0 for before, after in zip(starts, starts[most:], strict=False))
+
+
+def test_a_refused_call_is_given_back():
+    share = RateShare(Rate(3, 60), lambda: 0.0)
+    share.owns(0.0, [0], 1)
+    for _ in range(3):
+        share.started(100.0)
+    assert share.next_at(100.1) > 100.1
+
+    share.gave_back(100.1)
+
+    assert share.next_at(100.1) <= 100.1
+
+
 def test_without_a_partition_nothing_starts():
-    share = RateShare(Rate(60, 60.0), lambda: 0.5)
+    share = RateShare(Rate(60, 60), lambda: 0.5)
     tokens = TokenShare(Rate(1000, 60.0))
     tokens.ended(0.0, 0.0, 10.0)
 
-    share.owns(0.0, 0, 3)
+    share.owns(0.0, [], 3)
     tokens.owns(0.0, 0, 3)
 
-    assert share.next_at == float("inf")
+    assert share.next_at(10.0) == float("inf")
     assert tokens.next_at(10.0) == float("inf")
 
 

@@ -282,12 +282,12 @@ def test_token_file_that_is_being_replaced_does_no_harm(service, make, tmp_path,
     assert handler(request()) == 1
 
 
-def test_a_service_that_is_not_there_is_tried_again(make):
+def test_a_service_that_is_not_there_is_no_requests_fault(make):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         error = failure(make(HTTP_HANDLER_URL=f"http://127.0.0.1:{nobody.getsockname()[1]}/"))
     assert type(error) is ConnectionFailedError
-    assert not error.shared
+    assert error.shared
 
 
 def test_a_name_that_cannot_be_looked_up_is_tried_again(make):
@@ -319,6 +319,7 @@ def test_a_connection_that_breaks_is_tried_again(service, make, sent):
     service.answer = answer
     error = failure(make())
     assert type(error) is ConnectionFailedError
+    assert not error.shared
     assert len(service.asked) == 1  # A call may be paid for: nothing is repeated behind the worker's back.
 
 
