@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,11 @@ test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by 
 	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest \
 	  tests/integration/test_tls_sasl.py tests/integration/test_acls.py tests/integration/test_sideport_abuse.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .security.jsonl docs/security.md)
+
+test-limits: $(STAMP) ## a provider's limits in real time, half an hour and more; fills the table of docs/limits.md
+	@rm -f .limits.jsonl
+	TABLES_RESULTS=.limits.jsonl $(BIN)/python -m pytest tests/integration/test_limits_for_real.py $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .limits.jsonl docs/limits.md)
 
 docs-mistakes: $(STAMP) ## handlers with every usual mistake, on a real Kafka; fills the table of docs/handlers.md
 	@rm -f .mistakes.jsonl

@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -105,15 +105,20 @@ class Service(contextlib.AbstractContextManager["Service"]):
         self.asked: list[Asked] = []
         self.connections: list[socket.socket] = []
         self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), Exchange)
-        self._server.service = self
+        self._context: ssl.SSLContext | None = None
         if certificate:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(*certificate)
+            self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._context.load_cert_chain(*certificate)
             if client_authority:
-                context.verify_mode = ssl.CERT_REQUIRED
-                context.load_verify_locations(client_authority)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+                self._context.verify_mode = ssl.CERT_REQUIRED
+                self._context.load_verify_locations(client_authority)
+        self._bind(0)
+
+    def _bind(self, port: int) -> None:
+        self._server = _Server(("127.0.0.1", port), Exchange)
+        self._server.service = self
+        if self._context:
+            self._server.socket = self._context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="service")
 
     def __enter__(self) -> Self:
@@ -122,6 +127,18 @@ class Service(contextlib.AbstractContextManager["Service"]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.closing.set()
+        self._unbind()
+
+    @contextlib.contextmanager
+    def gone(self) -> Iterator[None]:
+        """Cut all connections and refuse new ones, as when the process has died, for as long as the context lasts."""
+        port = self.port
+        self._unbind()
+        yield
+        self._bind(port)
+        self._thread.start()
+
+    def _unbind(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         for connection in self.connections:
