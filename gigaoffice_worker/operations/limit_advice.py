@@ -18,7 +18,8 @@ def summary(worker: Worker, partitions: int) -> str:
     told = [_calls(worker, partitions)]
     if worker.group_rate:
         number, seconds = worker.group_rate
-        told.append(f"at most {number} calls in {seconds} s in the group, evenly one each {seconds / number:.3g} s")
+        pace = f", evenly one each {seconds / number:.3g} s" if number < partitions else ""
+        told.append(f"at most {_so_many(number, 'call')} in {seconds} s in the group{pace}")
     if worker.group_tokens:
         number, seconds = worker.group_tokens
         told.append(

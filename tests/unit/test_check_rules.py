@@ -129,8 +129,9 @@ def test_without_a_limit_of_the_group_each_worker_has_its_threads():
 
 
 def test_rate_and_tokens_of_a_group_are_told_as_they_are_spent():
+    assert "at most 2 calls in 60 s in the group, evenly one each 30 s" in limits(3, WORKER_GROUP_RATE="2/60")[0]
     told, hints = limits(3, WORKER_GROUP_RATE="20/60", WORKER_GROUP_TOKENS="120000/60")
-    assert "at most 20 calls in 60 s in the group, evenly one each 3 s" in told
+    assert "at most 20 calls in 60 s in the group;" in told
     assert "at most 120000 tokens in 60 s in the group" in told
     assert "of which 108000 are planned with and 10000 may be spent at once" in told
     assert hints == []

@@ -83,6 +83,31 @@ def test_calls_of_one_flight_cut_once():
     assert limits.concurrency.limit == 10.0
 
 
+def test_a_cut_is_taken_back_when_all_that_followed_was_refused():
+    limits = ProviderLimits(8, POLICY.ceiling, lambda: 0.0)
+    limits.started(0.0)
+    limits.passed(1.0, 0.0)
+    for _ in range(8):
+        limits.started(1.0)
+    for running in range(7, -1, -1):
+        limits.refused(1.05, 1.0, running, None)
+
+    assert limits.gate.closed(1.1)
+    assert limits.concurrency.whole == 8
+
+
+def test_a_pause_that_was_too_short_grows_as_long_as_nothing_gets_through():
+    limits = ProviderLimits(8, POLICY.ceiling, lambda: 0.0)
+    now, pauses = 0.0, []
+    for _ in range(7):
+        limits.started(now)
+        opens = limits.refused(now, now, 0, 2.0)
+        pauses.append(opens - now)
+        now = opens
+
+    assert pauses == [2.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0]
+
+
 def test_retry_after_shuts_the_gate_and_opens_it_for_one():
     limits = ProviderLimits(8, POLICY.ceiling, lambda: 0.0)
     limits.started(0.0)
