@@ -6,7 +6,6 @@ What is done with a failed send, and when a new life begins, is decided in `engi
 from __future__ import annotations
 
 from kafka import KafkaProducer
-from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker.kafka_python.batching import Acknowledged, BatchWriter, Failed
 from gigaoffice_worker.broker.kafka_python.sender import force_stop, is_broken, knows_topic, mend_sender
@@ -35,12 +34,7 @@ class Producer:
         With `smallest` it goes in a batch of its own, packed by the codec that makes most of it. Raises HeldBackError,
         and TopicUnavailableError when the topic is not known within the client's `max_block_ms`.
         """
-        if not smallest and self._batches.join(record, acknowledged, failed):
-            return
-        if record.size > self._client.config["max_request_size"]:
-            failed(kafka_errors.MessageSizeTooLargeError(f"a record of {record.size} bytes"))
-            return
-        self._batches.append(record, self._batches.partition_of(record), acknowledged, failed, smallest=smallest)
+        self._batches.send(record, acknowledged, failed, smallest=smallest)
 
     def go_on(self) -> None:
         """Send again after a failure. To be called when everything sent before has been answered."""

@@ -126,7 +126,9 @@ class Intake:
         assignment = self._ownership.assignments.get(partition)
         if assignment is None:
             return
-        records = self._that_fit(assignment, self._sweeps.receive(partition, records))
+        if partition in self._sweeps.partitions:
+            records = self._sweeps.receive(partition, records)
+        records = self._that_fit(assignment, records)
         self._metrics.messages_received.inc(len(records))
         works = self._to_works(assignment, records, assignment.arrivals)
         if assignment.findings is None:

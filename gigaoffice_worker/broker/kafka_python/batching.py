@@ -112,29 +112,25 @@ class BatchWriter:
         """Begin no batch of several records that is larger than `size` bytes, from now on."""
         self._accumulator.config["batch_size"] = min(self._largest, size)
 
-    def join(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed) -> bool:
-        """Add a record to the newest batch of the partition that it asks for; False when it does not fit in there."""
-        opened = self._open.get((record.topic, record.partition))
-        if opened is None:
-            return False
-        with opened.lock:
-            return opened.add(record, acknowledged, failed)
+    def send(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed, *, smallest: bool) -> None:
+        """Add a record to the newest batch of its partition, or to a new one, as the client's `send` does.
 
-    def append(
-        self,
-        record: OutgoingRecord,
-        partition: int,
-        acknowledged: Acknowledged,
-        failed: Failed,
-        *,
-        smallest: bool = False,
-    ) -> None:
-        """Append a record as the client's `send` does, less what that costs: checks, and a future for each record.
-
-        With `smallest` it gets a batch of its own, packed as small as can be. Raises HeldBackError behind a batch that
-        failed, RuntimeError once stopped.
+        That is, less what that costs: checks, and a future for each record. With `smallest` it gets a batch of its own,
+        packed as small as can be. Raises TopicUnavailableError, HeldBackError behind a batch that failed, and
+        RuntimeError once stopped.
         """
-        at = TopicPartition(record.topic, partition)
+        opened = None if smallest else self._open.get((record.topic, record.partition))
+        if opened is not None:
+            with opened.lock:
+                if opened.add(record, acknowledged, failed):
+                    return
+        if record.size > self._client.config["max_request_size"]:
+            failed(kafka_errors.MessageSizeTooLargeError(f"a record of {record.size} bytes"))
+        else:
+            self._append(record, acknowledged, failed, smallest=smallest)
+
+    def _append(self, record: OutgoingRecord, acknowledged: Acknowledged, failed: Failed, *, smallest: bool) -> None:
+        at = TopicPartition(record.topic, self._partition_of(record))
         with self._accumulator._tp_lock(at):
             if self._accumulator._closed:
                 message = "the producer was stopped"
@@ -170,7 +166,7 @@ class BatchWriter:
             accumulator.deallocate(batch)
             batch.abort(HeldBackError("an older record of the partition failed"))
 
-    def partition_of(self, record: OutgoingRecord) -> int:
+    def _partition_of(self, record: OutgoingRecord) -> int:
         """Return the partition that a record asks for, or what the client chooses where the topic has no such.
 
         Waits for a topic that the client does not know. Raises TopicUnavailableError.
