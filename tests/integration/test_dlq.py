@@ -338,15 +338,15 @@ def test_an_interrupted_replay_repeats_nothing(desk):
 
 
 def test_of_two_replays_with_the_same_filters_one_ends(desk):
-    desk.make().put(*(desk.letter(f"r-{number}") for number in range(24)))
+    desk.make().put(*(desk.letter(f"r-{number}") for number in range(60)))
     with desk.start("replay", "--rate", "4") as first:
         desk.wait_for(4)
         with desk.start("replay", "--rate", "4") as second:
-            codes = sorted([first.wait(40), second.wait(40)])
+            codes = sorted([first.wait(60), second.wait(60)])
             told = first.stdout.read() + second.stdout.read()
     assert codes == [0, 1]
     assert told.count("another replay with the same filters is running") == 1
-    assert {int(rec.key[2:]) for rec in desk.requests()} == set(range(24))
+    assert {int(rec.key[2:]) for rec in desk.requests()} == set(range(60))
 
 
 # From the failing model to the answers
