@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits compatibility docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,11 @@ test-limits: $(STAMP) ## a provider's limits in real time, half an hour and more
 	@rm -f .limits.jsonl
 	TABLES_RESULTS=.limits.jsonl $(BIN)/python -m pytest tests/integration/test_limits_for_real.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .limits.jsonl docs/limits.md)
+
+compatibility: $(STAMP) ## other Kafkas and other Pythons, hours; fills docs/compatibility.md; ARGS="--kafka 3.9.1 --python ''"
+	@rm -f .compatibility.jsonl
+	TABLES_RESULTS=.compatibility.jsonl $(BIN)/python -m tests.compatibility.matrix $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .compatibility.jsonl docs/compatibility.md)
 
 docs-mistakes: $(STAMP) ## handlers with every usual mistake, on a real Kafka; fills the table of docs/handlers.md
 	@rm -f .mistakes.jsonl

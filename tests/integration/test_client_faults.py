@@ -20,10 +20,10 @@ from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.client import Client
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.records import OutgoingRecord
-from gigaoffice_worker.devkafka import KafkaCluster
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.support import wire
+from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
 
 # librdkafka needs 8 s, of which our 5 s of patience are the most.
@@ -126,7 +126,7 @@ def write_at_once(producer, topic, count):
 
 @pytest.mark.parametrize("ask", QUESTIONS)
 def test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question(topic_set, ask):
-    with KafkaCluster() as cluster:
+    with OwnKafka() as cluster:
         wire.create_topics(cluster.bootstrap_servers, {topic_set.requests: 1})
         with member(settings(cluster.bootstrap_servers, topic_set)) as (consumer, poll):
             eventually(lambda: poll() or consumer.contact.membership(), "the member to join")
@@ -146,7 +146,7 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(contextlib.closing(ReservedPorts()))
         port = ports.take_any()
-        before = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        before = stack.enter_context(OwnKafka(data_dir=tmp_path))
         old = before.port(1)
         wire.create_topics(before.bootstrap_servers, {topic_set.requests: 1})
         door = Proxy(port, old)
@@ -163,7 +163,7 @@ def test_cluster_that_comes_back_under_other_addresses_is_found_at_the_configure
         eventually(poll, "the first record")
         before.stop()
         eventually(lambda: poll() and consumer.contact.silent_for() > 0, "the consumer to see that nobody answers")
-        after = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        after = stack.enter_context(OwnKafka(data_dir=tmp_path))
         assert after.port(1) != old
         door.target = after.port(1)
         if server == "second of two":
@@ -180,7 +180,7 @@ def test_requester_finds_a_cluster_at_a_configured_server_that_was_not_there_whe
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(contextlib.closing(ReservedPorts()))
         port = ports.take_any()
-        before = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        before = stack.enter_context(OwnKafka(data_dir=tmp_path))
         old = before.port(1)
         wire.create_topics(before.bootstrap_servers, {topic_set.requests: 1, topic_set.responses: 1})
         servers = [f"127.0.0.1:{old}", f"127.0.0.1:{port}"]
@@ -189,7 +189,7 @@ def test_requester_finds_a_cluster_at_a_configured_server_that_was_not_there_whe
         asked = client.submit("r", b'{"id": "r"}', b"r", {})
         assert asked.wait_acknowledged(10.0) is not None
         before.stop()
-        after = stack.enter_context(KafkaCluster(data_dir=tmp_path))
+        after = stack.enter_context(OwnKafka(data_dir=tmp_path))
         assert after.port(1) != old
         stack.enter_context(Proxy(port, after.port(1)))
         source = {"topic": topic_set.requests, "partition": "0", "offset": str(asked.place.offset)}

@@ -24,9 +24,9 @@ from gigaoffice_worker.broker.admin import admin
 from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
-from gigaoffice_worker.devkafka import KafkaCluster
 from gigaoffice_worker.operations import cluster_check
 from tests.support.certificates import Authority
+from tests.support.releases import OwnKafka
 
 USERS = ("worker", "reader", "nobody")
 PASSWORD = "correct horse"
@@ -55,7 +55,7 @@ def cluster(authority):
         properties[jaas("plain")] = f"{modules}.plain.PlainLoginModule required {users};"
         properties[jaas("scram-sha-256")] = f"{modules}.scram.ScramLoginModule required;"
     scram = ["--add-scram", f"SCRAM-SHA-256=[name=worker,password={PASSWORD}]"]
-    with KafkaCluster(listeners=LISTENERS, properties=properties, format_options=scram) as running:
+    with OwnKafka(listeners=LISTENERS, properties=properties, format_options=scram) as running:
         allow(running, "worker", ResourceType.BROKER, "kafka-cluster", AclOperation.CREATE)
         allow(running, "worker", ResourceType.GROUP, "*", AclOperation.READ)
         for operation in (AclOperation.READ, AclOperation.WRITE):

@@ -23,10 +23,10 @@ from confluent_kafka.admin import (
 from gigaoffice_worker.core.dead_letters import Filters
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Reason, Record
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet, settings
 from tests.support import batches, wire
 from tests.support.batches import RawRecord
+from tests.support.releases import OwnKafka
 from tests.support.scene import MARKER, Scene, ask
 from tests.support.waiting import eventually
 
@@ -420,7 +420,7 @@ def test_no_payload_is_logged_at_any_level(desk):
 @pytest.fixture(scope="module")
 def guarded():
     """A cluster that knows who asks, and permits that user nothing."""
-    with KafkaCluster(
+    with OwnKafka(
         listeners={"CLIENT": "SASL_PLAINTEXT"},
         properties={
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -445,7 +445,7 @@ def guarded_desk(guarded, topic_set):
     return Desk(guarded.bootstrap_servers, topic_set)
 
 
-def allow(cluster: KafkaCluster, kind: ResourceType, name: str, operation: AclOperation) -> None:
+def allow(cluster: OwnKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
     pattern = ResourcePatternType.PREFIXED if kind is ResourceType.GROUP else ResourcePatternType.LITERAL
     binding = AclBinding(kind, name, pattern, "User:worker", "*", operation, AclPermissionType.ALLOW)
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
@@ -473,7 +473,7 @@ def test_each_right_that_is_missing_is_named_with_77_until_all_are_there(guarded
 
 
 def test_a_cluster_that_goes_away_ends_the_replay_which_goes_on_later(topic_set):
-    with KafkaCluster() as cluster:
+    with OwnKafka() as cluster:
         desk = Desk(cluster.bootstrap_servers, topic_set).make()
         desk.put(*(desk.letter(f"r-{number}") for number in range(40)))
         assert desk("replay", "--dry-run").returncode == 0  # a new cluster makes the topic of groups when first asked

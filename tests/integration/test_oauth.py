@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet
+from tests.support.releases import OwnKafka
 from tests.support.scene import Scene, ask
 from tests.support.tokens import TokenEndpoint
 from tests.support.workers import run_command
@@ -29,7 +29,7 @@ def place():
             "connections.max.reauth.ms": "3600000",
         }
         allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={endpoint.address}/keys"
-        with KafkaCluster(
+        with OwnKafka(
             listeners={"OAUTH": "SASL_PLAINTEXT", "OPEN": "PLAINTEXT"}, properties=properties, java_options=[allowed]
         ) as cluster:
             yield cluster, endpoint

@@ -10,10 +10,10 @@ import psutil
 import pytest
 import zstandard
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet
 from tests.support import batches, wire
 from tests.support.batches import RawRecord, batch
+from tests.support.releases import OwnKafka
 from tests.support.scene import MARKER, Scene, ask, ids
 from tests.support.waiting import eventually
 
@@ -55,7 +55,7 @@ def bomb() -> bytes:
 def damaged(tmp_path):
     """A Kafka with a topic of eight partitions: in all but one, the middle one of three batches is bad."""
     names = TopicSet("requests", "responses", "dlq", "workers")
-    with KafkaCluster(data_dir=tmp_path / "kafka") as cluster:
+    with OwnKafka(data_dir=tmp_path / "kafka") as cluster:
         bootstrap = cluster.bootstrap_servers
         wire.create_topics(bootstrap, {names.requests: 8, names.responses: 1, names.dlq: 1})
         for partition in range(8):

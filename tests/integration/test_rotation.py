@@ -18,10 +18,10 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.support.certificates import Authority
+from tests.support.releases import OwnKafka
 from tests.support.scene import Scene, ask, check_once
 from tests.support.waiting import eventually
 
@@ -39,7 +39,7 @@ def cluster():
         "listener.name.client.scram-sha-256.connections.max.reauth.ms": "2000",
     }
     scram = ["--add-scram", f"SCRAM-SHA-256=[name=worker,password={FIRST}]"]
-    with KafkaCluster(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties, format_options=scram) as running:
+    with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties, format_options=scram) as running:
         yield running
 
 
@@ -117,7 +117,7 @@ def tls(tmp_path):
         properties = {"ssl.keystore.type": "PEM", **keystore(ours)}
         listeners = {"CLIENT": "SSL"}
         with (
-            KafkaCluster(listeners=listeners, advertised={1: port}, properties=properties) as cluster,
+            OwnKafka(listeners=listeners, advertised={1: port}, properties=properties) as cluster,
             Proxy(port, cluster.port(1)) as proxy,
         ):
             yield cluster, proxy, ours

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import settings
 from tests.support import tables
 from tests.support.certificates import Authority
+from tests.support.releases import OwnKafka
 from tests.support.workers import ROOT, run_command
 
 PASSWORD, KEY_PASSWORD = "correct-horse-7", "battery-staple-8"
@@ -25,7 +25,7 @@ MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
 class Place(NamedTuple):
-    cluster: KafkaCluster
+    cluster: OwnKafka
     authority: Authority
     stranger: Authority
     silent: int
@@ -63,7 +63,7 @@ def place(tmp_path_factory):
     scram = [word for each in MECHANISMS[1:] for word in ("--add-scram", f"{each}=[name=worker,password={PASSWORD}]")]
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        KafkaCluster(listeners=LISTENERS, properties=properties, format_options=scram) as cluster,
+        OwnKafka(listeners=LISTENERS, properties=properties, format_options=scram) as cluster,
     ):
         yield Place(cluster, authority, stranger, silent.getsockname()[1])
 

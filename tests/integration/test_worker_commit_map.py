@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.support import wire
+from tests.support.releases import OwnKafka
 from tests.support.scene import Scene, ask, ids
 from tests.support.waiting import eventually
 
@@ -49,7 +49,7 @@ def test_thousand_quick_requests_behind_five_thousand_of_one_slow_key_are_called
 def small_commits(topic_set, tmp_path):
     """A scene on a Kafka that takes 300 bytes of metadata with a commit."""
     with (
-        KafkaCluster(properties={"offset.metadata.max.bytes": "300"}) as cluster,
+        OwnKafka(properties={"offset.metadata.max.bytes": "300"}) as cluster,
         Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene,
     ):
         yield scene

@@ -7,9 +7,9 @@ import time
 import pytest
 from confluent_kafka import Producer
 
-from gigaoffice_worker.devkafka import KafkaCluster
 from tests.chaos.stage import hooked
 from tests.support import wire
+from tests.support.releases import OwnKafka
 from tests.support.scene import Scene, ask, check_once, ids
 from tests.support.waiting import eventually
 
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 @pytest.fixture
 def own(topic_set, tmp_path):
     """A scene on a Kafka of its own, of one node, and that Kafka."""
-    with KafkaCluster() as cluster, Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene:
+    with OwnKafka() as cluster, Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene:
         yield scene.make(), cluster
 
 
@@ -49,7 +49,7 @@ def test_cluster_out_of_reach_is_told_within_15_s_and_its_return_too(own, fault)
 
 
 def test_partition_without_a_leader_holds_up_no_other_and_is_named(topic_set, tmp_path):
-    with KafkaCluster(3) as cluster, Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene:
+    with OwnKafka(3) as cluster, Scene(cluster.bootstrap_servers, topic_set, tmp_path) as scene:
         wire.create_topics(scene.bootstrap, {scene.topics.responses: 1, scene.topics.dlq: 1}, replication=3)
         wire.create_spread(scene.bootstrap, scene.topics.requests, [1, 2, 3], 6)
         healthy, stuck = [0, 1, 3, 4], [2, 5]

@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gigaoffice_worker.devkafka import KafkaCluster
+from tests.support import releases
+from tests.support.releases import OwnKafka
+from tests.support.zookeeper import ZooKeeperKafka
 
 NAMED = "KAFKA_TEST_BOOTSTRAP"
 # Seconds
@@ -46,6 +48,12 @@ def any_broker() -> Iterator[Broker]:
     if named := os.environ.get(NAMED):
         yield Broker(named, f"{named}, named by {NAMED}")
         return
+    if release := releases.named():
+        old = release.version in releases.WITH_ZOOKEEPER
+        with ZooKeeperKafka(release) if old else OwnKafka() as running:
+            at = running.bootstrap_servers
+            yield Broker(at, f"Apache Kafka {release.version} at {at}, named by {releases.VERSION}")
+        return
     with contextlib.ExitStack() as stack:
         why_not = "no Docker engine answers"
         if docker_answers():
@@ -54,7 +62,7 @@ def any_broker() -> Iterator[Broker]:
                 return
             except _ContainerError as error:
                 why_not = f"the container did not start: {error}"
-        cluster = stack.enter_context(KafkaCluster())
+        cluster = stack.enter_context(OwnKafka())
         yield Broker(cluster.bootstrap_servers, f"embedded Apache Kafka at {cluster.bootstrap_servers} ({why_not})")
 
 
