@@ -19,8 +19,10 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.conn import BrokerConnection, ConnectionStates
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CoordinatorLoadInProgressError
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.protocol.admin import DescribeGroupsResponse
 from kafka.protocol.metadata import MetadataRequest
 from kafka.record import default_records, legacy_records, memory_records
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
@@ -101,7 +103,12 @@ ON_A_PRODUCER = (
     "_transaction_manager.last_error",
     "_unregister_cleanup",
 )
-ON_AN_ADMIN = ("_client.api_version", "_client.least_loaded_node", "_client.poll")
+ON_AN_ADMIN = (
+    "_client.api_version",
+    "_client.least_loaded_node",
+    "_client.poll",
+    "_describe_consumer_groups_process_response",
+)
 ELSEWHERE = ("_buffer", "_unpack_records")
 ON_A_BATCH_BUILDER = (
     *("_batch_size", "_buffer", "_first_timestamp", "_last_offset", "_max_timestamp", "_num_records"),
@@ -118,6 +125,7 @@ ON_A_FETCH = (
 
 # What is replaced, or called with arguments that the public interface does not promise.
 SIGNATURES = {
+    "kafka.admin:KafkaAdminClient._describe_consumer_groups_process_response": ["self", "response"],
     "kafka.client_async:KafkaClient._maybe_refresh_metadata": ["self", "wakeup"],
     "kafka.client_async:KafkaClient.wakeup": ["self"],
     "kafka.cluster:ClusterMetadata.brokers": ["self"],
@@ -198,6 +206,15 @@ def test_producer_has_what_we_touch(producer, name):
 @pytest.mark.parametrize("name", ON_AN_ADMIN)
 def test_administration_client_has_what_we_touch(admin, name):
     attrgetter(name)(admin)
+
+
+def test_error_of_a_groups_description_is_raised_as_it_is(admin):
+    not_told = (31,)  # how the client reads the rights that a broker leaves out: the highest bit alone
+    loading = DescribeGroupsResponse[3](throttle_time_ms=0, groups=[(14, "g", "", "", "", [], not_told)])
+    with pytest.raises(CoordinatorLoadInProgressError):
+        admin._describe_consumer_groups_process_response(loading)
+    found = DescribeGroupsResponse[3](throttle_time_ms=0, groups=[(0, "g", "Empty", "consumer", "", [], (3,))])
+    assert admin._describe_consumer_groups_process_response(found).authorized_operations == ["READ"]
 
 
 @pytest.mark.parametrize("target", SIGNATURES)

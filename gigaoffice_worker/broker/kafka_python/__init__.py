@@ -82,4 +82,6 @@ one try can be asked for |
 `test_clients::test_a_frozen_broker_holds_an_attempt_no_longer_than_its_time` | calls take a time limit |
 | `describe_topics` fails on a topic that we may not see | `administration`: asks by itself | \
 `test_clients::test_the_right_to_describe_is_enough_when_nothing_is_to_be_created` | it tells errors by topic |
+| what is wrong with a group comes out as a ValueError, for its rights are not told then | `administration`: looks at \
+the error first | `test_client_wall::test_error_of_a_groups_description_is_raised_as_it_is` | it looks there first |
 """

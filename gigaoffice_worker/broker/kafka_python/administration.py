@@ -71,6 +71,13 @@ class PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client 
         found: list[dict[str, Any]] = self.send_request(MetadataRequest[version](**asked)).to_object()["topics"]
         return found
 
+    def _describe_consumer_groups_process_response(self, response: Any) -> Any:
+        """Raise the error of a group's description, before its missing rights make the client trip."""
+        error = kafka_errors.for_code(response.groups[0][0])
+        if error is not kafka_errors.NoError:
+            raise error(f"group {response.groups[0][1]}")
+        return super()._describe_consumer_groups_process_response(response)
+
     def ask_producer_id(self) -> None:
         """Ask for an idempotent producer's id, and leave it unused. Raises the client's error where it is refused."""
         version = self._client.api_version(InitProducerIdRequest, max_version=1)
