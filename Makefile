@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits compatibility docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits compatibility newcomer docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ compatibility: $(STAMP) ## other Kafkas and other Pythons, hours; fills docs/com
 	@rm -f .compatibility.jsonl
 	TABLES_RESULTS=.compatibility.jsonl $(BIN)/python -m tests.compatibility.matrix $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .compatibility.jsonl docs/compatibility.md)
+
+newcomer: package ## the steps of somebody who installs, runs, breaks and mends it; fills a table of docs/operations.md
+	$(BIN)/python -m tests.system.newcomer
 
 docs-mistakes: $(STAMP) ## handlers with every usual mistake, on a real Kafka; fills the table of docs/handlers.md
 	@rm -f .mistakes.jsonl

@@ -42,7 +42,7 @@ MENU = {
             "docs/operations",
             "docs/runbook",
         ],
-        "Judge": ["docs/reliability", "docs/performance", "docs/security", "SECURITY"],
+        "Judge": ["docs/reliability", "docs/performance", "docs/compatibility", "docs/security", "SECURITY"],
         "Change": ["docs/architecture", "docs/decisions/README", "CONTRIBUTING", "CHANGELOG"],
     },
     "docs/decisions/README": {"": ["*-*"]},
