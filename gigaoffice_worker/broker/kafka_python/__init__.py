@@ -14,6 +14,9 @@ a release that renames one fails there; other tests guard what the mends promise
 | offsets that repeat, fall or lie beyond their batch are believed; attributes of a record are read as a long number | \
 `checked_batch`: a batch is looked through before the first of its records is handed on | \
 `test_bad_input::test_nothing_is_handed_on_of_a_batch_whose_offsets_lie` | the client holds them against the batch |
+| two objects and a dozen properties for each fetched record, a call for each number of a written one | \
+`checked_batch`, `open_records`: our own codec, a third fewer Python calls a record | \
+`test_record_codec::test_we_read_what_the_client_writes` | the client's codec takes half the time |
 | a batch may unpack to gigabytes | `fetching`: decoders that stop at 64 MiB or twenty times the size | \
 `test_bad_input::test_client_unpacks_as_much_as_it_is_let_and_no_more` | the client has such a limit |
 | a poll returns so many records, whatever they unpack to | `fetching`: it ends at 4 MiB and one value more | \
