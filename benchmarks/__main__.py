@@ -36,7 +36,7 @@ schedule of the whole log on 64 slots, in order per key, over the time it took. 
 (0 ms for the plain loops, which could not keep up): the latency up to the reader of the response, less the handler.
 W5: 150 MB of 100 kB requests, handler of 100 ms. W7: calls of 1 s to a model of a provider that refuses
 what is beyond its limit; concurrency 16, no limit configured; the share is the least time that the limit allows over
-the time it took.
+the time it took. W8: ten calls of 1 s for each of so many threads, each request with a key of its own.
 
 {tables}
 

@@ -33,7 +33,7 @@ _ALL = (
         "ours",
         "**gigaoffice-worker**",
         "gigaoffice_worker",
-        _BACKLOGS | {"W4", "W6", "W7", "sweep"},
+        _BACKLOGS | {"W4", "W6", "W7", "W8", "sweep"},
         ("run",),
         _OURS,
     ),
@@ -61,7 +61,7 @@ _ALL = (
     ),
     Peer("pool", "plain loop with a pool, retries in it", "benchmarks.programs.pool_loop", frozenset({"W7"})),
     Peer("aiokafka", "plain aiokafka loop", "benchmarks.programs.aiokafka_loop", frozenset({"W1"}), sequential=True),
-    Peer("arroyo", "arroyo (threads)", "benchmarks.programs.arroyo_app", _BACKLOGS | {"W4", "sweep"}),
+    Peer("arroyo", "arroyo (threads)", "benchmarks.programs.arroyo_app", _BACKLOGS | {"W4", "W8", "sweep"}),
     Peer("faststream", "FastStream", "benchmarks.programs.faststream_app", _BACKLOGS | {"W4", "sweep"}),
 )
 PEERS = {peer.name: peer for peer in _ALL}

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import figures
 from benchmarks.peers import BASE, PEERS
 from benchmarks.runs import Measurement
-from benchmarks.workloads import PROCESSES, W7, Workload
+from benchmarks.workloads import PROCESSES, W7, W8, Workload
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 MIB = 1024 * 1024
@@ -45,12 +45,14 @@ class Results:
 
 def tables(results: Results) -> str:
     """Return the tables as Markdown: everybody side by side, then what concerns this worker alone."""
-    limited_only = {workload.name for workload in W7}
-    seen = {made.peer for made in results.measurements if made.workload not in limited_only}
+    apart = {workload.name for workload in (*W7, *W8)}
+    seen = {made.peer for made in results.measurements if made.workload not in apart}
     parts = [_table(_HEAD, [_row(results, name) for name in PEERS if name in seen])] if seen else []
     if processes := [_process_row(results, count) for count in PROCESSES if results.of(f"W6x{count}", "ours")]:
         parts.append(_table(["W6: processes", "records/s", "CPU µs a record"], processes))
-    if limited := [_limited_row(results, workload, peer) for workload in W7 for peer in _limited(results, workload)]:
+    if many := [_many_row(results, workload, peer) for workload in W8 for peer in _who_ran(results, workload)]:
+        parts.append(_table(["W8: calls of 1 s, ten each on", "", "efficiency", "peak MiB"], many))
+    if limited := [_limited_row(results, workload, peer) for workload in W7 for peer in _who_ran(results, workload)]:
         parts.append(_table(["W7: a provider that allows", "", "share of the limit", "refusals per 100"], limited))
     if results.idle_share is not None and results.idle_memory is not None:
         parts.append(f"Idle: {results.idle_share:.1%} of a core, {results.idle_memory / MIB:.0f} MiB.")
@@ -96,8 +98,14 @@ def _process_row(results: Results, count: int) -> list[str]:
     return [str(count), _told(rates, ",.0f"), _told(costs, ".0f")]
 
 
-def _limited(results: Results, workload: Workload) -> list[str]:
+def _who_ran(results: Results, workload: Workload) -> list[str]:
     return [name for name in PEERS if results.of(workload.name, name)]
+
+
+def _many_row(results: Results, workload: Workload, peer: str) -> list[str]:
+    shares = results.values(workload.name, peer, "efficiency").values()
+    memory = [value / MIB for value in results.values(workload.name, peer, "peak_memory").values()]
+    return [workload.title, PEERS[peer].title, _told(shares, ".2f"), _told(memory, ".0f")]
 
 
 def _limited_row(results: Results, workload: Workload, peer: str) -> list[str]:

@@ -116,6 +116,12 @@ W7 = [
     replace(_STREAMS, name="W7-minute", title="60 calls a minute", requests=90, provider=Limits(number=60)),
 ]
 
+# Calls that all end in the same moment, ten for each thread.
+W8 = [
+    Workload(f"W8x{threads}", f"{threads} threads", Shape.BACKLOG, 10 * threads, 1024, threads, seconds=1.0, limit=40.0)
+    for threads in (256, 1024)
+]
+
 SWEEP_CONCURRENCY = (1, 4, 16, 64, 128)
 SWEEP_SECONDS = 3.0
 PROCESSES = (1, 2, 4)
@@ -128,6 +134,7 @@ WORKLOADS = {
     "W5": [W5],
     "W6": [replace(W6, name=f"W6x{count}", processes=count) for count in PROCESSES],
     "W7": W7,
+    "W8": W8,
     "sweep": [
         replace(
             SWEEP,
