@@ -85,7 +85,7 @@ def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, ever
         ended = f"{len(flight.unacknowledged)} ended and on the way, for up to {waits:.3f} s"
         print(f"running {len(flight.running)}, {ended}: {len(flight.repeated)} called again")
     # This is what the journal adds to a recovery: the partition waits for it.
-    assert waited < 1.0
+    assert waited < 5.0
     report(
         f"kill -9 {place.replace('-', ' ')}, with the journal",
         findings,

@@ -674,7 +674,8 @@ def test_dev_is_quiet_and_tells_each_request_in_a_line(dev, tmp_path):
         rest = process.stdout.read()
         assert process.wait(30) == 0
     of_good, _, of_bad = rest.partition("Request answered")
-    printed, logged = of_good.splitlines()[:2]
+    # On a busy machine the worker says in between that it is not ready yet.
+    printed, logged = [line for line in of_good.splitlines() if "Worker " not in line][:2]
     assert "info     printed by the handler  " in printed
     assert "info     logged by the handler  " in logged
     assert "request_id=r-1" in of_bad.splitlines()[0]

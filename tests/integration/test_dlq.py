@@ -312,8 +312,8 @@ def test_a_rate_is_not_exceeded(desk):
 
 def test_a_killed_replay_repeats_no_more_than_what_was_not_committed(desk):
     desk.make().put(*(desk.letter(f"r-{number}") for number in range(200)))
-    with desk.start("replay", "--rate", "20") as run:
-        desk.wait_for(30)
+    with desk.start("replay", "--rate", "10") as run:
+        desk.wait_for(15)
         run.kill()
         run.wait(10)
     written, committed = desk.count(), desk.progress()
@@ -327,12 +327,12 @@ def test_a_killed_replay_repeats_no_more_than_what_was_not_committed(desk):
 
 def test_an_interrupted_replay_repeats_nothing(desk):
     desk.make().put(*(desk.letter(f"r-{number}") for number in range(200)))
-    with desk.start("replay", "--rate", "20") as run:
-        desk.wait_for(10)
+    with desk.start("replay", "--rate", "5") as run:
+        desk.wait_for(5)
         run.send_signal(signal.SIGINT)
         assert run.wait(20) == 130
         assert "dead letters replayed" in run.stdout.read()
-    assert 10 <= desk.count() < 200
+    assert 5 <= desk.count() < 200
     assert desk("replay").returncode == 0
     assert sorted(int(rec.key[2:]) for rec in desk.requests()) == list(range(200))
 

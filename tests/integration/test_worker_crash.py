@@ -28,7 +28,7 @@ def test_kill_in_the_middle_of_work_loses_no_request(scene):
     places = scene.send(*sent)
     killed = []
     for share in (0.25, 0.6):
-        eventually(lambda share=share: len(scene.starts()) >= share * len(sent), "some work to be done", interval=0.01)
+        eventually(lambda share=share: len(scene.starts()) >= share * len(sent), "some work", timeout=60, interval=0.01)
         killed.append(kill(worker))
         worker.start()
     eventually(lambda: len(set(ids(scene.responses()))) == len(sent), "every request to be answered", interval=0.2)

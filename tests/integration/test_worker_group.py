@@ -166,6 +166,7 @@ def test_worker_without_a_partition_is_ready_as_standby_and_takes_over(scene):
 
 def test_static_member_comes_back_to_its_partitions_without_a_rebalance(scene):
     scene.make(requests=2)
+    scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "60000"
     a = scene.ready("a", KAFKA_CONSUMER_GROUP_INSTANCE_ID="a")
     b = scene.ready("b", KAFKA_CONSUMER_GROUP_INSTANCE_ID="b")
     share(2, a, b)
@@ -184,7 +185,7 @@ def test_second_holder_of_a_group_instance_id_ends_the_first_with_78(scene):
     scene.make()
     first = scene.ready("first", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same")
     second = scene.worker("second", KAFKA_CONSUMER_GROUP_INSTANCE_ID="same").start()
-    eventually(lambda: first.process.poll() is not None, "the fenced one to end")
+    eventually(lambda: first.process.poll() is not None, "the fenced one to end", timeout=60)
     assert first.wait(5) == 78
     assert any("KAFKA_CONSUMER_GROUP_INSTANCE_ID" in str(line) for line in first.logs() if line["level"] == "error")
     second.wait_ready()

@@ -114,7 +114,7 @@ def test_a_call_that_hangs_at_the_stop_is_told_when_the_wait_begins_and_at_its_e
 
 def test_a_hanging_call_delays_nobody_but_its_key(scene):
     scene.make()
-    scene.ready(WORKER_CONCURRENCY="2", WORKER_MAX_ATTEMPTS="1", **IMPATIENT)
+    scene.ready(WORKER_CONCURRENCY="2", WORKER_MAX_ATTEMPTS="1", **{**IMPATIENT, "WORKER_ATTEMPT_TIMEOUT": "3"})
     gate = scene.file("gate")
     scene.send(
         ask("hangs", "h", do="hang", file=str(gate)), *[ask(f"r{n}", f"k{n}") for n in range(30)], ask("behind", "h")
