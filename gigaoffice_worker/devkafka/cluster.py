@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from gigaoffice_worker.devkafka.distribution import Distribution, Progress, install, work_directory
+from gigaoffice_worker.devkafka.distribution import Distribution, Progress, install, new_id, work_directory
 from gigaoffice_worker.devkafka.errors import DevKafkaError
 from gigaoffice_worker.devkafka.node import Node
 from gigaoffice_worker.devkafka.ports import LOOPBACK, ReservedPorts
@@ -227,7 +225,7 @@ class KafkaCluster:
     def _format(self) -> None:
         """Prepare the storage of the nodes that are new, as members of one cluster."""
         ids = {node: node.cluster_id() for node in self._nodes.values()}
-        cluster_id = next(filter(None, ids.values()), None) or _new_cluster_id()
+        cluster_id = next(filter(None, ids.values()), None) or new_id()
         for node, known in ids.items():
             if known is None:
                 node.format(cluster_id, self._format_options)
@@ -267,10 +265,6 @@ def _record_archive(distribution: Distribution) -> None:
 
 def _addresses(ports: Iterable[int]) -> str:
     return ",".join(f"{LOOPBACK}:{port}" for port in ports)
-
-
-def _new_cluster_id() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _say_nothing(_: str) -> None:

@@ -6,11 +6,13 @@ release than the newest comes with such sums of its own.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import importlib
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -104,6 +106,11 @@ def cache_directory() -> Path:
     """Return where the user's programs keep what they can fetch again ($XDG_CACHE_HOME, else ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gigaoffice-worker"
+
+
+def new_id() -> str:
+    """Return an id of a cluster or of a directory, as Kafka writes them."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from gigaoffice_worker.devkafka.distribution import Distribution
 from gigaoffice_worker.devkafka.errors import DevKafkaError
 from gigaoffice_worker.devkafka.probe import known_brokers
 from gigaoffice_worker.devkafka.settings import BROKER, properties_text
+from gigaoffice_worker.devkafka.storage import prepare
 
 FORMAT_LIMIT = 60.0
 PROBE_INTERVAL = 0.03
@@ -64,6 +66,13 @@ class Node:
 
     def format(self, cluster_id: str, options: Sequence[str]) -> None:
         """Make the node's data directory a member of the cluster."""
+        tool = partial(self._run_storage_tool, cluster_id, options)
+        if options:
+            tool()
+        else:
+            prepare(self.data, self._distribution, node=self.id, cluster_id=cluster_id, run_tool=tool)
+
+    def _run_storage_tool(self, cluster_id: str, options: Sequence[str]) -> None:
         arguments = ["format", f"--cluster-id={cluster_id}", "--config", str(self._properties), *options]
         self._launch("kafka.tools.StorageTool", arguments)
         if self.wait(FORMAT_LIMIT) != 0:

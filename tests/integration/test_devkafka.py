@@ -151,7 +151,7 @@ def test_the_first_node_listens_on_the_port_that_was_asked_for():
 
 def test_a_broker_that_cannot_start_is_reported_with_its_last_words(tmp_path):
     before = descendants()
-    with pytest.raises(DevKafkaError, match=r"node 1 could not prepare its storage(?s:.*)num\.network\.threads"):
+    with pytest.raises(DevKafkaError, match=r"node 1 (could not prepare|ended while)(?s:.*)num\.network\.threads"):
         KafkaCluster(data_dir=tmp_path, properties={"num.network.threads": "none"}).start()
     with pytest.raises(DevKafkaError, match=r"node 1 ended while it was starting(?s:.*)NoSuchOption"):
         KafkaCluster(java_options=["-XX:NoSuchOption"]).start()
@@ -164,6 +164,17 @@ def test_data_in_a_directory_of_ones_own_outlive_the_cluster(tmp_path):
         wire.produce(cluster.bootstrap_servers, "kept", [(None, b"v", [])])
     with KafkaCluster(data_dir=tmp_path) as cluster:
         assert values(cluster, "kept") == [b"v"]
+
+
+def test_each_node_has_ids_of_its_own_although_storage_is_prepared_by_a_copy(tmp_path):
+    found = []
+    for name in ("one", "other"):
+        with KafkaCluster(data_dir=tmp_path / name):
+            [meta] = (tmp_path / name).rglob("meta.properties")
+            found.append(dict(line.split("=") for line in meta.read_text().splitlines() if "=" in line))
+    one, other = found
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} == {"cluster.id", "directory.id"}
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None], ids=["empty", "foreign", "damaged"])
