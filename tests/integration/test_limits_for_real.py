@@ -177,7 +177,7 @@ def test_three_workers_use_the_groups_calls_at_once(run, adaptive):
 
     took, refused, most = medians(play)
     tell(
-        f"`WORKER_GROUP_CONCURRENCY=10`, `WORKER_ADAPTIVE={adaptive}`; 3 workers, 1,000 calls of 1 s",
+        f"`WORKER_GROUP_CONCURRENCY=10`, `WORKER_ADAPTIVE={adaptive}`; 10 partitions, 3 workers, 1,000 calls of 1 s",
         "at most 110 s (100 are possible), 0 refusals, never more than 10 at once",
         f"{took:.1f} s, {refused:.0f} refusals, {most:.0f} at once",
     )
@@ -201,7 +201,7 @@ def test_a_rolling_restart_overruns_the_groups_calls_at_once_by_two_at_most(run)
 
     most, longest, took = medians(play)
     tell(
-        "the same with `WORKER_ADAPTIVE=off`, each worker restarted in turn",
+        "`WORKER_GROUP_CONCURRENCY=10`, `WORKER_ADAPTIVE=off`; the same, each worker restarted in turn",
         "at most 12 at once, for no longer than a call",
         f"{most:.0f} at once, more than 10 for {longest:.1f} s; {took:.0f} s",
     )
