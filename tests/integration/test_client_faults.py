@@ -23,7 +23,7 @@ from gigaoffice_worker.core.records import OutgoingRecord
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.support import wire
-from tests.support.releases import OwnKafka
+from tests.support.releases import OwnKafka, too_old_setting
 from tests.support.waiting import eventually
 
 # librdkafka needs 8 s, of which our 5 s of patience are the most.
@@ -90,13 +90,13 @@ def test_records_that_the_brokers_find_too_old_are_refused_and_the_producer_is_n
     kafka_bootstrap, topic_set, make_topics
 ):
     """As those of a machine whose clock is wrong."""
-    make_topics({topic_set.requests: 1}, config={"message.timestamp.before.max.ms": "0"})
+    make_topics({topic_set.requests: 1}, config={too_old_setting(): "0"})
     with writer(settings(kafka_bootstrap, topic_set)) as (producer, send):
         error = send(10.0)
         assert isinstance(error, InvalidTimestampError)
         assert send_failure(error) is SendFailure.REFUSED
         assert "clock" in describe(error)
-        wire.alter_topic(kafka_bootstrap, topic_set.requests, {"message.timestamp.before.max.ms": "3600000"})
+        wire.alter_topic(kafka_bootstrap, topic_set.requests, {too_old_setting(): "3600000"})
         eventually(lambda: isinstance(send(10.0), tuple), "the same producer to be let write")
         assert not producer.broken
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.support import wire
+from tests.support.releases import too_old_setting
 from tests.support.scene import MARKER, ask, check_once
 from tests.support.waiting import eventually
 
@@ -231,12 +232,12 @@ def test_responses_of_a_machine_with_a_wrong_clock_are_refused_with_a_word_about
 ):
     make(scene)
     worker = scene.ready()
-    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"message.timestamp.before.max.ms": "0"})
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {too_old_setting(): "0"})
     scene.send(*[ask(f"r{n}", f"k{n % 3}") for n in range(20)])
     why = eventually(lambda: "clock" in (said := worker.ask("/readyz")[1]) and said, "the worker to tell", timeout=20)
     assert scene.topics.responses in why
     assert worker.metric("producer_rebuilds_total") == 0
-    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"message.timestamp.before.max.ms": "3600000"})
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {too_old_setting(): "3600000"})
     check_once(scene.wait_responses(20), [f"r{n}" for n in range(20)])
     assert worker.metric("producer_rebuilds_total") == 0
     assert any("clock" in str(line.get("error")) for line in worker.logs())

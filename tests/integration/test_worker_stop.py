@@ -280,7 +280,7 @@ def test_stop_in_the_middle_of_a_rebalance_commits_when_that_is_over(rebalancing
 def test_stop_in_the_middle_of_a_rebalance_with_nothing_to_commit_is_quick(rebalancing):
     _, worker, _ = rebalancing
     worker.signal(signal.SIGTERM)
-    assert worker.wait(6) == 0
+    assert worker.wait(11) == 0  # before the time for draining is up, on a busy machine too
 
 
 def test_stop_that_could_not_commit_says_so(rebalancing):

@@ -31,6 +31,13 @@ def named() -> Release | None:
     return releases()[version] if version else None
 
 
+def too_old_setting() -> str:
+    """Return the name of the topic setting that says how old a record may be, in milliseconds; 3.6 changed it."""
+    release = named()
+    changed = release is None or tuple(map(int, release.version.split("."))) >= (3, 6)
+    return f"message.timestamp.{'before' if changed else 'difference'}.max.ms"
+
+
 class OwnKafka(KafkaCluster):
     """A cluster of a test's own, of the release that this run names; skips the test where that needs ZooKeeper."""
 
