@@ -54,8 +54,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._pid = eventually(self._init, "the machine's first process", timeout=30)
-            eventually(self._booted, "the machine to boot", timeout=90, interval=0.3)
+            eventually(self._booted, "the machine to boot", timeout=180, interval=0.3)
         except BaseException:
             self._end()
             raise
@@ -107,7 +106,10 @@ class Machine:
         return int(children[0]) if children else 0
 
     def _booted(self) -> bool:
-        return self.sh("systemctl is-system-running", check=False).strip() in {"running", "degraded"}
+        # Asked for each time: for a moment the child is one that sets up the machine, and ends.
+        self._pid = self._init()
+        said = self.sh("systemctl is-system-running", check=False) if self._pid else ""
+        return said.strip() in {"running", "degraded"}
 
     def _end(self) -> None:
         if self._nspawn is None:
