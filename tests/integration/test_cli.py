@@ -32,8 +32,8 @@ from tests.support.batches import RawRecord
 from tests.support.certificates import Authority
 from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
+from tests.support.workers import PATHS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "secret-of-the-worker"
 NONE_IN_TIME = "1.5"
 
@@ -72,7 +72,7 @@ class Cli:
 
 @pytest.fixture
 def cli(kafka_bootstrap, topic_set):
-    return Cli(settings(kafka_bootstrap, topic_set))
+    return Cli({"PYTHONPATH": PATHS, **settings(kafka_bootstrap, topic_set)})
 
 
 @pytest.fixture

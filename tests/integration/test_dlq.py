@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (
@@ -29,8 +28,8 @@ from tests.support.batches import RawRecord
 from tests.support.releases import OwnKafka
 from tests.support.scene import MARKER, Scene, ask
 from tests.support.waiting import eventually
+from tests.support.workers import PATHS
 
-ROOT = Path(__file__).resolve().parents[2]
 BEFORE = time.time()
 
 
@@ -42,7 +41,7 @@ class Desk:
         self.topics = topics
         self.environment = {
             "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PATHS,
             **settings(bootstrap, topics),
         }
 

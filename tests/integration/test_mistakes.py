@@ -14,7 +14,7 @@ import pytest
 from tests.support import tables
 from tests.support.scene import Scene, ask
 from tests.support.wire import Rec
-from tests.support.workers import ROOT
+from tests.support.workers import PATHS, ROOT
 
 TABLE = "mistakes"
 
@@ -116,7 +116,7 @@ def scene(kafka_bootstrap, topic_set, tmp_path):
 
 def found(scene: Scene, code: str) -> dict[str, str]:
     (scene.directory / "answers.py").write_text(textwrap.dedent(code))
-    return {"WORKER_HANDLER": "answers:handle", "PYTHONPATH": f"{ROOT}:{scene.directory}"}
+    return {"WORKER_HANDLER": "answers:handle", "PYTHONPATH": f"{PATHS}:{scene.directory}"}
 
 
 @pytest.mark.parametrize("mistake", START)

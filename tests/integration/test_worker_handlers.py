@@ -7,13 +7,13 @@ import textwrap
 import pytest
 
 from tests.support.scene import ask, check_once
-from tests.support.workers import ROOT
+from tests.support.workers import PATHS
 
 
 def module(scene, code):
     """Write a handler module and return the environment that finds it."""
     (scene.directory / "shapes.py").write_text(textwrap.dedent(code))
-    return {"PYTHONPATH": f"{ROOT}:{scene.directory}"}
+    return {"PYTHONPATH": f"{PATHS}:{scene.directory}"}
 
 
 @pytest.mark.parametrize("name", ["Counting", "make", "counting.method"])
