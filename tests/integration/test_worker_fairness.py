@@ -140,3 +140,30 @@ def test_urgent_requests_go_first(scene):
     assert p95 <= 3.0
     assert len(ids(scene.responses())) < 600
     worker.end()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_nobody_starves_while_nine_of_ten_are_urgent(scene):
+    """Five minutes of more than can be done: waiting counts as a step every ten seconds."""
+    aging, slack = 10.0, 5.0
+    scene.make(requests=3)
+    scene.ready(WORKER_CONCURRENCY="10", WORKER_PRIORITY_FIELD="header:priority", WORKER_PRIORITY_AGING=f"{aging:g}")
+    sent: dict[str, float] = {}
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        names = [f"{'low' if n % 10 == 0 else 'high'}-{len(sent) + n}" for n in range(30)]
+        scene.send(*(ask(name, name, [("priority", b"1" if name[0] == "h" else b"0")], seconds=0.5) for name in names))
+        sent |= dict.fromkeys(names, time.time())
+        time.sleep(1.0)
+    called = {call.id: call.at for call in scene.journal() if call.moment == "start"}
+    low = [name for name in called if name[0] == "l"]
+    longest = max(called[name] - sent[name] for name in low)
+    urgent = max(called[name] - sent[name] for name in called if name[0] == "h")
+    print(f"\nlongest wait of {len(low)} low ones {longest:.1f} s, of the urgent ones {urgent:.1f} s")
+    assert len(called) < len(sent) - 300  # there was more than could be done
+    assert len(low) > 300
+    # Whoever has waited for a step longer than an urgent one goes before it.
+    for name in low:
+        later = [each for each, at in sent.items() if each[0] == "h" and at > sent[name] + aging + slack]
+        assert all(called[each] >= called[name] for each in later if each in called), name

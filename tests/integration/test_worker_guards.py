@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import time
 from collections.abc import Callable
@@ -155,6 +156,27 @@ def test_forty_poisoned_requests_hold_nobody_back_for_long(scene, key):
     scene.wait_committed(60)
     check_once([answer for answer in scene.responses() if answer.status == "completed"], good)
     assert scene.count(scene.topics.dlq) == 40
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_four_hundred_poisoned_requests_among_a_thousand_keep_no_good_one_from_its_answer(scene):
+    scene.make(requests=3)
+    good = [f"good-{n}" for n in range(600)]
+    everything = [ask(name, f"k{n % 200}") for n, name in enumerate(good)]
+    everything += [ask(f"bad-{n}", f"b{n % 100}", do="fail") for n in range(400)]
+    random.Random(7).shuffle(everything)
+    scene.send(*everything)
+    worker = scene.ready(WORKER_MAX_ATTEMPTS="2")
+    began = time.monotonic()
+    eventually(
+        lambda: worker.metric("requests_total", outcome="completed") >= 600, "the good ones", timeout=180, interval=0.5
+    )
+    print(f"\n600 good ones among 400 poisoned after {time.monotonic() - began:.0f} s")
+    eventually(lambda: scene.count(scene.topics.dlq) == 400, "the others' dead letters", timeout=900, interval=1.0)
+    print(f"the poisoned ones in the DLQ after {time.monotonic() - began:.0f} s")
+    check_once(scene.responses(), [*good, *(f"bad-{n}" for n in range(400))])
+    scene.wait_committed(60)
 
 
 def test_results_that_are_no_json_are_told_and_stop_the_intake(scene):
