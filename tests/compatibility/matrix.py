@@ -129,9 +129,13 @@ def run(python: str, kafka: str, tests: Sequence[str]) -> int:
     suite = ET.parse(found).getroot()[0]  # noqa: S314
     failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
     skipped = int(suite.attrib["skipped"])
-    units = " and unit" if "tests/unit" in tests else ""
+    usual = {
+        tuple(files(ON_A_KAFKA)): "integration tests",
+        ("tests/unit", *files(WITH_A_PYTHON)): "unit and integration tests",
+    }
+    which = usual.get(tuple(tests)) or ", ".join(Path(each).stem for each in tests if not each.startswith("-"))
     row = {
-        "what": f"{name}: integration{units} tests",
+        "what": f"{name}: {which}",
         "passed": str(int(suite.attrib["tests"]) - failed - skipped),
         "failed": str(failed),
         "not run": str(skipped),
