@@ -15,8 +15,8 @@ from gigaoffice_worker.core.work import Work
 _LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
 _SUSPECT = 2
 """From so many lone refusals on, the provider seems to refuse the request, not the call."""
-_LONE_IN_A_ROW = 10
-"""With more refusals and no answer between them, it is not the requests that are refused alone."""
+_LONE_IN_A_ROW = 5
+"""With more refusals and no answer between them, and behind a gate with two, it is not these requests alone."""
 
 
 class Refusal(NamedTuple):
@@ -248,7 +248,7 @@ class Admission:
         self.forget(work)
         suspect = work.lone_refusals >= _SUSPECT and not self._refused
         self._in_a_row += not suspect
-        few = self._in_a_row <= _LONE_IN_A_ROW
+        few = self._in_a_row <= (1 if self.limits.gate.half_open else _LONE_IN_A_ROW)
         alone = suspect or (few and 0 <= work.refused_after < self._answered)
         work.refused_after = self._answered
         work.lone_refusals += alone

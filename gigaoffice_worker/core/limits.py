@@ -67,10 +67,14 @@ class AdaptiveConcurrency:
         self.limit = float(ceiling) if at_the_top else min(self.limit, float(ceiling))
         self.level = min(self.level, float(ceiling)) if not at_the_top else self.limit
 
-    def cut(self, running: int) -> None:
-        """Note the first refusal of a flight with `running` calls left: that many are taken, and no more."""
+    def cut(self, running: int, *, told: bool = False) -> None:
+        """Note the first refusal of a flight with `running` calls left: that many are taken, and no more.
+
+        `told` says that all calls pause for it: then more is tried less often.
+        """
         same = abs(running - self.level) <= max(1.0, 0.1 * self.level)
-        self._patience = min(2.0, 2 * self._patience) if same else 1.0
+        least, most = (2.0, 4.0) if told else (1.0, 2.0)
+        self._patience = min(most, 2 * self._patience) if same else least
         self._before = self.limit, self.level
         self.level = float(running)
         self.limit = max(1.0, _CUT * running)
@@ -299,8 +303,8 @@ class ProviderLimits:
         if fresh:
             self._cut_flight_at = began
             self.cuts += 1
-            self.concurrency.cut(running)
-        elif not self.gate.half_open:
+            self.concurrency.cut(running, told=retry_after is not None)
+        else:
             self.concurrency.lower(running)
         return max(now, self.gate.until)
 
