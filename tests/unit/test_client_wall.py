@@ -22,6 +22,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CoordinatorLoadInProgressError
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.transaction_manager import ProducerIdAndEpoch
 from kafka.protocol.admin import DescribeGroupsResponse
 from kafka.protocol.metadata import MetadataRequest
 from kafka.record import default_records, legacy_records, memory_records
@@ -30,6 +31,7 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from gigaoffice_worker.broker import kafka_python
 from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, PunctualClient
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
+from gigaoffice_worker.broker.kafka_python.sender import force_stop
 from tests.support.batches import batch
 
 PACKAGE = Path(kafka_python.__file__).parents[3]
@@ -174,8 +176,9 @@ def consumer():
 def producer():
     client = KafkaProducer(**NOBODY, acks="all", enable_idempotence=True)
     yield client
-    client._sender.force_close()
-    client.close(timeout=5)
+    # Without an id its thread asks for one for ever, and disturbs the tests of other modules in this process.
+    client._transaction_manager.set_producer_id_and_epoch(ProducerIdAndEpoch(1, 0))
+    assert force_stop(client, 5.0)
 
 
 @pytest.fixture(scope="module")
