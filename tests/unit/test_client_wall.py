@@ -178,7 +178,7 @@ def producer():
     yield client
     # Without an id its thread asks for one for ever, and disturbs the tests of other modules in this process.
     client._transaction_manager.set_producer_id_and_epoch(ProducerIdAndEpoch(1, 0))
-    assert force_stop(client, 5.0)
+    assert force_stop(client, 60.0)
 
 
 @pytest.fixture(scope="module")
