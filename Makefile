@@ -18,7 +18,7 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not (chaos or long) or quick" -n $(PROCESSES) --dist loadgroup $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not (chaos or long) or quick" -n $(PROCESSES) --dist loadscope $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check

@@ -110,7 +110,6 @@ def no_thread_outlives_the_test() -> Iterator[None]:
         pytest.fail(f"threads outlived the test: {', '.join(sorted(left))}")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
@@ -121,9 +120,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("chaos")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(CHAOS_TIMEOUT))
-        if any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values()):
-            # In a parallel run one process has them all, so that what they share is made once.
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
