@@ -313,6 +313,7 @@ class ProviderLimits:
 
         But where two calls at once are tried, each refusal beside the other one says that one call is all it takes.
         """
+        self.refusals += 1
         self.ended(began)
         self._starts.take_back(began)
         if cut:

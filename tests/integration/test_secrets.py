@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.scene import ask
+from tests.support.services import Service, answers
 from tests.support.workers import WorkerProcess
 
 PASSWORD, TOKEN = "swordfish-of-the-seven-seas", "bearer-of-bad-tidings-4711"
@@ -14,15 +15,17 @@ PAGES = ("/", "/metrics", "/livez", "/readyz", "/health", "/health/topics", "/st
 def test_secrets_of_a_handler_stay_with_it(scene, tmp_path):
     file = tmp_path / "token"
     file.write_text(TOKEN)
-    worker = scene.ready(
-        WORKER_HANDLER="http",
-        HTTP_HANDLER_URL="http://127.0.0.1:9/",
-        HTTP_HANDLER_TOKEN_FILE=str(file),
-        WORKER_MAX_ATTEMPTS="1",
-        LOG_LEVEL="DEBUG",
-    )
-    scene.send(ask("1", "k"))
-    scene.wait_responses(1)
+    with Service() as service:
+        service.answer = answers(500)
+        worker = scene.ready(
+            WORKER_HANDLER="http",
+            HTTP_HANDLER_URL=service.url,
+            HTTP_HANDLER_TOKEN_FILE=str(file),
+            WORKER_MAX_ATTEMPTS="1",
+            LOG_LEVEL="DEBUG",
+        )
+        scene.send(ask("1", "k"))
+        scene.wait_responses(1)
     for path in PAGES:
         worker.ask(path)
     assert worker.stop() == 0
