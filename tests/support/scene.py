@@ -120,6 +120,11 @@ class Scene(AbstractContextManager["Scene"]):
         eventually(enough, f"{count} responses; {self._state()}", timeout=timeout, interval=0.1)
         return self.responses()
 
+    def wait_answered(self, *wanted: str, timeout: float = 30.0) -> None:
+        """Wait until each of these requests has a response."""
+        missing: Callable[[], set[str]] = lambda: set(wanted) - set(ids(self.responses()))  # noqa: E731
+        eventually(lambda: not missing(), f"the answers of {wanted}; {self._state()}", timeout=timeout, interval=0.1)
+
     def wait_committed(self, timeout: float = 20.0) -> None:
         """Wait until everything that was sent is committed."""
         lag: Callable[[], bool] = lambda: wire.lag(self.bootstrap, self.topics.group, self.topics.requests) == 0  # noqa: E731
