@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,9 @@ from gigaoffice_worker.devkafka import KafkaCluster
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import Stage
+from tests.support.certificates import Authority
+
+MECHANISM, PASSWORD = "SCRAM-SHA-512", "correct-horse-7"
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +59,33 @@ def three_kafkas() -> Iterator[KafkaCluster]:
     """A Kafka of the test's own, of three nodes."""
     with KafkaCluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def secured_kafkas(tmp_path) -> Iterator[tuple[KafkaCluster, dict[str, str]]]:
+    """A Kafka of three nodes whose clients come with TLS and SASL, and the variables with which a worker does."""
+    authority = Authority(tmp_path)
+    chain, key = (Path(each).read_text() for each in authority.issue("localhost"))
+    properties = {
+        "listener.name.secured.ssl.keystore.type": "PEM",
+        "listener.name.secured.ssl.keystore.certificate.chain": chain,
+        "listener.name.secured.ssl.keystore.key": key,
+        "listener.name.secured.sasl.enabled.mechanisms": MECHANISM,
+        f"listener.name.secured.{MECHANISM.lower()}.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        ),
+    }
+    login = ("--add-scram", f"{MECHANISM}=[name=worker,password={PASSWORD}]")
+    with KafkaCluster(3, listeners={"SECURED": "SASL_SSL"}, properties=properties, format_options=login) as cluster:
+        environment = {
+            "KAFKA_USE_SSL": "true",
+            "KAFKA_SSL_CAFILE": authority.file,
+            "KAFKA_SSL_CHECK_HOSTNAME": "false",  # it names localhost, and the cluster tells 127.0.0.1
+            "KAFKA_SASL_MECHANISM": MECHANISM,
+            "KAFKA_SASL_USERNAME": "worker",
+            "KAFKA_SASL_PASSWORD": PASSWORD,
+        }
+        yield cluster, environment
 
 
 @pytest.fixture

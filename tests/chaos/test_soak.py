@@ -14,6 +14,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from gigaoffice_worker.devkafka.settings import BROKER
 from tests.chaos.load import mixture
 from tests.chaos.stage import longest_silence, report, wait_listening
 from tests.support import wire
@@ -80,7 +81,7 @@ class Havoc:
         for fault in reversed(faults):
             fault.__exit__(None, None, None)
         names = [*self.stage.topics[:3], "__consumer_offsets"]
-        eventually(lambda: wire.in_sync(self.cluster.bootstrap_servers, names), "replicas to be in sync", timeout=90)
+        eventually(lambda: wire.in_sync(self.stage.bootstrap, names), "replicas to be in sync", timeout=90)
         time.sleep(self.dice.uniform(0.5, 4.0))
 
     def worker_killed(self) -> Iterator[None]:
@@ -142,8 +143,9 @@ def _settled_down(worker) -> Held:
 
 
 @pytest.mark.timeout(MINUTES * 60 + 600)
-def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(three_kafkas, make_stage):
-    stage = make_stage(three_kafkas).make(6, replication=3)
+def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(secured_kafkas, make_stage):
+    cluster, login = secured_kafkas
+    stage = make_stage(cluster, direct=cluster.bootstrap(BROKER), **login).make(6, replication=3)
     workers = [stage.worker(f"worker-{n}").start() for n in range(3)]
     for worker in workers:
         worker.wait_ready()
@@ -155,7 +157,7 @@ def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(three_kafk
     at_first = _settled_down(steady)
 
     stage.load(mixture(seed=2), rate=40)
-    havoc = Havoc(three_kafkas, stage, workers, seed=int(os.environ.get("CHAOS_SEED", "7")))
+    havoc = Havoc(cluster, stage, workers, seed=int(os.environ.get("CHAOS_SEED", "7")))
     began = time.time()
     while time.time() - began < MINUTES * 60:
         havoc.once()
@@ -171,4 +173,9 @@ def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(three_kafk
     assert at_last.files <= at_first.files + SPARE_FILES
     assert at_last.memory <= at_first.memory + SPARE_MEMORY
     silence = longest_silence(evidence, began, ended)
-    report(f"{MINUTES:g} minutes of all of this, mixed", findings, runs=havoc.made.total(), recovery=silence)
+    report(
+        f"{MINUTES:g} minutes of all of this, mixed, with TLS and SASL",
+        findings,
+        runs=havoc.made.total(),
+        recovery=silence,
+    )
