@@ -212,6 +212,11 @@ _RULES: Final = (
         kafka.UnsupportedCodecError,
         kafka.UnsupportedCompressionTypeError,
     ),
+    _passing(
+        "the connection broke off during TLS",
+        "Check that the brokers run, and that the port speaks TLS.",
+        *(ssl.SSLEOFError, ssl.SSLZeroReturnError),
+    ),
     _wrong(
         "TLS could not be set up: invalid configuration",
         "Check the KAFKA_SSL_… files, the key's password, and that the port speaks TLS.",
@@ -370,8 +375,7 @@ def describe(exc: BaseException) -> str:
     """Return the cause in our words, and behind it those of the broker or the exception."""
     if isinstance(exc, WorkerError):
         return str(exc)
-    own_words = _text(exc)
-    cause = rule(exc).cause
+    own_words, cause = _text(exc), rule(exc).cause
     return f"{cause}: {own_words}" if own_words else cause
 
 

@@ -55,6 +55,7 @@ MISSING_FILE = FileNotFoundError(2, "No such file or directory", "/etc/ca.pem")
         (kafka.GroupMaxSizeReachedError(), Kind.FATAL, ConfigurationError, "capacity"),
         (kafka.IncompatibleBrokerVersion(), Kind.FATAL, ConfigurationError, "configuration"),
         (ssl.SSLError("bad"), Kind.FATAL, ConfigurationError, "TLS"),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), Kind.RETRIABLE, UnreachableError, "broke off"),
         (MISSING_FILE, Kind.FATAL, ConfigurationError, "/etc/ca.pem"),
         (kafka.RequestTimedOutError(), Kind.RETRIABLE, UnreachableError, "in time"),
         (kafka.KafkaTimeoutError(), Kind.RETRIABLE, UnreachableError, "in time"),
