@@ -68,15 +68,21 @@ class ByArrival:
             heapq.heappush(self._freed, (work.turn, work.number, work))
 
     def first(self) -> Work | None:
-        if self._freed and not (self._fresh and self._fresh[0].turn < self._freed[0][0]):
+        if self._freed and not self._fresh_goes_first():
             return self._freed[0][2]
         return self._fresh[0] if self._fresh else None
 
     def pop(self) -> Work | None:
-        fresh, freed = self._fresh, self._freed
-        if freed and not (fresh and fresh[0].turn < freed[0][0]):
-            return heapq.heappop(freed)[2]
-        return fresh.popleft() if fresh else None
+        if self._freed and not self._fresh_goes_first():
+            return heapq.heappop(self._freed)[2]
+        return self._fresh.popleft() if self._fresh else None
+
+    def _fresh_goes_first(self) -> bool:
+        """Hold the first of both against each other; many are written within one millisecond, so turns are equal."""
+        if not self._fresh:
+            return False
+        fresh, (turn, number, _) = self._fresh[0], self._freed[0]
+        return fresh.turn < turn or (fresh.turn == turn and fresh.number < number)
 
     def remove(self, work: Work) -> bool:
         if work in self._fresh:

@@ -275,6 +275,16 @@ def test_of_what_is_ready_the_oldest_runs_first_however_late_it_became_ready() -
     assert taken(scheduler, 3.0) == [retried, behind, fresh]
 
 
+def test_what_was_put_behind_lets_all_others_go_first_that_were_written_at_the_same_time() -> None:
+    scheduler, partition = Scheduler("key"), Partition()
+    refused, others = partition.work(b"refused"), [partition.work() for _ in range(3)]
+    for work in (refused, *others):
+        scheduler.add(work, 0.0)
+    assert scheduler.take(0.0) is refused
+    scheduler.retry(refused, 1.0, behind=True)
+    assert taken(scheduler, 2.0) == [*others, refused]
+
+
 def test_partition_that_was_fetched_later_is_not_kept_waiting_by_younger_requests_of_another() -> None:
     scheduler, early, late = Scheduler("key"), Partition(0), Partition(1)
     works = [early.work(b"a"), early.work(b"a"), late.work(b"b"), late.work(b"b")]
