@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 CLOCK_EVERY = 0.1
+PONDERS = 2.0
 
 
 def _die() -> None:
@@ -149,7 +150,11 @@ def _match_without_timestamp() -> None:
 
 
 def _mark_the_end() -> None:
-    """The journal's mark is where the log ends when something is committed, whatever is not settled yet."""
+    """The journal's mark is where the log ends when something is committed, whatever is not settled yet.
+
+    It ponders until an answer has come meanwhile, if there is one to come: few commits have any by chance that stand in
+    the log and are not settled, and a worker that dies behind another one shows nothing.
+    """
     from gigaoffice_worker.engine.engine import Engine
 
     build = Engine.__init__
@@ -163,7 +168,10 @@ def _mark_the_end() -> None:
         def ends(assignments: Any, _unsettled: Any) -> dict[int, str]:
             if not readers:
                 readers.append(LogReader(config, "mistake", 5.0))
-            found = readers[0].ends([*journal._responses, *journal._dead_letters])
+            places = [*journal._responses, *journal._dead_letters]
+            before, until = readers[0].ends(places), time.monotonic() + PONDERS
+            while (found := readers[0].ends(places)) == before and time.monotonic() < until:
+                time.sleep(CLOCK_EVERY)
             letters = ",".join(f"{place[1]}.{found[place]}" for place in journal._dead_letters)
             return {p: f"m1:{p}.{found[journal._responses[p]]}:{letters}" for p in assignments}
 
