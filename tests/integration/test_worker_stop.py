@@ -244,7 +244,7 @@ class SlowMember:
 
 @pytest.fixture(params=["busy"])
 def rebalancing(scene, request):
-    """A worker whose call of two seconds ends in a rebalance that another member holds up; or that has no call."""
+    """A worker whose call lasts into a rebalance that another member holds up, until `gate` is gone; or without one."""
     scene.make(requests=2)
     worker = scene.ready(
         KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS="300",
@@ -256,7 +256,7 @@ def rebalancing(scene, request):
         eventually(slow.assigned.is_set, "the other member to be there", timeout=30)
         eventually(lambda: [row["partition"] for row in worker.status()["partitions"]] == [0], "partition 0 to be ours")
         if request.param == "busy":
-            scene.send(ask("running", "a", seconds=2.0), partition=0)
+            scene.send(ask("running", "a", do="hang", file=str(scene.file("gate"))), partition=0)
             scene.wait_started("running")
         with SlowMember(scene) as comes:
             eventually(lambda: not worker.status()["partitions"], "the rebalance to begin")
@@ -267,6 +267,7 @@ def rebalancing(scene, request):
 def test_stop_in_the_middle_of_a_rebalance_commits_when_that_is_over(rebalancing):
     scene, worker, slow = rebalancing
     worker.signal(signal.SIGTERM)
+    (scene.directory / "gate").unlink()
     scene.wait_responses(1)
     time.sleep(1.0)
     assert worker.process.poll() is None
@@ -286,6 +287,7 @@ def test_stop_in_the_middle_of_a_rebalance_with_nothing_to_commit_is_quick(rebal
 def test_stop_that_could_not_commit_says_so(rebalancing):
     scene, worker, _ = rebalancing
     worker.signal(signal.SIGTERM)
+    (scene.directory / "gate").unlink()
     scene.wait_responses(1)
     assert worker.wait(20) == 70
     assert scene.committed().get(0, 0) == 0
