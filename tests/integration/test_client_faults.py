@@ -29,8 +29,8 @@ from tests.support.waiting import eventually
 # librdkafka needs 8 s, of which our 5 s of patience are the most.
 BACK_WITHIN = 15.0
 QUESTIONS = {
-    "one": lambda consumer: consumer.committed(0, 1.0),
-    "several": lambda consumer: consumer.all_committed([0], 1.0).get(0),
+    "one": lambda consumer, limit: consumer.committed(0, limit),
+    "several": lambda consumer, limit: consumer.all_committed([0], limit).get(0),
 }
 
 
@@ -133,7 +133,7 @@ def test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question(t
             cluster.freeze(1)
             question = QUESTIONS[ask]
             with pytest.raises((CommitRetriableError, KafkaTimeoutError)):
-                question(consumer)
+                question(consumer, 1.0)
             cluster.thaw(1)
             time.sleep(0.5)  # the answer to the first question has come
 
@@ -145,7 +145,7 @@ def test_late_answer_about_what_is_committed_is_not_taken_for_a_newer_question(t
                 return False
 
             eventually(committed, "the commit to be taken")
-            assert question(consumer) == Committed(100, "map")
+            assert question(consumer, 10.0) == Committed(100, "map")
 
 
 @pytest.mark.parametrize("server", ["load balancer", "second of two"])
