@@ -39,8 +39,9 @@ def share(count, *workers):
 def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that_comes_and_goes(scene):
     scene.make(requests=4)
     gates = [scene.file(f"gate-{n}") for n in range(4)]
-    # Whoever is slow to come must not find the last attempt made.
-    stays = scene.ready("stays", WORKER_REBALANCE_WAIT="0.3", WORKER_MAX_ATTEMPTS="100")
+    # Whoever is slow must not find the last attempt made.
+    scene.environment["WORKER_MAX_ATTEMPTS"] = "100"
+    stays = scene.ready("stays", WORKER_REBALANCE_WAIT="0.3")
     for n, gate in enumerate(gates):
         retrying = ask(f"retry-{n}", "t", do="while_file", then="transient", retry_after=0.4, file=str(gate))
         running = [ask(f"running-{k}-{n}", f"k{k}", do="hang", file=str(gate)) for k in (0, 1)]
