@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 from tests.support.scene import ask, check_once
+from tests.support.waiting import eventually
 from tests.support.workers import PATHS
 
 
@@ -141,7 +142,7 @@ def test_endless_delays_are_cut_and_a_worker_with_one_ends_as_asked(scene):
     scene.wait_started("for-ever", "too")
     scene.send(ask("other", "c"))
     check_once(scene.wait_responses(1), ["other"])
-    assert worker.metric("requests_waiting_retry") == 2
+    eventually(lambda: worker.metric("requests_waiting_retry") == 2, "both to wait for their retry")
     assert worker.stop(10) == 0
 
 
