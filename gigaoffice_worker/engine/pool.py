@@ -157,6 +157,7 @@ class Pool:
     def _serve(self, me: threading.Thread) -> None:
         done: Work | None = None
         returning = False
+        bound = log.bind()  # what a module has is only on the way to a logger, with each look at its level
         while (work := self._dispatcher.take(done, returning=returning)) is not None:
             done, returning = None, True
             number, run = work.attempt, work.run
@@ -178,7 +179,7 @@ class Pool:
                 self._metrics.attempt_ended(made.ended, made.seconds)
             if made.ended is not AttemptEnd.ANSWERED:
                 self._tell_failed(work, number, made, judged)
-            elif made.seconds >= TELL_FROM or log.is_enabled_for(logging.DEBUG):
+            elif made.seconds >= TELL_FROM or bound.is_enabled_for(logging.DEBUG):
                 tell = log.info if made.seconds >= TELL_FROM else log.debug
                 tell("Request answered", **_facts(work, number, made))
             if isinstance(judged, Outcome) and self._deliver(work, judged):
