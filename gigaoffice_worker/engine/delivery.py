@@ -169,7 +169,7 @@ class Delivery:
         """Send the next record of an outcome; True when its lane may be opened now (it is noted as opened)."""
         record = outcome.unsent.pop(0)
         topic = self._topics[record.topic]
-        pending = PendingSend(topic, outcome, record, self._clock())
+        pending = topic.pending(outcome, record, self._clock())
         opens = not outcome.lane_opened and not outcome.unsent and not pending.alone
         outcome.lane_opened = outcome.lane_opened or opens
         topic.send(pending)

@@ -18,9 +18,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
 from enum import Enum, auto
 
+import msgspec
 import structlog
 
 from gigaoffice_worker.broker.error_table import SendFailure, describe, rule, send_failure
@@ -51,8 +52,7 @@ class State(Enum):
     PROBING = auto()
 
 
-@dataclass(eq=False, slots=True)
-class PendingOutcome:
+class PendingOutcome(msgspec.Struct, eq=False):
     """One outcome on its way, and what it is about; `unsent` are the records still to be handed over, in this order."""
 
     work: Work
@@ -63,49 +63,31 @@ class PendingOutcome:
     lane_opened: bool = False
 
 
-class PendingSend:
+class PendingSend(msgspec.Struct, eq=False):
     """One record in the hands of the client. Sent again, it is a new PendingSend under the old number.
 
     `first_sent_at` tells how long the outcome has been on its way, `sent_at` how long the client owes an answer.
     """
 
-    __slots__ = (
-        "alone",
-        "first_sent_at",
-        "number",
-        "outcome",
-        "place",
-        "record",
-        "refused",
-        "sent_at",
-        "size",
-        "smallest",
-        "topic",
-    )
-
-    def __init__(self, topic: OutputTopic, outcome: PendingOutcome, record: OutgoingRecord, now: float) -> None:
-        self.topic = topic
-        self.outcome = outcome
-        self.record = record
-        self.number = -1
-        # The partition and the offset that it has got; -1 where nobody acknowledges.
-        self.place = (-1, -1)
-        # The topic has refused it for good, and nothing can take its place.
-        self.refused = False
-        self.size = record.size
-        self.first_sent_at = self.sent_at = now
-        # A record that is not known to fit gets a batch of its own: the client fails all of a batch for one record.
-        self.alone = self.size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(record.headers) > topic.max_message_bytes
-        # Whether it is to be written as small as any codec can.
-        self.smallest = False
+    topic: OutputTopic
+    outcome: PendingOutcome
+    record: OutgoingRecord
+    size: int
+    first_sent_at: float
+    sent_at: float
+    # One that is not known to fit gets a batch of its own: the client fails all of a batch for one record.
+    alone: bool
+    number: int = -1
+    # The partition and the offset that it has got; -1 where nobody acknowledges.
+    place: tuple[int, int] = (-1, -1)
+    # The topic has refused it for good, and nothing can take its place.
+    refused: bool = False
+    # Whether it is to be written as small as any codec can.
+    smallest: bool = False
 
     def again(self) -> PendingSend:
         """Return the same record for another try, so that a late answer to the first one is told apart."""
-        copy = PendingSend(self.topic, self.outcome, self.record, self.first_sent_at)
-        copy.number = self.number
-        copy.alone = self.alone
-        copy.smallest = self.smallest
-        return copy
+        return copy(self)
 
     def acknowledged(self, partition: int, offset: int) -> None:
         """Note where the record stands now; called on the client's thread."""
@@ -171,6 +153,12 @@ class OutputTopic:
         self.partitions = partitions
 
     # Any thread
+
+    def pending(self, outcome: PendingOutcome, record: OutgoingRecord, now: float) -> PendingSend:
+        """Return a record of an outcome as one to be sent to this topic."""
+        size = record.size
+        alone = size + _RECORD_OVERHEAD + _HEADER_OVERHEAD * len(record.headers) > self.max_message_bytes
+        return PendingSend(self, outcome, record, size, now, now, alone)
 
     def send(self, pending: PendingSend) -> None:
         """Take a new record: it is sent now, or behind what must be sent again."""
