@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 CLOCK_EVERY = 0.1
-PONDERS = 2.0
+PONDERS = 1.0
 
 
 def _die() -> None:
