@@ -263,7 +263,8 @@ class ProviderLimits:
     def passed(self, now: float, began: float) -> None:
         """Note that the provider let the call through that began at `began`, whatever it answered."""
         self._calls += 1
-        self._call_seconds += (max(0.001, now - began) - self._call_seconds) * max(0.1, 1 / self._calls)
+        weight = 0.1 if self._calls > 10 else 1.0 / self._calls
+        self._call_seconds += (max(0.001, now - began) - self._call_seconds) * weight
         if self.refusals:
             self._forget(began)
             self._let_through(began)

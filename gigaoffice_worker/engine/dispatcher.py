@@ -141,7 +141,8 @@ class Dispatcher:
             self._idle.ended(made.seconds)
             work.seconds += made.seconds
             work.failure = made.failure
-            work.used += made.used
+            if made.used:
+                work.used += made.used
             judged = self._judgement.of(work, made, now, len(self._running))
             if isinstance(judged, Retry):
                 self._scheduler.retry(work, judged.due, behind=judged.behind)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -36,14 +36,14 @@ class Durations(Collector):
         """Count one duration."""
         self._observed.append(seconds)
         if len(self._observed) >= _SORT_FROM:
-            self._sort()
+            self.sorted()
 
     def observe_all(self, seconds: Iterable[float]) -> None:
         """Count several durations."""
         self._observed.extend(seconds)
-        self._sort()
+        self.sorted()
 
-    def _sort(self) -> tuple[list[int], float]:
+    def sorted(self) -> tuple[list[int], float]:
         """Return how many durations are in each bucket, and the sum of all."""
         bounds, counts, observed = self._bounds, self._counts, self._observed
         with self._lock:
@@ -55,7 +55,7 @@ class Durations(Collector):
 
     def count_and_sum(self) -> tuple[int, float]:
         """Return how many durations were counted, and their sum in seconds."""
-        counts, total_seconds = self._sort()
+        counts, total_seconds = self.sorted()
         return sum(counts), total_seconds
 
     def describe(self) -> Iterable[Metric]:
@@ -64,7 +64,46 @@ class Durations(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the histogram as it is now."""
-        counts, total_seconds = self._sort()
+        yield self.together([self.sorted()])
+
+    def together(self, parts: Iterable[tuple[list[int], float]]) -> Metric:
+        """Return one histogram of what several have sorted, under the name of this one."""
+        every_counts, every_seconds = zip(*parts, strict=True)
+        counts = map(sum, zip(*every_counts, strict=True))
         edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets = list(zip(edges, accumulate(counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._meaning, buckets=buckets, sum_value=total_seconds)
+        return HistogramMetricFamily(self._name, self._meaning, buckets=buckets, sum_value=sum(every_seconds))
+
+
+class LabelledDurations(Collector):
+    """A histogram of seconds, and a counter that tells apart by a label what was counted in it."""
+
+    def __init__(self, histogram: Durations, counter: str, meaning: str, label: str, values: Iterable[str]) -> None:
+        self._histogram = histogram
+        self._counter = counter
+        self._meaning = meaning
+        self._label = label
+        self._parts = {value: Durations(counter, meaning) for value in values}
+
+    def observe(self, value: str, seconds: float) -> None:
+        """Count one duration under a value of the label."""
+        self._parts[value].observe(seconds)
+
+    def count_and_sum(self) -> tuple[int, float]:
+        """Return how many durations were counted, and their sum in seconds."""
+        counts, seconds = zip(*(part.count_and_sum() for part in self._parts.values()), strict=True)
+        return sum(counts), sum(seconds)
+
+    def describe(self) -> Iterable[Metric]:
+        """Name both metrics, so that a second one of their names is refused."""
+        yield from self._histogram.describe()
+        yield CounterMetricFamily(self._counter, self._meaning)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield both as they are now."""
+        counted = {value: part.sorted() for value, part in self._parts.items()}
+        counter = CounterMetricFamily(self._counter, self._meaning, labels=[self._label])
+        for value, (counts, _) in counted.items():
+            counter.add_metric([value], sum(counts))
+        yield counter
+        yield self._histogram.together(counted.values())

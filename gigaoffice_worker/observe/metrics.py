@@ -27,7 +27,7 @@ from gigaoffice_worker.core.admission import LimitsSeen
 from gigaoffice_worker.core.expiry import is_expired
 from gigaoffice_worker.core.records import NO_CALL, AttemptEnd, Outcome, Reason
 from gigaoffice_worker.core.usage import Usage
-from gigaoffice_worker.observe.durations import Durations
+from gigaoffice_worker.observe.durations import Durations, LabelledDurations
 from gigaoffice_worker.observe.health import PartitionStatus, Snapshot
 
 PREFIX = "gigaoffice_worker_"
@@ -81,10 +81,14 @@ class Metrics:
 
     def _declare_requests(self) -> None:
         self.requests = self._counter("requests_total", "Finished requests, by outcome.", "outcome")
-        self.handler_attempts = self._counter(
-            "handler_attempts_total", "Handler calls that ended, by result.", "result"
+        self.handler_calls = LabelledDurations(
+            Durations(PREFIX + "handler_duration_seconds", "How long one handler call took."),
+            PREFIX + "handler_attempts_total",
+            "Handler calls that ended, by result.",
+            "result",
+            [ended for ended in AttemptEnd if ended not in NO_CALL],
         )
-        self.handler_duration = self._histogram("handler_duration_seconds", "How long one handler call took.")
+        self.registry.register(self.handler_calls)
         self.queue_wait = self._histogram(
             "queue_wait_seconds", "From a record's arrival in the worker to its first handler call."
         )
@@ -103,9 +107,6 @@ class Metrics:
             self.requests.labels(outcome)
             for outcome in ("completed", "failed", "dead_lettered", "expired", "duplicate")
         )
-        self._attempts: dict[AttemptEnd, Counter] = {
-            ended: self.handler_attempts.labels(ended.value) for ended in AttemptEnd if ended not in NO_CALL
-        }
 
     def _declare_provider(self) -> None:
         """Declare what is known of the provider, and what is paid for."""
@@ -152,10 +153,9 @@ class Metrics:
 
     def attempt_ended(self, ended: AttemptEnd, seconds: float) -> None:
         """Count a handler call that took `seconds`."""
-        self._attempts[ended].inc()
+        self.handler_calls.observe(ended, seconds)
         if ended is AttemptEnd.SHARED:
             self.provider_rejections.inc()
-        self.handler_duration.observe(seconds)
 
     def used(self, reports: Iterable[Usage]) -> None:
         """Count what handlers report, by model: the first twenty names have labels of their own."""
@@ -193,7 +193,7 @@ class Metrics:
 
         `outcomes` and `dead_letters` (by reason) hold what was seen at least once.
         """
-        calls, seconds = self.handler_duration.count_and_sum()
+        calls, seconds = self.handler_calls.count_and_sum()
         return {
             "finished": total(self.requests),
             "outcomes": _by_label(self.requests),
