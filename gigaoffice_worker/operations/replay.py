@@ -90,8 +90,9 @@ class Replay:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._stack:
-            if self._under_way:
-                # Broken off: what the cluster still acknowledges need not be repeated.
+            if self._under_way or not isinstance(exc, WorkerError):
+                # Broken off: what the cluster still acknowledges need not be repeated, nor what it has acknowledged
+                # where an interrupt came in the middle of the commit.
                 with contextlib.suppress(WorkerError):
                     self._settle(_LAST_WAIT)
 
@@ -138,6 +139,8 @@ class Replay:
 
     def _send(self, record: Record, said: Facts) -> None:
         under_way = self._under_way[record.source] = _UnderWay(record, said)
+        # What is under way holds the commit back, so an interrupt in the middle of sending may find it passed.
+        self._positions[record.partition] = max(self._positions.get(record.partition, 0), record.offset + 1)
         under_way.nulls_lost = not self._writer.send(record, replay_headers(record)) or not names_all_nulls(record)
 
     # Acknowledgements first, then the commit

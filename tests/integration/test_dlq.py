@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,10 +19,13 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
+from kafka import KafkaConsumer, KafkaProducer
 
+from gigaoffice_worker.config import load
 from gigaoffice_worker.core.dead_letters import Filters
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Reason, Record
+from gigaoffice_worker.operations.replay import Replay
 from tests.conftest import TopicSet, settings
 from tests.support import batches, wire
 from tests.support.batches import RawRecord
@@ -334,6 +338,30 @@ def test_an_interrupted_replay_repeats_nothing(desk):
     assert 5 <= desk.count() < 200
     assert desk("replay").returncode == 0
     assert sorted(int(rec.key[2:]) for rec in desk.requests()) == list(range(200))
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["begins", "ends"])
+@pytest.mark.parametrize(
+    "call", [(KafkaConsumer, "committed", 3), (KafkaConsumer, "commit", 2), (KafkaProducer, "partitions_for", 8)]
+)
+def test_an_interrupt_where_a_call_of_the_client_begins_or_ends_repeats_nothing(desk, monkeypatch, call, ended):
+    desk.make().put(*(desk.letter(f"r-{number}") for number in range(12)))
+    kind, name, number = call
+    real, calls = getattr(kind, name), itertools.count(1)
+
+    def interrupted(*arguments, **options):
+        due = next(calls) == number
+        found = real(*arguments, **options) if ended or not due else None
+        if due:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(kind, name, interrupted)
+    config = load(settings(desk.bootstrap, desk.topics))
+    with pytest.raises(KeyboardInterrupt), Replay(config, Filters(), timeout=20, max_replays=3, rate=5) as replay:
+        list(replay.run())
+    assert 0 < desk.count() < 12
+    assert desk.progress() == desk.count()
 
 
 def test_of_two_replays_with_the_same_filters_one_ends(desk):
