@@ -67,7 +67,7 @@ def mixture(seed: int = 1, *, keys: int = 24, seconds: float = 0.02, retried: bo
 class Load:
     """Writes `requests` to a topic from a thread, `rate` a second, until they or the context end.
 
-    `sent` are the places of those that the cluster has acknowledged. Nothing is written twice.
+    `sent` are the places of those that the cluster has acknowledged, as far as it said where. Nothing is written twice.
     """
 
     def __init__(self, bootstrap: str, topic: str, requests: Iterable[Sent], *, rate: float) -> None:
@@ -133,7 +133,8 @@ class Load:
         self._producer.flush(PATIENCE_MS / 1000)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            self._sent.add(Place(message.partition(), message.offset()))
-        else:
+        if error is not None:
             self._failed.append(error)
+        elif message.offset() is not None:
+            # The broker that had a batch already, when it came again, does not say where.
+            self._sent.add(Place(message.partition(), message.offset()))
