@@ -64,26 +64,18 @@ class Durations(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the histogram as it is now."""
-        yield self.together([self.sorted()])
-
-    def together(self, parts: Iterable[tuple[list[int], float]]) -> Metric:
-        """Return one histogram of what several have sorted, under the name of this one."""
-        every_counts, every_seconds = zip(*parts, strict=True)
-        counts = map(sum, zip(*every_counts, strict=True))
-        edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets = list(zip(edges, accumulate(counts), strict=True))
-        return HistogramMetricFamily(self._name, self._meaning, buckets=buckets, sum_value=sum(every_seconds))
+        yield _histogram(self._name, self._meaning, [self.sorted()], self._bounds)
 
 
 class LabelledDurations(Collector):
     """A histogram of seconds, and a counter that tells apart by a label what was counted in it."""
 
-    def __init__(self, histogram: Durations, counter: str, meaning: str, label: str, values: Iterable[str]) -> None:
+    def __init__(self, histogram: tuple[str, str], counter: tuple[str, str], label: str, values: Iterable[str]) -> None:
+        """`histogram` and `counter` are name and meaning."""
         self._histogram = histogram
         self._counter = counter
-        self._meaning = meaning
         self._label = label
-        self._parts = {value: Durations(counter, meaning) for value in values}
+        self._parts = {value: Durations(*histogram) for value in values}
 
     def observe(self, value: str, seconds: float) -> None:
         """Count one duration under a value of the label."""
@@ -96,14 +88,25 @@ class LabelledDurations(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Name both metrics, so that a second one of their names is refused."""
-        yield from self._histogram.describe()
-        yield CounterMetricFamily(self._counter, self._meaning)
+        yield HistogramMetricFamily(*self._histogram)
+        yield CounterMetricFamily(*self._counter)
 
     def collect(self) -> Iterator[Metric]:
         """Yield both as they are now."""
-        counted = {value: part.sorted() for value, part in self._parts.items()}
-        counter = CounterMetricFamily(self._counter, self._meaning, labels=[self._label])
-        for value, (counts, _) in counted.items():
+        sorted_parts = {value: part.sorted() for value, part in self._parts.items()}
+        counter = CounterMetricFamily(*self._counter, labels=[self._label])
+        for value, (counts, _) in sorted_parts.items():
             counter.add_metric([value], sum(counts))
         yield counter
-        yield self._histogram.together(counted.values())
+        yield _histogram(*self._histogram, sorted_parts.values())
+
+
+def _histogram(
+    name: str, meaning: str, parts: Iterable[tuple[list[int], float]], bounds: Sequence[float] = _SECONDS
+) -> Metric:
+    """Return one histogram of what was sorted in several parts."""
+    every_counts, every_seconds = zip(*parts, strict=True)
+    counts = map(sum, zip(*every_counts, strict=True))
+    edges = [*(str(float(bound)) for bound in bounds), "+Inf"]
+    buckets = list(zip(edges, accumulate(counts), strict=True))
+    return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=sum(every_seconds))

@@ -82,9 +82,8 @@ class Metrics:
     def _declare_requests(self) -> None:
         self.requests = self._counter("requests_total", "Finished requests, by outcome.", "outcome")
         self.handler_calls = LabelledDurations(
-            Durations(PREFIX + "handler_duration_seconds", "How long one handler call took."),
-            PREFIX + "handler_attempts_total",
-            "Handler calls that ended, by result.",
+            (PREFIX + "handler_duration_seconds", "How long one handler call took."),
+            (PREFIX + "handler_attempts_total", "Handler calls that ended, by result."),
             "result",
             [ended for ended in AttemptEnd if ended not in NO_CALL],
         )
