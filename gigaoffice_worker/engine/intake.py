@@ -13,7 +13,7 @@ from gigaoffice_worker.broker.errors import FencedError, OutOfRangeError, Undeco
 from gigaoffice_worker.core.arrival import ArrivalClock
 from gigaoffice_worker.core.backpressure import UNDECODABLE, HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
-from gigaoffice_worker.core.decoded_size import LARGE, decoded_size
+from gigaoffice_worker.core.decoded_size import decoded_size
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
@@ -149,7 +149,7 @@ class Intake:
                 record.size + _RECORD_COST,
                 now,
                 at,
-                decoded=decoded_size(record.value) if record.value and len(record.value) >= LARGE else 0,
+                decoded=decoded_size(record.value),
                 sharing=record.key,
             )
             for record, at in zip(records, arrived, strict=True)
