@@ -160,18 +160,21 @@ class _Starts:
     """Calls of the last minute that were not refused, one bucket a second."""
 
     first: float | None = None
-    newest: list[float] = field(default_factory=list)
-    """When its second began, and how many calls have begun in it."""
-    newest_ends: float = -math.inf
     _buckets: deque[list[float]] = field(default_factory=deque)
+    """When each second began, and how many calls have begun in it."""
+    _newest_ends: float = -math.inf
 
-    def begin_second(self, now: float) -> None:
-        """Count in another bucket from now on, and drop those that are older than a minute."""
+    def add(self, now: float) -> None:
+        """Count a call that begins."""
+        if now >= self._newest_ends:
+            self._begin_second(now)
+        self._buckets[-1][1] += 1
+
+    def _begin_second(self, now: float) -> None:
         if self.first is None:
             self.first = now
-        self.newest = [now, 0]
-        self.newest_ends = now + 1.0
-        self._buckets.append(self.newest)
+        self._newest_ends = now + 1.0
+        self._buckets.append([now, 0])
         while self._buckets[0][0] <= now - _MINUTE:
             self._buckets.popleft()
 
@@ -251,10 +254,7 @@ class ProviderLimits:
 
     def started(self, now: float) -> None:
         """Note that a call begins."""
-        starts = self._starts
-        if now >= starts.newest_ends:
-            starts.begin_second(now)
-        starts.newest[1] += 1
+        self._starts.add(now)
         if self.refusals:
             self._young[now] = self._young.get(now, 0) + 1
             self.gate.started(now)
