@@ -72,7 +72,7 @@ class Havoc:
 
     def once(self) -> None:
         """Make a fault, or one on either side at once, and wait until the cluster is whole."""
-        self.wait_listening()
+        self.supervise()
         worker, broker = self.dice.choice(self.to_workers), self.dice.choice(self.to_brokers)
         chosen = self.dice.choice([[worker], [broker], [worker, broker]])
         faults = [contextmanager(fault)() for fault in chosen]
@@ -87,7 +87,7 @@ class Havoc:
         eventually(lambda: wire.in_sync(self.stage.bootstrap, names), "replicas to be in sync", timeout=90)
         time.sleep(self.dice.uniform(0.5, 4.0))
 
-    def wait_listening(self) -> None:
+    def supervise(self) -> None:
         """Wait until all workers listen; one whose start fell into an outage is started again, as a service is."""
 
         def listen() -> bool:
@@ -176,7 +176,7 @@ def test_minutes_of_mixed_chaos_lose_nothing_and_leave_nothing_behind(secured_ka
     while time.time() - began < MINUTES * 60:
         havoc.once()
     ended = time.time()
-    havoc.wait_listening()
+    havoc.supervise()
     for worker in workers:
         worker.wait_ready(60)
     stage.wait_settled(120)
