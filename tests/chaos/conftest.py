@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import Stage
 from tests.support.certificates import Authority
+from tests.support.listeners import scram_user, with_login, with_tls
 
 MECHANISM, PASSWORD = "SCRAM-SHA-512", "correct-horse-7"
 
@@ -65,17 +65,11 @@ def three_kafkas() -> Iterator[KafkaCluster]:
 def secured_kafkas(tmp_path) -> Iterator[tuple[KafkaCluster, dict[str, str]]]:
     """A Kafka of three nodes whose clients come with TLS and SASL, and the variables with which a worker does."""
     authority = Authority(tmp_path)
-    chain, key = (Path(each).read_text() for each in authority.issue("localhost"))
     properties = {
-        "listener.name.secured.ssl.keystore.type": "PEM",
-        "listener.name.secured.ssl.keystore.certificate.chain": chain,
-        "listener.name.secured.ssl.keystore.key": key,
-        "listener.name.secured.sasl.enabled.mechanisms": MECHANISM,
-        f"listener.name.secured.{MECHANISM.lower()}.sasl.jaas.config": (
-            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-        ),
+        **with_tls("secured", *authority.issue("localhost")),
+        **with_login("secured", [MECHANISM]),
     }
-    login = ("--add-scram", f"{MECHANISM}=[name=worker,password={PASSWORD}]")
+    login = scram_user("worker", PASSWORD, MECHANISM)
     with KafkaCluster(3, listeners={"SECURED": "SASL_SSL"}, properties=properties, format_options=login) as cluster:
         environment = {
             "KAFKA_USE_SSL": "true",

@@ -19,6 +19,7 @@ from confluent_kafka.admin import (
 
 from tests.conftest import settings
 from tests.support import tables, wire
+from tests.support.listeners import AUTHORIZED, with_login
 from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, WorkerProcess, run_command
@@ -74,12 +75,7 @@ PAIRS = [(name, right) for name, command in COMMANDS.items() for right in comman
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster on which the user `worker` may do nothing."""
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-    properties = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "listener.name.client.sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.client.plain.sasl.jaas.config": f'{login} user_worker="{PASSWORD}";',
-    }
+    properties = {**AUTHORIZED, **with_login("client", ["PLAIN"], worker=PASSWORD)}
     with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties) as running:
         yield running
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Self
 
 import psutil
@@ -30,6 +29,7 @@ from tests.conftest import settings
 from tests.support import batches, wire
 from tests.support.batches import RawRecord
 from tests.support.certificates import Authority
+from tests.support.listeners import AUTHORIZED, scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
 from tests.support.workers import PATHS, ROOT
@@ -223,20 +223,14 @@ def authority(tmp_path_factory):
 @pytest.fixture(scope="module")
 def guarded(authority):
     """A cluster that wants a password, and permits what `allow` allows; its listener TLS is for everybody."""
-    certificate, key = (Path(each).read_text() for each in authority.issue("localhost"))
     with OwnKafka(
         listeners={"CLIENT": "SASL_PLAINTEXT", "TLS": "SSL"},
         properties={
-            "ssl.keystore.type": "PEM",
-            "ssl.keystore.certificate.chain": certificate,
-            "ssl.keystore.key": key,
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-256",
-            "listener.name.client.scram-sha-256.sasl.jaas.config": (
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            ),
+            **AUTHORIZED,
+            **with_tls("tls", *authority.issue("localhost")),
+            **with_login("client", ["SCRAM-SHA-256"]),
         },
-        format_options=["--add-scram", f"SCRAM-SHA-256=[name=worker,password={PASSWORD}]"],
+        format_options=scram_user("worker", PASSWORD),
     ) as cluster:
         yield cluster
 

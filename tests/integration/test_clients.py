@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import (
@@ -26,6 +25,7 @@ from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
 from gigaoffice_worker.operations import cluster_check
 from tests.support.certificates import Authority
+from tests.support.listeners import AUTHORIZED, scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
 
 USERS = ("worker", "reader", "nobody")
@@ -40,21 +40,16 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(authority):
-    certificate, key = (Path(each).read_text() for each in authority.issue("localhost"))
-    users = " ".join(f'user_{name}="{PASSWORD}"' for name in USERS)
-    modules = "org.apache.kafka.common.security"
+    certificate, mechanisms = authority.issue("localhost"), ["PLAIN", "SCRAM-SHA-256"]
+    users = dict.fromkeys(USERS, PASSWORD)
     properties = {
-        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.certificate.chain": certificate,
-        "ssl.keystore.key": key,
+        **AUTHORIZED,
+        **with_tls("tls", *certificate),
+        **with_tls("both", *certificate),
+        **with_login("sasl", mechanisms, **users),
+        **with_login("both", mechanisms, **users),
     }
-    for listener in ("sasl", "both"):
-        jaas = f"listener.name.{listener}.{{}}.sasl.jaas.config".format
-        properties[jaas("plain")] = f"{modules}.plain.PlainLoginModule required {users};"
-        properties[jaas("scram-sha-256")] = f"{modules}.scram.ScramLoginModule required;"
-    scram = ["--add-scram", f"SCRAM-SHA-256=[name=worker,password={PASSWORD}]"]
+    scram = scram_user("worker", PASSWORD)
     with OwnKafka(listeners=LISTENERS, properties=properties, format_options=scram) as running:
         allow(running, "worker", ResourceType.BROKER, "kafka-cluster", AclOperation.CREATE)
         allow(running, "worker", ResourceType.GROUP, "*", AclOperation.READ)

@@ -17,6 +17,7 @@ from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
 from gigaoffice_worker.devkafka.distribution import install
 from gigaoffice_worker.devkafka.probe import known_brokers
 from tests.support import wire
+from tests.support.listeners import AUTHORIZED, scram_user, with_login
 from tests.support.waiting import eventually
 
 OWNER = """
@@ -207,14 +208,8 @@ def test_three_nodes_survive_the_loss_of_one():
 def test_clients_can_be_asked_for_a_password_and_held_to_acls():
     with KafkaCluster(
         listeners={"CLIENT": "SASL_PLAINTEXT"},
-        properties={
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-256",
-            "listener.name.client.scram-sha-256.sasl.jaas.config": (
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            ),
-        },
-        format_options=["--add-scram", "SCRAM-SHA-256=[name=worker,password=secret]"],
+        properties={**AUTHORIZED, **with_login("client", ["SCRAM-SHA-256"])},
+        format_options=scram_user("worker", "secret"),
     ) as cluster:
         wire.create_topics(cluster.bootstrap("BROKER"), {"allowed": 1, "forbidden": 1})
         allow = AclBinding(

@@ -29,6 +29,7 @@ from gigaoffice_worker.operations.replay import Replay
 from tests.conftest import TopicSet, settings
 from tests.support import batches, wire
 from tests.support.batches import RawRecord
+from tests.support.listeners import AUTHORIZED, scram_user, with_login
 from tests.support.releases import OwnKafka
 from tests.support.scene import MARKER, Scene, ask
 from tests.support.waiting import eventually
@@ -449,14 +450,8 @@ def guarded():
     """A cluster that knows who asks, and permits that user nothing."""
     with OwnKafka(
         listeners={"CLIENT": "SASL_PLAINTEXT"},
-        properties={
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-256",
-            "listener.name.client.scram-sha-256.sasl.jaas.config": (
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            ),
-        },
-        format_options=["--add-scram", "SCRAM-SHA-256=[name=worker,password=secret]"],
+        properties={**AUTHORIZED, **with_login("client", ["SCRAM-SHA-256"])},
+        format_options=scram_user("worker", "secret"),
     ) as cluster:
         yield cluster
 

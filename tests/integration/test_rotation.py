@@ -21,25 +21,24 @@ from confluent_kafka.admin import (
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from tests.chaos.proxy import Proxy
 from tests.support.certificates import Authority
+from tests.support.listeners import scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
 from tests.support.scene import Scene, ask, check_once
 from tests.support.waiting import eventually
 
 FIRST, SECOND = "first-password-1", "second-password-2"
 LOST = "authentication-lost"
-SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
 @pytest.fixture
 def cluster():
     """A cluster that ends each connection whose login is two seconds old."""
     properties = {
-        "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-256",
-        "listener.name.client.scram-sha-256.sasl.jaas.config": SCRAM,
+        **with_login("client", ["SCRAM-SHA-256"]),
         "listener.name.client.scram-sha-256.connections.max.reauth.ms": "2000",
     }
-    scram = ["--add-scram", f"SCRAM-SHA-256=[name=worker,password={FIRST}]"]
-    with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties, format_options=scram) as running:
+    user = scram_user("worker", FIRST)
+    with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties, format_options=user) as running:
         yield running
 
 
@@ -114,8 +113,7 @@ def tls(tmp_path):
     ours = Authority(tmp_path, "ours")
     with contextlib.closing(ReservedPorts()) as ports:
         port = ports.take_any()
-        properties = {"ssl.keystore.type": "PEM", **keystore(ours)}
-        listeners = {"CLIENT": "SSL"}
+        listeners, properties = {"CLIENT": "SSL"}, keystore(ours)
         with (
             OwnKafka(listeners=listeners, advertised={1: port}, properties=properties) as cluster,
             Proxy(port, cluster.port(1)) as proxy,
@@ -124,9 +122,7 @@ def tls(tmp_path):
 
 
 def keystore(authority):
-    certificate, key = (Path(each).read_text() for each in authority.issue("127.0.0.1"))
-    prefix = "listener.name.client.ssl.keystore."
-    return {f"{prefix}certificate.chain": certificate, f"{prefix}key": key}
+    return with_tls("client", *authority.issue("127.0.0.1"))
 
 
 def change_certificate(cluster, authority):

@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import settings
 from tests.support import tables
 from tests.support.certificates import Authority
+from tests.support.listeners import scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
 from tests.support.workers import ROOT, run_command
 
@@ -36,31 +37,21 @@ class Place(NamedTuple):
 def place(tmp_path_factory):
     authority = Authority(tmp_path_factory.mktemp("ours"))
     stranger = Authority(tmp_path_factory.mktemp("strange"), "stranger")
-    good, key = (Path(each).read_text() for each in authority.issue("localhost"))
+    good = authority.issue("localhost")
     day = timedelta(days=1)
-    old, old_key = (Path(each).read_text() for each in authority.issue("localhost", starts=-3 * day, ends=-day))
-    modules = "org.apache.kafka.common.security"
-    properties = {"ssl.keystore.type": "PEM", "ssl.truststore.type": "PEM"}
-    for name in ("tls", "mutual", "both", "old"):
-        chain, secret = (old, old_key) if name == "old" else (good, key)
-        properties |= {
-            f"listener.name.{name}.ssl.keystore.type": "PEM",
-            f"listener.name.{name}.ssl.keystore.certificate.chain": chain,
-            f"listener.name.{name}.ssl.keystore.key": secret,
-        }
-    properties |= {
+    old = authority.issue("localhost", starts=-3 * day, ends=-day)
+    properties = {
+        **with_tls("tls", *good),
+        **with_tls("mutual", *good),
+        **with_tls("both", *good),
+        **with_tls("old", *old),
+        **with_login("sasl", MECHANISMS, worker=PASSWORD),
+        **with_login("both", MECHANISMS[:2], worker=PASSWORD),
         "listener.name.mutual.ssl.client.auth": "required",
         "listener.name.mutual.ssl.truststore.type": "PEM",
         "listener.name.mutual.ssl.truststore.certificates": Path(authority.file).read_text(),
     }
-    for name, offered in (("sasl", MECHANISMS), ("both", MECHANISMS[:2])):
-        properties[f"listener.name.{name}.sasl.enabled.mechanisms"] = ",".join(offered)
-        for mechanism in offered:
-            jaas = f"{modules}.scram.ScramLoginModule required;"
-            if mechanism == "PLAIN":
-                jaas = f'{modules}.plain.PlainLoginModule required user_worker="{PASSWORD}";'
-            properties[f"listener.name.{name}.{mechanism.lower()}.sasl.jaas.config"] = jaas
-    scram = [word for each in MECHANISMS[1:] for word in ("--add-scram", f"{each}=[name=worker,password={PASSWORD}]")]
+    scram = scram_user("worker", PASSWORD, *MECHANISMS[1:])
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         OwnKafka(listeners=LISTENERS, properties=properties, format_options=scram) as cluster,

@@ -11,6 +11,7 @@ from gigaoffice_worker.cli import manual
 from gigaoffice_worker.devkafka import KafkaCluster
 from tests.conftest import TopicSet, settings
 from tests.support import wire
+from tests.support.listeners import with_login
 from tests.support.waiting import eventually
 from tests.system.machine import ETC, WORKER
 
@@ -21,8 +22,7 @@ ACTIVE = {"ActiveState": "active", "SubState": "running"}
 
 @pytest.fixture(scope="module")
 def kafka():
-    jaas = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_worker="{PASSWORD}";'
-    properties = {"sasl.enabled.mechanisms": "PLAIN", "listener.name.secret.plain.sasl.jaas.config": jaas}
+    properties = with_login("secret", ["PLAIN"], worker=PASSWORD)
     listeners = {"CLIENT": "PLAINTEXT", "SECRET": "SASL_PLAINTEXT"}
     with KafkaCluster(listeners=listeners, properties=properties) as cluster:
         yield cluster
