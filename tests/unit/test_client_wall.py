@@ -10,6 +10,8 @@ import importlib
 import inspect
 import re
 import socket
+import subprocess
+import sys
 import time
 from operator import attrgetter
 from pathlib import Path
@@ -369,3 +371,15 @@ def test_table_names_tests_that_exist():
         (module, test) for module, test in named for stem, text in files if stem == module and f"def {test}(" in text
     }
     assert named - there == set()
+
+
+def test_client_is_imported_without_botocore():
+    program = """
+import sys
+import gigaoffice_worker.worker
+assert not [name for name in sys.modules if name.startswith("botocore")]
+import botocore.session
+from gigaoffice_worker.broker.msk import login_of
+login_of("eu-central-1")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
