@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,6 +33,7 @@ class Authority:
     def __init__(self, directory, name="test authority", *, strict=True):
         self._strict = strict
         self._directory = directory
+        self._numbers = itertools.count(1)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.file = str(directory / f"{name.replace(' ', '-')}.pem")
@@ -38,12 +41,13 @@ class Authority:
         (directory / self.file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, host, *, starts=-DAY, ends=DAY, password=None):
-        """Return the paths of a certificate for `host` and of its key."""
+        """Return the paths of a certificate for `host` and of its key, which no other one has."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
         certificate = self._sign(subject, key, host, starts=starts, ends=ends)
         secrecy = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        files = self._directory / f"{host}.crt", self._directory / f"{host}.key"
+        stem = f"{Path(self.file).stem}-{next(self._numbers)}"
+        files = self._directory / f"{stem}.crt", self._directory / f"{stem}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secrecy))
         return str(files[0]), str(files[1])
