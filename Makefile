@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help package dev test proof lint lock audit docs bench chaos variables test-security test-limits compatibility newcomer docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
+.PHONY: help package dev test proof lint lock audit docs bench chaos soak variables test-security test-limits compatibility newcomer docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
 
 help: ## what can be made (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fil
 	@rm -f .chaos.jsonl
 	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
 	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,docs/reliability.md)
+
+soak: $(STAMP) ## an hour of mixed faults on three nodes with TLS and SASL; fills its row in docs/reliability.md
+	@rm -f .soak.jsonl
+	CHAOS_MINUTES=60 CHAOS_RESULTS=.soak.jsonl $(BIN)/python -m pytest -m chaos tests/chaos/test_soak.py $(ARGS)
+	$(BIN)/python -m tests.chaos.rows .soak.jsonl docs/reliability.md soak
 
 variables: $(STAMP) ## the documents' table of environment variables anew, from their declarations
 	$(BIN)/python -m tests.support.configuration

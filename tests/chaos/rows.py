@@ -1,4 +1,4 @@
-"""The results as rows of a table: `python -m tests.chaos.rows RESULTS [DOCUMENT]` puts them into a document."""
+"""The results as rows of a table: `python -m tests.chaos.rows RESULTS [DOCUMENT [TABLE]]` puts them into a document."""
 
 from __future__ import annotations
 
@@ -79,11 +79,14 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    found = f"{table(read(Path(arguments[0])))}\n\n{LEGEND}"
+    results, *places = arguments
+    name = places[1] if len(places) > 1 else TABLE
+    found = table(read(Path(results))) + (f"\n\n{LEGEND}" if name == TABLE else "")
     print(found)
-    for document in map(Path, arguments[1:]):
+    if places:
+        document = Path(places[0])
         text = document.read_text(encoding="utf-8")
-        document.write_text(put_between_markers(text, TABLE, found), encoding="utf-8")
+        document.write_text(put_between_markers(text, name, found), encoding="utf-8")
 
 
 if __name__ == "__main__":
