@@ -46,7 +46,7 @@ audit: $(STAMP) ## lock and licences, an SBOM (sbom.json), known weaknesses; say
 
 package: $(STAMP) ## the release in dist/: wheel, source with manual page and completions, SBOM, sums
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit,release]'
-	rm -rf build dist share
+	rm -rf build/lib build/bdist.* dist share
 	$(BIN)/python -m gigaoffice_worker.cli.manual share
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
