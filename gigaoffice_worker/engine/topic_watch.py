@@ -10,15 +10,15 @@ import structlog
 from gigaoffice_worker.broker.topics import TopicReport, TopicVerifier, ensure_topics
 from gigaoffice_worker.broker.verification import DEFAULT_COMMIT_METADATA
 from gigaoffice_worker.config import Config
-from gigaoffice_worker.core.errors import WorkerError
+from gigaoffice_worker.core.errors import UnreachableError, WorkerError
 from gigaoffice_worker.observe.health import TopicsSeen
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 _EVERY = 15.0
-# How often missing topics that must not be created are looked for at start.
-_MISSING_EVERY = 2.0
+# What keeps the worker from being ready is looked at more often, so that it is ready again soon after.
+_WRONG_EVERY = 2.0
 
 
 class TopicWatch:
@@ -53,7 +53,7 @@ class TopicWatch:
         self._note(report)
         while report.missing:
             missing(report.missing)
-            if stop.wait(_MISSING_EVERY):
+            if stop.wait(_WRONG_EVERY):
                 return False
             report = self._verify() or report
         return not stop.is_set()
@@ -83,7 +83,7 @@ class TopicWatch:
         return TopicsSeen(report.existing, report.verified_at, differ=bool(report.mismatches), reachable=reachable)
 
     def _run(self) -> None:
-        while not self._stop.wait(_EVERY):
+        while not self._stop.wait(pause(self.report, self.error)):
             self._verify()
 
     def _verify(self) -> TopicReport | None:
@@ -104,3 +104,9 @@ class TopicWatch:
         self.report, self.error = report, None
         self._metrics.last_topic_verification.set(report.verified_at.timestamp())
         self._changed(report)
+
+
+def pause(report: TopicReport | None, error: WorkerError | None) -> float:
+    """Return the seconds to the next verification. A login that was refused is not tried more often for it."""
+    missing = report is not None and bool(report.missing)
+    return _WRONG_EVERY if isinstance(error, UnreachableError) or (missing and error is None) else _EVERY

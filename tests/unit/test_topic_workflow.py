@@ -14,6 +14,7 @@ from gigaoffice_worker.broker.topics import ensure_topics, verify_topics
 from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
+from gigaoffice_worker.engine.topic_watch import pause
 
 REQUESTS, RESPONSES, DLQ = "gigaoffice-requests", "gigaoffice-responses", "gigaoffice-dlq"
 
@@ -263,6 +264,19 @@ def test_a_verification_warns_of_what_the_report_before_did_not_say():
         verifier.verify(third)
     verifier.close()
     assert warnings(logs) == [("Topic verification: topic is missing", REQUESTS)]
+
+
+def test_what_is_missing_or_out_of_reach_is_looked_at_again_soon_and_a_refused_login_is_not():
+    cluster, config = Cluster(), load({})
+    verifier = TopicVerifier(config, cluster)
+    missing = verifier.verify()
+    for spec in config.topics:
+        cluster.create(spec, {}, validate_only=False)
+    found = verifier.verify(missing)
+    verifier.close()
+    gone, refused = UnreachableError("no broker"), AccessError("refused")
+    assert pause(missing, None) == pause(found, gone) == pause(missing, gone) <= 2.0
+    assert pause(found, None) == pause(found, refused) == pause(missing, refused) >= 10.0
 
 
 def test_a_quota_that_throttles_creation_is_named_and_waited_out():
