@@ -8,7 +8,7 @@ a release that renames one fails there; other tests guard what the mends promise
 | heartbeats, time-outs and backoffs go by the wall clock: set back by an hour, none comes for an hour | \
 `clock`: the steady clock stands in for the module `time`, except for the timestamps of records | \
 `test_clock::test_modules_that_measure_get_the_steady_clock` | the client measures with `time.monotonic` |
-| botocore is imported wherever it is installed, for a login that we make ourselves: a fifth of a start | \
+| botocore is imported wherever it is installed, for a login that we make ourselves: a seventh of a start | \
 `importing`: hides it from the client's import | \
 `test_client_wall::test_client_is_imported_without_botocore` | the client imports it for that login alone |
 | an error while decoding comes out of `poll` without its partition, again and again | \
