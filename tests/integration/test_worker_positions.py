@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import AdminClient
 
+from tests.support import wire
 from tests.support.scene import ask, check_once
 from tests.support.waiting import eventually
 
@@ -113,8 +114,7 @@ def test_partitions_added_at_run_time_are_read_and_answered_without_a_new_produc
     gate = scene.file("gate")
     scene.send(ask("running", "a", do="hang", file=str(gate)))
     scene.wait_started("running")
-    admin = AdminClient({"bootstrap.servers": scene.bootstrap})
-    admin.create_partitions([NewPartitions(scene.topics.requests, 3)])[scene.topics.requests].result(20)
+    wire.add_partitions(scene.bootstrap, scene.topics.requests, 3)
     scene.send(ask("new", "b"), partition=2)  # which the response topic does not have
     check_once(scene.wait_responses(1, timeout=40), ["new"])
     gate.unlink()

@@ -76,9 +76,13 @@ def create_spread(bootstrap: str, topic: str, nodes: Sequence[int], partitions: 
 
 
 def add_partitions(bootstrap: str, topic: str, count: int) -> None:
-    """Let a topic have `count` partitions in all."""
+    """Let a topic have `count` partitions in all, and wait until each has a leader.
+
+    Without that a writer may be told the old number for some milliseconds, and refuses a new partition by itself.
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    admin.create_partitions([NewPartitions(topic, count)])[topic].result(LIMIT)
+    admin.create_partitions([NewPartitions(topic, count)], operation_timeout=LIMIT)[topic].result(LIMIT)
+    _wait_for_leaders(admin, {topic: count})
 
 
 def delete_topics(bootstrap: str, topics: Iterable[str]) -> None:
