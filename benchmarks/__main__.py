@@ -24,7 +24,7 @@ from gigaoffice_worker.devkafka import KafkaCluster
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=4", "-Xmx1g"]
 RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("kafka-python", "confluent-kafka", "aiokafka", "sentry-arroyo", "faststream")
-_ONCE = {"sweep"}  # for a picture, one round is enough
+_ONCE = {"growth", "sweep"}  # for a picture, one round is enough
 
 _TEXT = """\
 Measured side by side by `make bench`: {machine}; one broker and the load on the same machine, Python {python};
@@ -36,12 +36,16 @@ schedule of the whole log on 64 slots, in order per key, over the time it took. 
 (0 ms for the plain loops, which could not keep up): the latency up to the reader of the response, less the handler.
 W5: 150 MB of 100 kB requests, handler of 100 ms. W7: calls of 1 s to a model of a provider that refuses
 what is beyond its limit; concurrency 16, no limit configured; the share is the least time that the limit allows over
-the time it took. W8: ten calls of 1 s for each of so many threads, each request with a key of its own.
+the time it took. W8: ten calls of 1 s for each of so many threads, each request with a key of its own. W9: 100,000
+requests of one tenant, 5 ms each on 16 threads; when 1,000 are answered, six of each of ten other tenants come: how
+long the last of these waits. Growth: 30,000 requests of 256 bytes, trivial handler, 16 threads, 4 partitions, but for
+what grows; with threads the handler sleeps, so that all of them make 1,000 calls a second together; one round.
 
 {tables}
 
 ![Throughput over concurrency](../benchmarks/results/throughput.png)
-![Latency](../benchmarks/results/latency.png)"""
+![Latency](../benchmarks/results/latency.png)
+![Cost as work grows](../benchmarks/results/growth.png)"""
 
 
 def main() -> None:
@@ -119,6 +123,8 @@ def _line(made: Measurement) -> str:
         parts.append(f"efficiency {made.efficiency:.3f}")
     if made.refusals is not None:
         parts.append(f"{made.refusals:.0f} refusals per 100 calls")
+    if made.late_wait is not None:
+        parts.append(f"who came late waited {made.late_wait:.1f} s")
     if made.peak_memory is not None:
         parts.append(f"{made.peak_memory / report.MIB:.0f} MiB")
     if made.latency:
@@ -135,6 +141,7 @@ def _publish(results: Results, output: Path, *, into_document: bool) -> None:
     (output / "tables.md").write_text(tables + "\n")
     pictures.throughput(results, output / "throughput.png")
     pictures.latency(results, output / "latency.png")
+    pictures.growth(results, output / "growth.png")
     if into_document:
         versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
         text = _TEXT.format(

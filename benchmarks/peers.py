@@ -33,9 +33,17 @@ _ALL = (
         "ours",
         "**gigaoffice-worker**",
         "gigaoffice_worker",
-        _BACKLOGS | {"W4", "W6", "W7", "W8", "sweep"},
+        _BACKLOGS | {"W4", "W6", "W7", "W8", "W9", "growth", "sweep"},
         ("run",),
         _OURS,
+    ),
+    Peer(
+        "ours-fair",
+        "the same, `WORKER_TENANT_FIELD=tenant`",
+        "gigaoffice_worker",
+        frozenset({"W9"}),
+        ("run",),
+        {**_OURS, "WORKER_TENANT_FIELD": "tenant"},
     ),
     Peer(
         "ours-unordered",
@@ -61,7 +69,7 @@ _ALL = (
     ),
     Peer("pool", "plain loop with a pool, retries in it", "benchmarks.programs.pool_loop", frozenset({"W7"})),
     Peer("aiokafka", "plain aiokafka loop", "benchmarks.programs.aiokafka_loop", frozenset({"W1"}), sequential=True),
-    Peer("arroyo", "arroyo (threads)", "benchmarks.programs.arroyo_app", _BACKLOGS | {"W4", "W8", "sweep"}),
-    Peer("faststream", "FastStream", "benchmarks.programs.faststream_app", _BACKLOGS | {"W4", "sweep"}),
+    Peer("arroyo", "arroyo (threads)", "benchmarks.programs.arroyo_app", _BACKLOGS | {"W4", "W8", "W9", "sweep"}),
+    Peer("faststream", "FastStream", "benchmarks.programs.faststream_app", _BACKLOGS | {"W4", "W9", "sweep"}),
 )
 PEERS = {peer.name: peer for peer in _ALL}

@@ -1,8 +1,9 @@
-"""Two pictures: throughput over concurrency, and the percentiles of latency."""
+"""Three pictures: throughput over concurrency, the percentiles of latency, and what a record costs as work grows."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,9 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import report
 from benchmarks.peers import PEERS
 from benchmarks.report import Results
-from benchmarks.workloads import SWEEP, SWEEP_CONCURRENCY
+from benchmarks.workloads import GROWTH, SWEEP, SWEEP_CONCURRENCY
 
 _COLOURS = {
     "ours": "tab:red",
@@ -62,6 +64,32 @@ def latency(results: Results, path: Path) -> bool:
     axes.set_xticks(range(len(_PERCENTS)), [f"p{percent}" for percent in _PERCENTS])
     axes.set(yscale="log", ylabel="ms", title="Latency at 200 requests/s: end to end less the handler")
     return _finish(figure, axes, path, drawn)
+
+
+def growth(results: Results, path: Path) -> bool:
+    """Draw a record's CPU and the greatest memory over each thing that grew; False when nothing was measured."""
+    figure, axes = plt.subplots(2, len(GROWTH), figsize=(14, 5), layout="constrained", sharey="row")
+    drawn = [what for what, column in zip(GROWTH, axes.T, strict=True) if _grown(column, results, what)]
+    axes[0][0].set(ylabel="CPU µs a record", yscale="log")
+    axes[1][0].set(ylabel="peak MiB", ylim=(0, None))
+    figure.suptitle("What a record costs as one thing grows")
+    if drawn:
+        figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return bool(drawn)
+
+
+def _grown(column: Sequence[Axes], results: Results, what: str) -> bool:
+    points = report.growth(results, what)
+    amounts = [float(title.replace(",", "")) for title, _ in points]
+    costs = [(made.cpu_per_record or 0.0) * 1e6 for _, made in points]
+    memory = [(made.peak_memory or 0) / report.MIB for _, made in points]
+    for axes, values in zip(column, (costs, memory), strict=True):
+        axes.plot(amounts, values, "o-", color=_COLOURS["ours"])
+        axes.set_xscale("log")
+        axes.grid(visible=True, which="major", alpha=0.3)
+    column[-1].set_xlabel(what)
+    return bool(points)
 
 
 def _label(peer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from benchmarks import figures
 from benchmarks.peers import BASE, PEERS
 from benchmarks.runs import Measurement
-from benchmarks.workloads import PROCESSES, W7, W8, Workload
+from benchmarks.workloads import GROWTH, PROCESSES, W7, W8, W9, Workload
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 MIB = 1024 * 1024
@@ -45,7 +46,7 @@ class Results:
 
 def tables(results: Results) -> str:
     """Return the tables as Markdown: everybody side by side, then what concerns this worker alone."""
-    apart = {workload.name for workload in (*W7, *W8)}
+    apart = {workload.name for workload in itertools.chain(W7, W8, [W9], *GROWTH.values())}
     seen = {made.peer for made in results.measurements if made.workload not in apart}
     parts = [_table(_HEAD, [_row(results, name) for name in PEERS if name in seen])] if seen else []
     if processes := [_process_row(results, count) for count in PROCESSES if results.of(f"W6x{count}", "ours")]:
@@ -54,6 +55,10 @@ def tables(results: Results) -> str:
         parts.append(_table(["W8: calls of 1 s, ten each on", "", "efficiency", "peak MiB"], many))
     if limited := [_limited_row(results, workload, peer) for workload in W7 for peer in _who_ran(results, workload)]:
         parts.append(_table(["W7: a provider that allows", "", "share of the limit", "refusals per 100"], limited))
+    if fair := [_late_row(results, peer) for peer in _who_ran(results, W9)]:
+        parts.append(_table(["W9: 100,000 of one tenant first", "the last of the others waits, s", "peak MiB"], fair))
+    if grown := [_growth_row(results, what) for what in GROWTH if any(growth(results, what))]:
+        parts.append(_table(["Cost as one thing grows", "", "CPU µs a record", "peak MiB"], grown))
     if results.idle_share is not None and results.idle_memory is not None:
         parts.append(f"Idle: {results.idle_share:.1%} of a core, {results.idle_memory / MIB:.0f} MiB.")
     return "\n\n".join(parts)
@@ -112,6 +117,26 @@ def _limited_row(results: Results, workload: Workload, peer: str) -> list[str]:
     shares = results.values(workload.name, peer, "efficiency").values()
     refusals = results.values(workload.name, peer, "refusals").values()
     return [workload.title, PEERS[peer].title, _told(shares, ".2f"), _told(refusals, ".0f")]
+
+
+def _late_row(results: Results, peer: str) -> list[str]:
+    waits = results.values(W9.name, peer, "late_wait").values()
+    memory = [value / MIB for value in results.values(W9.name, peer, "peak_memory").values()]
+    told = _told(waits, ".1f") if len(waits) == len(results.of(W9.name, peer)) else f"more than {W9.limit:.0f}"
+    return [PEERS[peer].title, told, _told(memory, ".0f")]
+
+
+def growth(results: Results, what: str) -> list[tuple[str, Measurement]]:
+    """Return what was measured while one thing grew: how much of it there was, and the run."""
+    points = [(workload.title, results.of(workload.name, "ours")) for workload in GROWTH[what]]
+    return [(title, made[0]) for title, made in points if made]
+
+
+def _growth_row(results: Results, what: str) -> list[str]:
+    points = growth(results, what)
+    costs = [f"{(made.cpu_per_record or 0.0) * 1e6:.0f}" for _, made in points]
+    memory = [f"{(made.peak_memory or 0) / MIB:.0f}" for _, made in points]
+    return [what, *(" · ".join(figures) for figures in ([title for title, _ in points], costs, memory))]
 
 
 def _told(values: Iterable[float], form: str) -> str:

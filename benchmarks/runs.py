@@ -20,7 +20,7 @@ from benchmarks.peers import Peer
 from benchmarks.processes import Contestant
 from benchmarks.provider import Provider
 from benchmarks.stage import LIMIT, Response, Stage
-from benchmarks.workloads import LATENCY_RATE, PARTITIONS, Shape, Workload
+from benchmarks.workloads import LATENCY_RATE, Late, Shape, Workload
 
 _LOOK_EVERY = 0.1
 _FIRST_WITHIN = 60.0
@@ -45,6 +45,7 @@ class Measurement:
     efficiency: float | None = None
     peak_memory: int | None = None
     refusals: float | None = None  # for each hundred calls that the provider took
+    late_wait: float | None = None  # of the late request that waited longest
     latency: dict[str, float] = field(default_factory=dict)  # percentile → the contestant's own part
 
 
@@ -60,7 +61,7 @@ class Hall:
         if workload.shape is Shape.BACKLOG and workload.name in self.filled:
             return self.filled[workload.name]
         topic = f"{workload.name}-requests-{uuid.uuid4().hex[:6]}"
-        self.stage.create(topic)
+        self.stage.create(topic, workload.partitions)
         if workload.shape is Shape.BACKLOG:
             self.stage.fill(topic, workload.generate())
             self.filled[workload.name] = topic
@@ -83,7 +84,7 @@ class Scene:
 def _scene(hall: Hall, peer: Peer, workload: Workload) -> Iterator[Scene]:
     name = f"{workload.name}-{peer.name}-{uuid.uuid4().hex[:6]}"
     requests, responses, dlq = hall.requests_of(workload), f"{name}-responses", f"{name}-dlq"
-    hall.stage.create(responses)
+    hall.stage.create(responses, workload.partitions)
     environment = {
         "KAFKA_BOOTSTRAP_SERVERS": hall.stage.bootstrap,
         "KAFKA_TOPIC_REQUESTS": requests,
@@ -91,7 +92,7 @@ def _scene(hall: Hall, peer: Peer, workload: Workload) -> Iterator[Scene]:
         "KAFKA_TOPIC_DLQ": dlq,
         "KAFKA_CONSUMER_GROUP": name,
         "WORKER_CONCURRENCY": str(workload.concurrency),
-        "PEER_PARTITIONS": str(PARTITIONS),
+        "PEER_PARTITIONS": str(workload.partitions),
         **peer.environment,
     }
     with ExitStack() as stack:
@@ -111,6 +112,8 @@ def run(hall: Hall, peer: Peer, workload: Workload, number: int) -> Measurement:
         match workload.shape:
             case Shape.BACKLOG:
                 return _backlog(scene, peer, workload, number)
+            case Shape.BURST if workload.late:
+                return _late(scene, peer, workload, workload.late, number)
             case Shape.BURST:
                 return _burst(scene, peer, workload, number)
             case Shape.PACED:
@@ -118,7 +121,7 @@ def run(hall: Hall, peer: Peer, workload: Workload, number: int) -> Measurement:
 
 
 def _backlog(scene: Scene, peer: Peer, workload: Workload, number: int) -> Measurement:
-    _wait_for_answers(scene, workload)
+    _wait_for_answers(scene, workload.requests, workload.limit)
     made, responses = _measured(scene, peer, workload, number)
     if not responses:
         raise RuntimeError(f"{peer.name} has answered nothing in time")
@@ -140,6 +143,22 @@ def _burst(scene: Scene, peer: Peer, workload: Workload, number: int) -> Measure
     scene.stage.wait_for_members(scene.group, workload.processes)
     scene.stage.fill(scene.requests, workload.generate())
     return _backlog(scene, peer, workload, number)
+
+
+def _late(scene: Scene, peer: Peer, workload: Workload, late: Late, number: int) -> Measurement:
+    scene.stage.wait_for_members(scene.group, 1)
+    requests = workload.generate()
+    backlog = workload.requests - late.requests
+    scene.stage.fill(scene.requests, itertools.islice(requests, backlog))
+    _wait_for_answers(scene, late.after)
+    sent = time.time()
+    scene.stage.fill(scene.requests, requests)
+    _wait_for_answers(scene, workload.requests, workload.limit)
+    made, responses = _measured(scene, peer, workload, number)
+    waits = [response.written_at - sent for response in responses if response.number >= backlog]
+    if len(waits) == late.requests:
+        made.late_wait = max(waits)
+    return made
 
 
 def _paced(scene: Scene, peer: Peer, workload: Workload, number: int) -> Measurement:
@@ -189,14 +208,14 @@ def _read(scene: Scene, count: int, seen: dict[bytes, float], reading: threading
     consumer.close()
 
 
-def _wait_for_answers(scene: Scene, workload: Workload) -> None:
-    """Wait until all requests are answered, or the time for it is over."""
+def _wait_for_answers(scene: Scene, answers: int, limit: float = _FIRST_WITHIN) -> None:
+    """Wait until so many requests are answered, or `limit` seconds from the first answer on are over."""
     deadline = time.monotonic() + _FIRST_WITHIN
     started = False
-    while (count := scene.stage.count(scene.responses)) < workload.requests and time.monotonic() < deadline:
+    while (count := scene.stage.count(scene.responses)) < answers and time.monotonic() < deadline:
         if count and not started:
             started = True
-            deadline = time.monotonic() + workload.limit
+            deadline = time.monotonic() + limit
         scene.contestant.check()
         time.sleep(_LOOK_EVERY)
     if not count:

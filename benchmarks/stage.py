@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -10,9 +11,10 @@ from typing import NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from benchmarks.workloads import PARTITIONS, Request
+from benchmarks.workloads import Request
 
 LIMIT = 60.0
+_MAX_BYTES = 16 * 1024 * 1024  # of a request, and of a batch of them
 
 
 class Response(NamedTuple):
@@ -30,11 +32,13 @@ class Stage:
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
         self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})  # the cluster ends before it
+        self._partitions: dict[str, int] = {}  # of the topics created here
 
-    def create(self, topic: str) -> None:
+    def create(self, topic: str, partitions: int) -> None:
         """Create a topic whose records carry the broker's clock."""
-        settings = {"message.timestamp.type": "LogAppendTime"}
-        new = NewTopic(topic, PARTITIONS, 1, config=settings)
+        settings = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(_MAX_BYTES)}
+        new = NewTopic(topic, partitions, 1, config=settings)
+        self._partitions[topic] = partitions
         self._admin.create_topics([new], operation_timeout=LIMIT)[topic].result(LIMIT)
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
@@ -55,7 +59,8 @@ class Stage:
 
     def fill(self, topic: str, requests: Iterable[Request]) -> None:
         """Put requests into a topic."""
-        producer = Producer({"bootstrap.servers": self.bootstrap, "compression.type": "lz4", "linger.ms": 20})
+        settings = {"compression.type": "lz4", "linger.ms": 20, "message.max.bytes": _MAX_BYTES}
+        producer = Producer({"bootstrap.servers": self.bootstrap, **settings})
         for request in requests:
             while True:
                 try:
@@ -69,19 +74,21 @@ class Stage:
 
     def count(self, topic: str) -> int:
         """Return how many records a topic holds."""
-        wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(PARTITIONS)}
+        wanted = dict.fromkeys(self._each_partition(topic), OffsetSpec.latest())
         return sum(future.result(LIMIT).offset for future in self._admin.list_offsets(wanted).values())
 
-    @staticmethod
-    def places(topic: str) -> list[TopicPartition]:
+    def places(self, topic: str) -> list[TopicPartition]:
         """Return the beginnings of a topic's partitions."""
-        return [TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(PARTITIONS)]
+        return [TopicPartition(topic, each.partition, OFFSET_BEGINNING) for each in self._each_partition(topic)]
+
+    def _each_partition(self, topic: str) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for number in range(self._partitions[topic])]
 
     def committed(self, group: str, topic: str) -> int:
         """Return how many records a group has committed."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group})
         try:
-            places = consumer.committed([TopicPartition(topic, number) for number in range(PARTITIONS)], timeout=LIMIT)
+            places = consumer.committed(self._each_partition(topic), timeout=LIMIT)
             return sum(max(0, place.offset) for place in places)
         finally:
             consumer.close()
@@ -90,10 +97,11 @@ class Stage:
         """Wait until a group is stable with so many members that have partitions."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
-            found = self._admin.describe_consumer_groups([group])[group].result(LIMIT)
-            busy = [member for member in found.members if member.assignment and member.assignment.topic_partitions]
-            if found.state.name == "STABLE" and len(busy) >= count:
-                return
+            with contextlib.suppress(KafkaException):  # the coordinator is no longer, or not yet, that of the group
+                found = self._admin.describe_consumer_groups([group])[group].result(LIMIT)
+                busy = [member for member in found.members if member.assignment and member.assignment.topic_partitions]
+                if found.state.name == "STABLE" and len(busy) >= count:
+                    return
             time.sleep(0.1)
         raise TimeoutError(f"group {group} did not come to {count} members within {LIMIT:.0f} s")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -33,6 +33,14 @@ class Request(NamedTuple):
     value: bytes
 
 
+class Late(NamedTuple):
+    """The last requests of a workload: of other tenants, sent when the backlog of the first is being worked on."""
+
+    requests: int
+    tenants: int
+    after: int  # answers
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A number of requests and how they are run. `limit` ends a run, in seconds from the first response on."""
@@ -50,6 +58,8 @@ class Workload:
     processes: int = 1
     limit: float = 15.0
     provider: Limits | None = None  # what answers the calls; None: nothing refuses them
+    partitions: int = PARTITIONS
+    late: Late | None = None
 
     def durations(self) -> list[float]:
         """Return the handler's seconds for each request."""
@@ -67,6 +77,9 @@ class Workload:
         """Return the requests."""
         for number, (lane, seconds) in enumerate(zip(self.lanes(), self.durations(), strict=True)):
             payload = {"id": f"request-{number:06}", "number": number, "seconds": seconds, "query": ""}
+            if self.late:
+                backlog = self.requests - self.late.requests
+                payload["tenant"] = "first" if number < backlog else f"tenant-{number % self.late.tenants}"
             payload["query"] = _text(number, self.size - len(json.dumps(payload)))
             yield Request(number, b"key-%06d" % lane, seconds, json.dumps(payload).encode())
 
@@ -118,9 +131,56 @@ W7 = [
 
 # Calls that all end in the same moment, ten for each thread.
 W8 = [
-    Workload(f"W8x{threads}", f"{threads} threads", Shape.BACKLOG, 10 * threads, 1024, threads, seconds=1.0, limit=40.0)
+    Workload(
+        f"W8x{threads}",
+        f"{threads} threads",
+        Shape.BACKLOG,
+        10 * threads,
+        1024,
+        threads,
+        seconds=1.0,
+        limit=40.0,
+        partitions=6,
+    )
     for threads in (256, 1024)
 ]
+
+W9 = Workload(
+    "W9",
+    "100,000 of one tenant first",
+    Shape.BURST,
+    100_060,
+    256,
+    16,
+    seconds=0.005,
+    limit=40.0,
+    late=Late(60, tenants=10, after=1_000),
+)
+
+# One thing grows, all else stays. The text that is repeated for large values is compressed well, as W5's is.
+_GROWING = Workload("", "", Shape.BACKLOG, 30_000, 256, 16, limit=240.0)
+_THREADED_RATE = 1_000  # calls a second that all threads make together
+_VALUES = {100: 30_000, 1_000: 30_000, 10_000: 10_000, 100_000: 1_500, 1_000_000: 150, 5_000_000: 40}
+
+
+def _grow(what: str, points: Mapping[int, Workload]) -> list[Workload]:
+    return [replace(load, name=f"{what}-{amount}", title=f"{amount:,}") for amount, load in points.items()]
+
+
+_GROWN = {
+    "partitions": {count: replace(_GROWING, partitions=count) for count in (1, 4, 16, 64, 200, 400)},
+    "keys": {
+        count: replace(_GROWING, keys=count, requests=max(100_000, count), size=128)
+        for count in (10, 1_000, 100_000, 1_000_000)
+    },
+    "backlog": {count: replace(_GROWING, requests=count) for count in (1_000, 10_000, 100_000, 1_000_000)},
+    "bytes": {size: replace(_GROWING, size=size, requests=count) for size, count in _VALUES.items()},
+    "threads": {
+        count: replace(_GROWING, concurrency=count, seconds=count / _THREADED_RATE, requests=10 * _THREADED_RATE)
+        for count in (1, 16, 64, 256, 1_024)
+    },
+}
+GROWTH = {what: _grow(what, points) for what, points in _GROWN.items()}
 
 SWEEP_CONCURRENCY = (1, 4, 16, 64, 128)
 SWEEP_SECONDS = 3.0
@@ -135,6 +195,8 @@ WORKLOADS = {
     "W6": [replace(W6, name=f"W6x{count}", processes=count) for count in PROCESSES],
     "W7": W7,
     "W8": W8,
+    "W9": [W9],
+    "growth": [workload for points in GROWTH.values() for workload in points],
     "sweep": [
         replace(
             SWEEP,

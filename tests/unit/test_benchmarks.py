@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from collections import Counter
+from dataclasses import replace
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -12,6 +15,7 @@ from benchmarks.ideal import ideal_seconds
 from benchmarks.provider import Limits, Provider
 from benchmarks.report import Results
 from benchmarks.runs import Measurement
+from benchmarks.workloads import W9
 
 CALLS = st.lists(st.tuples(st.floats(0.001, 10.0), st.integers(0, 5)), min_size=1, max_size=40)
 
@@ -104,6 +108,33 @@ def test_one_run_out_of_order_is_enough_for_a_no():
         for number, in_order in enumerate([True, False])
     ]
     assert report.tables(results).splitlines()[-1].endswith("| no |")
+
+
+def test_a_late_request_that_was_not_answered_in_time_is_told():
+    results = Results("a machine", {}, rounds=2)
+    for peer, waits in [("ours-fair", [0.5, 0.7]), ("arroyo", [12.0, None])]:
+        results.measurements += [
+            Measurement("W9", peer, number, 1, complete=True, in_order=True, late_wait=wait)
+            for number, wait in enumerate(waits)
+        ]
+    ours, arroyo = report.tables(results).splitlines()[-2:]
+    assert "| 0.6 (0.5-0.7) |" in ours
+    assert "| more than 40 |" in arroyo
+
+
+def test_the_last_requests_are_those_of_the_tenants_that_come_late():
+    tenants = [json.loads(request.value)["tenant"] for request in replace(W9, requests=100).generate()]
+    assert tenants[:40] == ["first"] * 40
+    assert Counter(tenants[40:]) == {f"tenant-{number}": 6 for number in range(10)}
+
+
+def test_a_row_tells_what_a_record_costs_at_each_size_that_was_measured():
+    results = Results("a machine", {}, rounds=1)
+    for name, seconds in [("partitions-4", 30e-6), ("partitions-400", 65e-6)]:
+        made = Measurement(name, "ours", 0, 1, complete=True, in_order=True, cpu_per_record=seconds)
+        made.peak_memory = 60 * report.MIB
+        results.measurements.append(made)
+    assert report.tables(results).splitlines()[-1] == "| partitions | 4 · 400 | 30 · 65 | 60 · 60 |"
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path):
