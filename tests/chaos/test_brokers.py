@@ -97,8 +97,7 @@ def test_broker_frozen_for_less_than_the_delivery_time_out_doubles_nothing(own_k
     stage.wait_calls(60)
     thawed = []
     for seconds in (4.0, 12.0):
-        stage.send(plain(100, keys=100, prefix=f"{seconds}-", seconds=1.0))
-        own_kafka.freeze()
+        freeze_in_the_midst(own_kafka, stage, f"{seconds}-")
         frozen = time.time()
         time.sleep(seconds)
         own_kafka.thaw()
@@ -115,6 +114,15 @@ def test_broker_frozen_for_less_than_the_delivery_time_out_doubles_nothing(own_k
     report("broker frozen for 4 and for 12 s", findings, runs=2, recovery=recovery)
 
 
+def freeze_in_the_midst(cluster, stage, prefix: str) -> None:
+    """Freeze the broker when slow calls run: a worker that had nothing in hand would have nothing to deliver."""
+    stage.send(plain(100, keys=100, prefix=prefix, seconds=1.0))
+    eventually(
+        lambda: any(call.id.startswith(f"r{prefix}") for call in stage.calls()), "a slow call to begin", timeout=30
+    )
+    cluster.freeze()
+
+
 @pytest.mark.parametrize("runs", [pytest.param(1, marks=pytest.mark.quick), 3])
 def test_broker_frozen_for_longer_than_the_delivery_time_out_loses_nothing(own_kafka, make_stage, runs):
     """The producer is replaced, and everything it held is sent again in its order."""
@@ -124,8 +132,7 @@ def test_broker_frozen_for_longer_than_the_delivery_time_out_loses_nothing(own_k
     stage.wait_calls(60)
     thawed = []
     for n in range(runs):
-        stage.send(plain(100, keys=100, prefix=f"{n}-", seconds=1.0))
-        own_kafka.freeze()
+        freeze_in_the_midst(own_kafka, stage, f"{n}-")
         frozen = time.time()
         time.sleep(12.0)
         own_kafka.thaw()
