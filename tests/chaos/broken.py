@@ -128,7 +128,8 @@ class CommitsHighest(MiniWorker):
 class FiresAndForgets(MiniWorker):
     """Hands responses to the client and takes that for delivered."""
 
-    linger_ms = 1500
+    # Longer than a test: whenever it is killed, something is still with the client.
+    linger_ms = 120_000
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
         self.producer.produce(topic, value, key, headers=headers)

@@ -61,6 +61,28 @@ def run(stage, mistake, requests=REQUESTS, *, kill_after=None) -> Findings:
     if kill_after is not None:
         with broken_worker(stage, mistake):
             stage.wait_calls(kill_after)
+    return settle(stage, mistake)
+
+
+def hanging(stage, name):
+    """Return a request whose call lasts for as long as there is a `gate` in the stage's directory."""
+    gate = stage.directory / "gate"
+    gate.touch()
+    return request(name, do="hang", file=str(gate))
+
+
+def wait_seen(stage, position: int) -> None:
+    """Wait until the watch has seen that this position is committed."""
+
+    def seen() -> bool:
+        samples = stage.watch.samples
+        return bool(samples) and samples[-1].committed.get(0, (0, ""))[0] == position
+
+    eventually(seen, f"the watch to see position {position}", timeout=60)
+
+
+def settle(stage, mistake) -> Findings:
+    """Let a mini-worker settle what is left, and examine what came of it all."""
     with broken_worker(stage, mistake) as worker:
         done_or_dead = lambda: stage.lag() == 0 or worker.poll() is not None  # noqa: E731
         eventually(done_or_dead, "the mini-worker to commit everything", timeout=60, interval=0.1)
@@ -80,24 +102,34 @@ def test_nothing_is_wrong_with_a_sound_worker_that_is_killed(stage):
 
 
 def test_commit_before_the_work_is_seen_even_where_nothing_is_lost(stage):
-    stage.make(2)
-    findings = run(stage, "commits-first")
+    stage.make(1)
+    requests = [*REQUESTS, hanging(stage, "slow")]
+    stage.send(requests)
+    with broken_worker(stage, "commits-first"):
+        # Until the watch has seen the commit; and all is committed before the last response is written.
+        wait_seen(stage, len(requests))
+        (stage.directory / "gate").unlink()
+        eventually(lambda: stage.count(stage.topics.responses) == len(requests), "every response")
+    findings = examine(stage.evidence())
     assert not findings.lost
     assert any("was committed before" in fault for fault in findings.faults)
 
 
 def test_commit_before_the_work_loses_what_a_kill_interrupts(stage):
     stage.make(1)
-    findings = run(stage, "commits-first", [request("slow", seconds=1.5), *REQUESTS], kill_after=1)
+    findings = run(stage, "commits-first", [hanging(stage, "slow"), *REQUESTS], kill_after=1)
     assert findings.lost == [Place(0, 0)]
 
 
 def test_commit_of_the_highest_offset_seen_is_seen(stage):
     stage.make(1)
-    slow = [request(f"s{n}", f"s{n}", seconds=0.4 if n % 4 == 0 else 0.0) for n in range(16)]
-    findings = run(stage, "commits-highest", slow, kill_after=9)
+    stage.send([hanging(stage, "slow"), *[request(n, f"k{n}") for n in range(15)]])
+    with broken_worker(stage, "commits-highest"):
+        eventually(lambda: stage.lag() < 16, "a commit beyond the one that hangs")
+    (stage.directory / "gate").unlink()
+    findings = settle(stage, "commits-highest")
     assert any("was committed before" in fault for fault in findings.faults)
-    assert findings.lost
+    assert findings.lost == [Place(0, 0)]
 
 
 def test_response_that_is_only_handed_to_the_client_is_missed(stage):
