@@ -49,7 +49,7 @@ def proxy():
 
 @pytest.fixture
 def connection(proxy):
-    with socket.create_connection((LOOPBACK, proxy.port), timeout=5) as connection:
+    with socket.create_connection((LOOPBACK, proxy.port), timeout=20) as connection:
         yield connection
 
 
@@ -65,15 +65,20 @@ def exchange(connection: socket.socket, size: int = 4) -> float:
     return time.monotonic() - began
 
 
+def quickest(connection: socket.socket, size: int = 4) -> float:
+    """Return the seconds of the quickest of several exchanges: a busy machine holds up some."""
+    return min(exchange(connection, size) for _ in range(3))
+
+
 def test_left_alone_it_forwards(proxy, connection):
-    assert exchange(connection, 300_000) < 2.0
+    assert quickest(connection, 300_000) < 2.0
     # What has arrived may not be counted yet.
-    eventually(lambda: proxy.forwarded == 600_000, "all bytes to be counted")
+    eventually(lambda: proxy.forwarded == 3 * 600_000, "all bytes to be counted")
 
 
 def test_latency_is_added_each_way(proxy, connection):
     proxy.latency = 0.2
-    assert 0.4 <= exchange(connection) < 2.0
+    assert 0.4 <= quickest(connection) < 2.0
 
 
 def test_rate_is_limited(proxy, connection):
@@ -89,7 +94,7 @@ def test_mute_holds_everything_back_and_loses_nothing(proxy, connection):
     with pytest.raises(TimeoutError):
         connection.recv(4)
     proxy.mute = False
-    connection.settimeout(5)
+    connection.settimeout(20)
     assert connection.recv(4) == b"held"
 
 
@@ -97,5 +102,5 @@ def test_broken_connection_ends_and_the_next_one_works(proxy, connection):
     exchange(connection)
     proxy.break_connections()
     assert _received(connection) == b""
-    with socket.create_connection((LOOPBACK, proxy.port), timeout=5) as another:
+    with socket.create_connection((LOOPBACK, proxy.port), timeout=20) as another:
         exchange(another)
