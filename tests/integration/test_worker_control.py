@@ -39,8 +39,10 @@ def test_calls_at_once_are_lowered_and_raised_while_the_worker_runs(scene):
     assert overlapping(scene.journal(), lambda _call: "any") == []
     assert worker.status()["concurrency"] == 1
     assert worker.ctl("concurrency", "8").returncode == 0
-    scene.send(*(ask(f"wide-{number}", seconds=1.5) for number in range(8)))
+    gate = scene.file("gate")
+    scene.send(*(ask(f"wide-{number}", do="hang", file=str(gate)) for number in range(8)))
     eventually(lambda: worker.status()["requests"]["running"] == 8, "eight calls at once")
+    gate.unlink()
     refused = worker.ctl("concurrency", "0")
     assert refused.returncode == 1
     assert "a whole number from 1 to 1024" in refused.stderr
@@ -67,7 +69,7 @@ def test_the_log_level_is_changed_while_the_worker_runs(scene):
     def at_debug():
         return {line.get("request_id") for line in worker.logs() if line["level"] == "debug"}
 
-    worker.wait_until(lambda: "told" in at_debug(), 10, "a line about the request")
+    worker.wait_until(lambda: "told" in at_debug(), 20, "a line about the request")
     assert "quiet" not in at_debug()
     assert worker.ctl("log-level", "warning").returncode == 0
     assert worker.stop() == 0
