@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import defaultdict
 
 from tests.support.scene import ask, check_once, ids
 from tests.support.waiting import eventually
@@ -14,11 +13,9 @@ STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one"}
 
 
 def kill(worker):
-    """Kill the worker and return the time of it."""
+    """Kill the worker."""
     worker.signal(signal.SIGKILL)
-    at = time.time()
     worker.wait(10)
-    return at
 
 
 def test_kill_in_the_middle_of_work_loses_no_request(scene):
@@ -26,25 +23,22 @@ def test_kill_in_the_middle_of_work_loses_no_request(scene):
     worker = scene.ready(WORKER_CONCURRENCY="4", **STATIC)
     sent = [ask(f"r{n}", f"k{n % 20}", seconds=0.01 if n % 3 else 0.03) for n in range(400)]
     places = scene.send(*sent)
-    killed = []
+    again = []
     for share in (0.25, 0.6):
         eventually(lambda share=share: len(scene.starts()) >= share * len(sent), "some work", timeout=60, interval=0.01)
-        killed.append(kill(worker))
+        kill(worker)
+        again.append((set(ids(scene.responses())), scene.starts()))
         worker.start()
-    eventually(lambda: len(set(ids(scene.responses()))) == len(sent), "every request to be answered", interval=0.2)
+    everybody = {f"r{n}" for n in range(400)}
+    eventually(lambda: set(ids(scene.responses())) == everybody, "the answers", timeout=60, interval=0.2)
     scene.wait_committed()
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
-    # An answer that came twice carries the same identity, and only what no commit covered was called again.
+    # An answer that came twice carries the same identity, and nothing was called again whose answer was there.
     for answer in scene.responses():
         assert answer.source == places[int(answer.id[1:])]
-    ended = defaultdict(list)
-    for call in scene.journal():
-        if call.moment == "end":
-            ended[call.id].append(call.at)
-    repeated = {name: times for name, times in ended.items() if len(times) > 1}
-    for name, times in repeated.items():
-        assert any(at - 1.2 < times[0] < at + 0.1 for at in killed), f"{name} had been done for long"
+    for answered, starts in again:
+        assert answered & (scene.starts() - starts).keys() == set()
     assert scene.count(scene.topics.dlq) == 0
 
 
@@ -82,7 +76,7 @@ def test_crash_repeats_nothing_that_is_done_behind_a_slow_request(scene):
     gate.unlink()
     check_once(scene.wait_responses(502), [*done, "slow", "new"])
     scene.wait_committed()
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_crash_repeats_nothing_that_is_done_between_many_slow_requests(scene):
@@ -97,7 +91,7 @@ def test_crash_repeats_nothing_that_is_done_between_many_slow_requests(scene):
     scene.send(*sent)
     check_once(scene.wait_responses(len(done)), done)
     time.sleep(1.0)
-    assert scene.committed() == {0: 5}
+    eventually(lambda: scene.committed() == {0: 5}, "the commit of what is done before the slow ones")
     kill(worker)
     worker.start().wait_ready()
     eventually(lambda: all(scene.starts()[name] == 2 for name in slow), "the slow ones to be called again", timeout=30)
