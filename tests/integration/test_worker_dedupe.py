@@ -75,5 +75,6 @@ def test_other_value_runs_with_a_warning_and_a_replayed_request_always(scene):
     scene.wait_responses(3)
     scene.wait_committed()
     assert scene.starts() == {"r": 3}
+    assert worker.stop() == 0
     [told] = [line for line in worker.logs() if line["event"].startswith("Request has the id of another")]
     assert (told["level"], told["request_id"]) == ("warning", "r")

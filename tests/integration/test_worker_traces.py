@@ -22,6 +22,7 @@ def test_lines_of_a_traced_request_carry_its_ids_and_those_of_others_do_not(scen
         ask("plain", "c", do="fail"),
     )
     scene.wait_responses(3)
+    assert worker.stop() == 0
     lines = {line["request_id"]: line for line in worker.logs() if line["event"].startswith("Request goes")}
     assert (lines["traced"]["trace_id"], lines["traced"]["span_id"]) == (TRACE, PARENT)
     assert not {"trace_id", "span_id"} & {*lines["wrong"], *lines["plain"]}
