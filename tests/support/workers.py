@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Self
 
 SHORTEST_SECRET = 8
 """Shorter ones would be found by chance."""
+ANSWER_LIMIT = 20.0
+"""Seconds for an answer of the side port: many tests ask once, and the machine may have other things to do."""
 
 HANDLER = "tests.support.handlers:handle"
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +162,7 @@ class WorkerProcess:
 
     def _ask(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=ANSWER_LIMIT) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
