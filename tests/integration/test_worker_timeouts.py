@@ -16,7 +16,7 @@ IMPATIENT = {"WORKER_ATTEMPT_TIMEOUT": "0.4", "WORKER_RETRY_DELAY": "0.02", "WOR
 def test_overdue_attempts_are_retried_and_their_late_results_dropped_while_the_pool_stays_whole(scene):
     scene.make()
     # Time enough for the calls that are to end, on a busy machine too.
-    worker = scene.ready(WORKER_CONCURRENCY="3", **{**IMPATIENT, "WORKER_ATTEMPT_TIMEOUT": "3"})
+    worker = scene.ready(WORKER_CONCURRENCY="3", **{**IMPATIENT, "WORKER_ATTEMPT_TIMEOUT": "6"})
     gate = scene.file("gate")
     hanging = [ask(f"hangs-{n}", f"h{n}", do="hang", file=str(gate), until_attempt=2) for n in range(3)]
     scene.send(*hanging, ask("behind-one-that-hangs", "h0"))
@@ -41,16 +41,16 @@ def test_overdue_attempts_are_retried_and_their_late_results_dropped_while_the_p
     check_once(responses, [*[f"hangs-{n}" for n in range(3)], "behind-one-that-hangs", *together])
     assert all(answer.status == "completed" for answer in responses)
     assert {answer.result["attempt"] for answer in responses if answer.id.startswith("hangs")} == {2}
-    assert [line["event"] for line in worker.logs()].count("Late result dropped") == 3
     assert worker.ask("/readyz")[0] == 200
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
+    assert [line["event"] for line in worker.logs()].count("Late result dropped") == 3
 
 
 def test_more_hanging_calls_than_the_pool_has_threads_end_the_process_with_70(scene):
     scene.make()
     worker = scene.ready(WORKER_CONCURRENCY="2", WORKER_MAX_ATTEMPTS="9", **IMPATIENT)
     scene.send(*[ask(f"hangs-{n}", None, do="hang") for n in range(6)])
-    assert worker.wait(20) == 70
+    assert worker.wait(40) == 70
     # More than twice as many threads hang as the pool has; what ended is delivered and committed.
     assert sum(scene.starts().values()) >= 5
     letters = scene.dead_letters()
@@ -67,7 +67,8 @@ def test_more_hanging_calls_than_the_pool_has_threads_end_the_process_with_70(sc
 
 def test_four_requests_that_always_hang_end_in_the_dead_letter_queue_and_the_worker_lives_on(scene):
     scene.make()
-    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="1", WORKER_RETRY_DELAY="0.1")
+    # Time enough for the others, on a busy machine too.
+    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="3", WORKER_RETRY_DELAY="0.1")
     others = [ask(f"r{n}", f"k{n}") for n in range(40)]
     scene.send(*others[:20], *[ask(f"hangs-{n}", None, do="hang") for n in range(4)], *others[20:])
     responses = scene.wait_responses(44, timeout=30)
@@ -77,12 +78,12 @@ def test_four_requests_that_always_hang_end_in_the_dead_letter_queue_and_the_wor
     assert sum(answer.status == "completed" for answer in responses) == 40
     assert [scene.starts()[f"hangs-{n}"] for n in range(4)] == [2] * 4
     scene.wait_committed()
+    assert worker.metric("handler_abandoned_threads") == 8
+    assert worker.stop() == 0
     stacks = [line for line in worker.logs() if line["event"].startswith("Handler call hangs")]
     assert {line["request_id"] for line in stacks} == {f"hangs-{n}" for n in range(4)}
     assert len(stacks) == 4
     assert all("hang" in line["stack"] and line["at"] for line in stacks)
-    assert worker.metric("handler_abandoned_threads") == 8
-    assert worker.stop(10) == 0
 
 
 def test_a_result_that_comes_late_but_before_the_retry_is_taken(scene):
@@ -104,7 +105,7 @@ def test_a_call_that_hangs_at_the_stop_is_told_when_the_wait_begins_and_at_its_e
     worker = scene.ready(WORKER_DRAIN_TIMEOUT="3")
     scene.send(ask("hangs", "h", do="hang"))
     scene.wait_started("hangs")
-    assert worker.stop(10) == 70
+    assert worker.stop() == 70
     waits, ends = (line for line in worker.logs() if "stack" in line)
     assert waits["event"] == "Stop waits for a handler call"
     assert ends["event"] == "Stop abandons a handler call that still runs"
@@ -115,7 +116,8 @@ def test_a_call_that_hangs_at_the_stop_is_told_when_the_wait_begins_and_at_its_e
 
 def test_a_hanging_call_delays_nobody_but_its_key(scene):
     scene.make()
-    scene.ready(WORKER_CONCURRENCY="2", WORKER_MAX_ATTEMPTS="1", **{**IMPATIENT, "WORKER_ATTEMPT_TIMEOUT": "3"})
+    # The others must be through before it is given up, on a busy machine too.
+    scene.ready(WORKER_CONCURRENCY="2", WORKER_MAX_ATTEMPTS="1", **{**IMPATIENT, "WORKER_ATTEMPT_TIMEOUT": "6"})
     gate = scene.file("gate")
     scene.send(
         ask("hangs", "h", do="hang", file=str(gate)), *[ask(f"r{n}", f"k{n}") for n in range(30)], ask("behind", "h")
