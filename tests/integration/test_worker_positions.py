@@ -35,6 +35,7 @@ def test_committed_offset_below_the_log_is_an_error_and_the_rule_applies(scene, 
     remove_below(scene, 2)
     worker = scene.ready(KAFKA_CONSUMER_AUTO_OFFSET_RESET=reset)
     eventually(lambda: worker.metric("offset_resets_total") == 1, "the reset")
+    worker.wait_ready()  # when it has asked for the end of the log
     scene.send(ask("new", "k"))
     check_once(scene.wait_responses(len(answered) + 1), [*answered, "new"])
     scene.wait_committed()
@@ -105,7 +106,7 @@ def test_aborted_requests_are_not_seen_and_transaction_markers_hold_nothing_back
     scene.wait_committed()
     eventually(lambda: worker.metric("consumer_lag_records") == 0, "no lag to be shown")
     assert scene.committed() == {0: 24}
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_partitions_added_at_run_time_are_read_and_answered_without_a_new_producer(scene):
