@@ -55,7 +55,7 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     for n in moved:
         gates[n].unlink()
     scene.wait_answered(*(f"{what}-{n}" for what in WHAT for n in moved))
-    assert comes.stop(20) == 0
+    assert comes.stop() == 0
     share(4, stays)
     for n in kept:
         gates[n].unlink()
@@ -70,7 +70,7 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     assert {call.pid for call in begun if call.id in {f"queued-{n}" for n in moved}} == {comes.pid}
     # What moved was running at its old owner, whose results count for nothing any more.
     eventually(lambda: stays.metric("late_results_dropped_total") == 2 * len(moved), "the late results to be dropped")
-    assert stays.stop(20) == 0
+    assert stays.stop() == 0
 
 
 def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_and_returns(scene):
@@ -87,7 +87,7 @@ def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_a
     share(2, stays, comes)
     [moved] = partitions(comes)
     eventually(lambda: scene.starts()[f"k-{moved}"] == 2, "the other member to call, too")
-    assert comes.stop(20) == 70
+    assert comes.stop() == 70
     share(2, stays)
     eventually(
         lambda: {row["position"] for row in stays.status()["partitions"]} == {4},
@@ -104,7 +104,7 @@ def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_a
     mine = [call.id for call in scene.journal() if (call.pid, call.moment) == (stays.pid, "start")]
     assert sorted(mine) == sorted(everything)
     assert stays.metric("late_results_dropped_total") == 0
-    assert stays.stop(20) == 0
+    assert stays.stop() == 0
 
 
 def test_rolling_restart_of_three_workers_under_load_repeats_no_call_and_no_response(scene):
@@ -127,7 +127,7 @@ def test_rolling_restart_of_three_workers_under_load_repeats_no_call_and_no_resp
     producing.start()
     try:
         for worker in workers:
-            assert worker.stop(20) == 0
+            assert worker.stop() == 0
             others = [other for other in workers if other is not worker]
             share(6, *others)
             worker.start().wait_ready()
@@ -139,7 +139,7 @@ def test_rolling_restart_of_three_workers_under_load_repeats_no_call_and_no_resp
     scene.wait_committed()
     check_once(responses, sent)
     assert max(scene.starts().values()) == 1
-    assert all(worker.stop(20) == 0 for worker in workers)
+    assert all(worker.stop() == 0 for worker in workers)
     assert scene.count(scene.topics.responses) == len(sent)
 
 
@@ -150,14 +150,15 @@ def test_worker_without_a_partition_is_ready_as_standby_and_takes_over(scene):
     share(1, first, second)
     [standby] = [worker for worker in (first, second) if not partitions(worker)]
     owner = first if standby is second else second
+    # Who has just lost the partition learns a moment later that there is none for it.
+    eventually(lambda: standby.status()["standby"], "the other to stand by")
     code, text = standby.ask("/readyz")
     assert (code, "standby" in text) == (200, True)
-    assert standby.status()["standby"] is True
     assert owner.status()["standby"] is False
     assert standby.metric("assigned_partitions") == 0
     scene.send(ask("a", "k"))
     scene.wait_responses(1)
-    assert owner.stop(20) == 0
+    assert owner.stop() == 0
     share(1, standby)
     scene.send(ask("b", "k"))
     assert ids(scene.wait_responses(2)) == ["a", "b"]
@@ -171,7 +172,7 @@ def test_static_member_comes_back_to_its_partitions_without_a_rebalance(scene):
     b = scene.ready("b", KAFKA_CONSUMER_GROUP_INSTANCE_ID="b")
     share(2, a, b)
     mine, rebalances = partitions(b), a.metric("rebalances_total")
-    assert b.stop(20) == 0
+    assert b.stop() == 0
     b.start().wait_ready()
     share(2, a, b)
     assert partitions(b) == mine
@@ -195,7 +196,7 @@ def test_second_holder_of_a_group_instance_id_ends_the_first_with_78(scene):
 
 def test_member_that_was_killed_delays_nobody_else_and_its_heir_repeats_only_what_was_running(scene):
     scene.make(requests=2)
-    scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "6000"
+    scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "15000"
     stays, dies = scene.ready("stays"), scene.ready("dies")
     share(2, stays, dies)
     [own], [other] = partitions(stays), partitions(dies)
@@ -210,9 +211,9 @@ def test_member_that_was_killed_delays_nobody_else_and_its_heir_repeats_only_wha
     scene.send(ask("own", "k"), partition=own)
     scene.send(ask("other", "k"), partition=other)
     check_once(scene.wait_responses(51), [*done, "own"])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12  # before anybody knows that it is dead, on a busy machine too
     gate.unlink()
-    check_once(scene.wait_responses(53), [*done, "own", "slow", "other"])
+    check_once(scene.wait_responses(53, timeout=60), [*done, "own", "slow", "other"])
     scene.wait_committed()
     assert {name: count for name, count in scene.starts().items() if count > 1} == {"slow": 2}
     assert partitions(stays) == {own, other}
