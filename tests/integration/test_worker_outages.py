@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 from confluent_kafka import Producer
@@ -21,6 +22,11 @@ def own(topic_set, tmp_path):
         yield scene.make(), cluster
 
 
+def at(line):
+    """Return when a line was logged, in seconds of the clock."""
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
 def test_cluster_out_of_reach_is_told_within_15_s_and_its_return_too(own, fault):
     scene, cluster = own
@@ -29,18 +35,19 @@ def test_cluster_out_of_reach_is_told_within_15_s_and_its_return_too(own, fault)
     scene.wait_responses(1)
     scene.wait_committed()
     eventually(lambda: worker.metric("consumer_lag_records") == 0, "no lag to be shown")
+    gone = time.time()
     (cluster.kill if fault == "kill" else cluster.freeze)(1)
-    gone = time.monotonic()
     told = lambda: "cluster-unreachable" in worker.ask("/readyz")[1]  # noqa: E731
-    eventually(told, "the outage to be told", timeout=16)
-    assert 5.0 < time.monotonic() - gone < 15.5
+    eventually(told, "the outage to be told", timeout=40)
+    said = lambda event: next((at(line) for line in worker.logs() if line["event"] == event), None)  # noqa: E731
+    # The worker's clock tells when, however late we look.
+    since = eventually(lambda: said("Cluster out of reach"), "a line that the cluster is out of reach") - gone
+    assert 5.0 < since < 15.5
     assert worker.ask("/livez")[0] == 200
     assert worker.metric("not_ready", reason="cluster-unreachable") == 1
     [row] = worker.status()["partitions"] or [{"lag": None, "lag_seconds": 99.0}]  # while it rejoins it has none
     assert row["lag"] is None
     assert row["lag_seconds"] > 5.0
-    said = lambda event: any(line["event"] == event for line in worker.logs())  # noqa: E731
-    eventually(lambda: said("Cluster out of reach"), "a line that the cluster is out of reach")
     (cluster.restart if fault == "kill" else cluster.thaw)(1)
     eventually(lambda: worker.ask("/readyz")[0] == 200, "the worker to be ready again", timeout=60)
     scene.send(ask("after", "k"))
@@ -61,21 +68,27 @@ def test_partition_without_a_leader_holds_up_no_other_and_is_named(topic_set, tm
         expected = [f"r{partition}-{n}" for partition in healthy for n in range(10)]
         check_once(scene.wait_responses(len(expected), timeout=60), expected)
         scene.send(*[ask(f"later-{n}", "k") for n in range(10)], partition=healthy[0])
-        scene.wait_responses(len(expected) + 10, timeout=30)
-        ready = worker.ask("/readyz")[1]
-        [line] = [line for line in ready.splitlines() if line.startswith("position-unknown")]
-        assert all(f"{partition}: the partition has no leader" in line for partition in stuck)
+        scene.wait_responses(len(expected) + 10, timeout=60)
+
+        def named():
+            lines = [line for line in worker.ask("/readyz")[1].splitlines() if line.startswith("position-unknown")]
+            return lines and all(f"{partition}: the partition has no leader" in lines[0] for partition in stuck)
+
+        eventually(named, "both partitions to be named")
         cluster.restart(3)
         scene.wait_responses(70, timeout=60)
         cluster.kill(3)
         scene.wait_without_leader(scene.topics.requests, stuck)
         without = lambda: "partition-without-leader" in worker.ask("/readyz")[1]  # noqa: E731
         eventually(without, "the partitions that lost their leader to be named", timeout=40)
-        stalled = {row["partition"]: row["stalled"] for row in worker.status()["partitions"]}
-        assert {partition for partition, stall in stalled.items() if stall} == set(stuck)
-        assert {stall["reason"] for stall in stalled.values() if stall} == {"no leader"}
+
+        def stalled():
+            rows = worker.status()["partitions"]
+            return {row["partition"]: row["stalled"]["reason"] for row in rows if row["stalled"]}
+
+        eventually(lambda: stalled() == dict.fromkeys(stuck, "no leader"), "both partitions to be shown")
         scene.send(*[ask(f"last-{n}", "k") for n in range(10)], partition=healthy[0])
-        scene.wait_responses(80, timeout=30)
+        scene.wait_responses(80, timeout=60)
 
 
 def test_open_transaction_is_told_with_its_age_and_lag_seconds_grow(scene):
