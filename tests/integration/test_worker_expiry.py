@@ -32,10 +32,10 @@ def test_old_backlog_is_answered_at_once_and_fresh_requests_run_at_once(scene):
     def expired():
         return [answer for answer in scene.responses() if answer.error and answer.error["type"] == "Expired"]
 
-    eventually(lambda: len(expired()) == 600, "600 to expire", timeout=15.0, interval=0.2)
+    eventually(lambda: len(expired()) == 600, "600 to expire", timeout=30.0, interval=0.2)
+    answers = scene.wait_responses(700)
     # Were the old ones called, the fresh ones would wait for 24 seconds.
     assert min(call.at for call in scene.journal()) < ready_at + 10.0
-    answers = scene.wait_responses(700)
     scene.wait_committed()
     assert Counter(answer.status for answer in answers) == {"failed": 600, "completed": 100}
     assert scene.starts() == Counter(fresh)
@@ -50,18 +50,19 @@ def test_expiries_are_on_time_while_the_gate_is_shut(scene):
     scene.send(ask("shuts", None, do="shared", retry_after=60))
     scene.wait_started("shuts")
     eventually(lambda: worker.metric("gate_closed") == 1, "the gate to close")
-    limits = {f"r{n}": 1000 + 500 * n for n in range(10)}
+    limits = {f"r{n}": 1000 + 500 * n for n in range(20)}
     places = scene.send(*[ask(name, "k", headers=[("ttl-ms", b"%d" % ms)]) for name, ms in limits.items()])
-    answers = {answer.id: answer for answer in scene.wait_responses(10)}
+    answers = {answer.id: answer for answer in scene.wait_responses(20)}
     late = []
     for (name, ms), place in zip(limits.items(), places, strict=True):
         answer = answers[name]
         assert (answer.source, answer.status, answer.error["type"]) == (place, "failed", "Expired")
         late.append(answer.rec.timestamp - int(answer.rec.header("source-timestamp")) - ms)
-    # A busy machine delays some. Once the gate opens all would come at once, the first of them most late.
+    # A busy machine delays some: half of them where it pauses for five seconds. Once the gate opens all would come at
+    # once, the first of them most late.
     late.sort()
     assert late[0] >= 0
-    assert late[4] < 500, f"milliseconds too late: {late}"
+    assert late[9] < 500, f"milliseconds too late: {late}"
     assert late[-1] < 10_000, f"milliseconds too late: {late}"
     assert set(scene.starts()) == {"shuts"}
 
