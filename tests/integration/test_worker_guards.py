@@ -119,8 +119,8 @@ def test_storm_guard_stops_intake_probes_one_request_at_a_time_and_heals(scene):
     assert worker.ask("/livez")[0] == 200
     assert json.loads(worker.ask("/health")[1])["status"] == "degraded"
     assert worker.metric("assigned_partitions") == 1
-    eventually(lambda: worker.metric("paused_partitions") == 1, "the partition to be paused")
-    assert "storm" in worker.status()["partitions"][0]["paused"]
+    # For one second in five it is not.
+    eventually(lambda: worker.status()["partitions"][0]["paused"] == "storm-guard", "the partition to be paused")
     scene.send(ask("came-later", "later", do="while_file", then="fail", file=str(broken)))
 
     # One request at a time probes, again and again, and nothing more is given up.
@@ -190,6 +190,7 @@ def test_results_that_are_no_json_are_told_and_stop_the_intake(scene):
     eventually(lambda: worker.metric("storm_guard_open") == 1, "the storm guard to trip")
     assert "UnusableResult" in worker.ask("/readyz")[1]
     eventually(lambda: worker.metric("requests_in_flight") <= 1, "what was running to end", interval=0.01)
+    eventually(lambda: worker.metric("unsettled_outcomes") == 0, "its dead letters to be written")
     letters = scene.dead_letters()
     assert 5 <= len(letters) < 20
     assert {letter.header("dlq-reason") for letter in letters} == {b"unusable-result"}
@@ -211,7 +212,7 @@ def test_whatever_a_result_or_an_error_does_when_it_is_looked_at_the_process_liv
     assert {*errors} <= failed <= {*errors, *results}
     scene.wait_committed()
     assert worker.ask("/livez")[0] == 200
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_a_forged_timestamp_does_not_jump_the_queue_or_distort_the_latencies(scene):
@@ -270,7 +271,7 @@ def test_backlog_beyond_the_limit_of_records_is_paused_with_a_reason_and_finishe
     eventually(paused, "the partition to be paused")
     assert worker.ask("/readyz")[0] == 200
     assert worker.metric("messages_received_total") < 3500
-    assert worker.metric("requests_in_flight") == 16
+    eventually(lambda: worker.metric("requests_in_flight") == 16, "every thread to have a call")
 
     # What comes while it is paused shows in the lag all the same.
     scene.send(*[ask(f"more-{n}", None) for n in range(100)], partition=1)
