@@ -62,9 +62,9 @@ def test_small_tenants_do_not_wait_behind_a_large_one(scene, count):
 
     # A crash repeats what was running, and no more: what B, C and D have is not paid for again.
     time.sleep(1.5)
-    before = scene.starts()
     worker.signal(signal.SIGKILL)
     worker.wait(10)
+    before = scene.starts()
     running = len(before) - sum(1 for call in scene.journal() if call.moment == "end")
     again = scene.ready("again", WORKER_CONCURRENCY="10", WORKER_TENANT_FIELD="tenant")
     again.wait_until(lambda: sum(scene.starts().values()) > sum(before.values()) + 60, 30, "calls")
@@ -122,9 +122,9 @@ def test_one_key_with_thousands_of_requests_hides_no_other(scene, count):
 
 
 def test_urgent_requests_go_first(scene):
-    """First in, first out the last of them would wait for 29 s."""
+    """First in, first out the last of them would wait for more than a minute."""
     scene.make(requests=3)
-    low = [ask(f"low-{n}", f"low-{n}", seconds=0.5) for n in range(600)]
+    low = [ask(f"low-{n}", f"low-{n}", seconds=0.5) for n in range(1500)]
     scene.send(*low)
     worker = scene.ready(WORKER_CONCURRENCY="10", WORKER_PRIORITY_FIELD="header:priority")
     eventually(lambda: len(scene.starts()) >= 20, "some low ones", interval=0.02)
@@ -133,12 +133,12 @@ def test_urgent_requests_go_first(scene):
         scene.send(ask(f"high-{n}", f"high-{n}", [("priority", b"5")], seconds=0.1))
         sent = time.time()
         wanted = f"high-{n}"
-        eventually(lambda wanted=wanted: wanted in scene.starts(), "a call", timeout=10, interval=0.02)
+        eventually(lambda wanted=wanted: wanted in scene.starts(), "a call", interval=0.02)
         waits.append(next(c.at for c in scene.journal() if c.id == wanted and c.moment == "start") - sent)
     p95 = sorted(waits)[18]
     print(f"\nwait of urgent requests at p95: {p95:.2f} s")
     assert p95 <= 3.0
-    assert len(ids(scene.responses())) < 600
+    assert len(ids(scene.responses())) < 1500
     worker.end()
 
 
