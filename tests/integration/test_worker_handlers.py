@@ -122,7 +122,7 @@ def test_whatever_a_handler_returns_or_raises_the_worker_goes_on(scene):
     raised += ["stop", "surrogate-text", "memory", "wordless", "recursion", "bytes-text"]
     everything = [*answered, *unwritable, *either, *raised]
     scene.send(*[ask(name, name) for name in everything])
-    responses = scene.wait_responses(len(everything), timeout=20)
+    responses = scene.wait_responses(len(everything))
     check_once(responses, everything)
     scene.wait_committed()
     status = {answer.id: answer.status for answer in responses}
@@ -152,6 +152,6 @@ def test_shared_gate_of_a_foolish_length_does_not_end_the_worker(scene):
     scene.send(ask("for-ever", "a", do="shared", retry_after=1e300))
     scene.wait_started("for-ever")
     scene.send(ask("other", "b"))
-    worker.wait_until(lambda: worker.metric("gate_closed") == 1, 10, "the gate to close")
+    worker.wait_until(lambda: worker.metric("gate_closed") == 1, 20, "the gate to close")
     assert worker.ask("/livez")[0] == 200
     assert worker.stop(10) == 0

@@ -50,7 +50,7 @@ def test_topics_that_are_missing_are_waited_for_where_creation_is_off(scene):
     time.sleep(0.5)
     assert worker.ask("/readyz")[0] == 503
     wire.create_topics(scene.bootstrap, {names.dlq: 1})
-    worker.wait_ready(15)
+    worker.wait_ready()
     check_once(scene.wait_responses(1), ["early"])
     assert json.loads(worker.ask("/health/topics")[1])["status"] == "healthy"
     health = json.loads(worker.ask("/health")[1])
@@ -97,7 +97,7 @@ def test_worker_that_waits_for_the_cluster_is_alive_and_says_that_it_is_not_read
     assert why.strip()
     assert worker.ask("/status")[0] == worker.ask("/metrics")[0] == 200
     assert worker.metric("not_ready") >= 1
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_replication_factor_beyond_the_cluster_ends_with_78_and_the_guides_words(scene):
@@ -192,7 +192,7 @@ def test_wrong_variables_are_all_named_at_once_with_78(scene):
         KAFKA_PRODUCER_ACKS="2",
         KAFKA_CONSUMER_HEARTBEAT_INTERVAL_MS="20000",
     )
-    code, error = end_of(worker, 10)
+    code, error = end_of(worker)
     assert code == 78
     for said in (
         f"Partition count must be greater than 0 for topic {scene.topics.requests}",
@@ -245,7 +245,7 @@ def test_start_position_without_a_commit_is_the_configured_one_and_committed_at_
     scene.send(*[ask(f"old-{n}", None) for n in range(4)], partition=0)
     worker = scene.ready(KAFKA_CONSUMER_AUTO_OFFSET_RESET="latest")
     assert scene.committed() == {0: 4, 1: 0}
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
     scene.send(ask("between", "k"), partition=1)
     worker.start().wait_ready()
     check_once(scene.wait_responses(1), ["between"])

@@ -55,7 +55,7 @@ def test_sigterm_finishes_what_runs_and_leaves_what_waits(scene):
     assert worker.process.poll() is None
 
     gate.unlink()
-    assert worker.wait(10) == 0
+    assert worker.wait(40) == 0
     check_once(scene.responses(), ["runs-1", "runs-2", "runs-3"])
     assert scene.starts() == Counter(["waits-for-its-retry", "runs-1", "runs-2", "runs-3"])
 
@@ -65,7 +65,7 @@ def test_sigterm_finishes_what_runs_and_leaves_what_waits(scene):
     check_once(scene.wait_responses(len(everything)), everything)
     assert scene.starts() == Counter([*everything, "waits-for-its-retry"])
     scene.wait_committed()
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_sigterm_of_an_idle_worker_ends_it_at_once_and_leaves_the_group(scene):
@@ -91,7 +91,7 @@ def test_sighup_is_ignored_and_sigint_acts_as_sigterm(scene):
     eventually(lambda: draining(worker), "the worker to drain")
     worker.signal(signal.SIGHUP)
     gate.unlink()
-    assert worker.wait(10) == 0
+    assert worker.wait(40) == 0
     check_once(scene.responses(), ["after-sighup", "running"])
     assert scene.committed() == {0: 2}
 
@@ -102,6 +102,7 @@ def test_drain_ends_in_time_with_70_although_a_handler_hangs(scene):
     gate = scene.file("gate")
     scene.send(ask("hangs", "a", do="hang", file=str(gate)), *[ask(f"done-{n}", "b") for n in range(20)])
     scene.wait_responses(20)
+    scene.wait_started("hangs")
     began = time.monotonic()
     worker.signal(signal.SIGTERM)
     assert worker.wait(10) == 70
@@ -149,12 +150,12 @@ def test_clean_restarts_under_load_repeat_no_call(scene):
     scene.send(*[ask(name, f"k{n % 30}", seconds=0.01) for n, name in enumerate(names)])
     for share in (100, 250, 400):
         eventually(lambda share=share: len(scene.starts()) > share, "some of the work to be done", interval=0.01)
-        assert worker.stop(10) == 0
+        assert worker.stop() == 0
         worker.start()
     check_once(scene.wait_responses(len(names)), names)
     scene.wait_committed()
     assert max(scene.starts().values()) == 1
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 def test_two_signals_at_once_end_an_idle_worker_with_0(scene):
@@ -170,7 +171,7 @@ def test_drain_time_of_zero_lets_an_idle_worker_end_with_0(scene):
     worker = scene.ready(WORKER_DRAIN_TIMEOUT="0")
     scene.send(ask("a", "k"))
     scene.wait_committed()
-    assert worker.stop(10) == 0
+    assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("after", ["Side port open", "Topic verification succeeded", "Partitions assigned"])
@@ -178,7 +179,7 @@ def test_sigterm_during_the_start_ends_it_with_0(scene, after):
     scene.make()
     worker = scene.worker().start()
     eventually(lambda: any(line["event"] == after for line in worker.logs()), after, interval=0.002)
-    assert worker.stop(15) == 0
+    assert worker.stop() == 0
 
 
 def test_log_that_nobody_reads_stops_neither_the_work_nor_the_end(scene):
@@ -272,7 +273,7 @@ def test_stop_in_the_middle_of_a_rebalance_commits_when_that_is_over(rebalancing
     time.sleep(1.0)
     assert worker.process.poll() is None
     slow.let_go()
-    assert worker.wait(15) == 0
+    assert worker.wait(40) == 0
     assert scene.committed()[0] == 1
     assert scene.starts()["running"] == 1
 
@@ -289,5 +290,5 @@ def test_stop_that_could_not_commit_says_so(rebalancing):
     worker.signal(signal.SIGTERM)
     (scene.directory / "gate").unlink()
     scene.wait_responses(1)
-    assert worker.wait(20) == 70
+    assert worker.wait(40) == 70
     assert scene.committed().get(0, 0) == 0
