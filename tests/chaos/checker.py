@@ -91,9 +91,16 @@ def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False, r
     return findings
 
 
-def stale_repeats(evidence: Evidence, deaths: Sequence[float], *, within: float = 1.0) -> list[str]:
+class Death(NamedTuple):
+    """When a worker was still alive and when it was dead, in seconds of the clock: who waits may learn of it late."""
+
+    lived: float
+    dead: float
+
+
+def stale_repeats(evidence: Evidence, deaths: Sequence[Death], *, within: float = 1.0) -> list[str]:
     """Return the calls that were repeated although their outcome had been durable for `within` seconds at the first
-    death behind it, and so had to be committed. `deaths` are times of the clock, in seconds.
+    death behind it, and so had to be committed.
 
     A death counts from the end of the call on: what a worker has sent may become durable after it has died.
     """
@@ -111,11 +118,11 @@ def stale_repeats(evidence: Evidence, deaths: Sequence[float], *, within: float 
             continue
         if call.attempt == 1 and place in called and done < call.at:
             since = min(done, ended.get(place, done))
-            death = min((death for death in deaths if since <= death < call.at), default=None)
+            death = min((death for death in deaths if since <= death.dead < call.at), default=None)
             if death is None:
                 found.append(f"{place} was called again although nothing had died since it was done")
-            elif death - done > within:
-                found.append(f"{place} was called again, done {death - done:.1f} s before a death")
+            elif death.lived - done > within:
+                found.append(f"{place} was called again, done {death.lived - done:.1f} s before a death")
         called.add(place)
     return found
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from gigaoffice_worker.core.commit_map import CommitMap
-from tests.chaos.checker import Findings, Flight, Life, examine, flights, stale_repeats
+from tests.chaos.checker import Death, Findings, Flight, Life, examine, flights, stale_repeats
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request
 from tests.support import wire
@@ -294,7 +294,8 @@ def test_repeated_call_is_stale_where_its_outcome_was_old_at_the_death_that_it_c
         Call(moment, "r0", "k", 0, 0, 1, pid, at)
         for moment, pid, at in (("start", 1, 9.9), ("end", 1, 10.0), ("start", 2, 25.0))
     ]
-    assert stale_repeats(Evidence("t", requests, responses, [], calls), deaths) == told
+    died = [Death(death, death) for death in deaths]
+    assert stale_repeats(Evidence("t", requests, responses, [], calls), died) == told
 
 
 def test_flight_tells_what_a_dead_process_had_in_hand_and_which_repeats_that_does_not_excuse():

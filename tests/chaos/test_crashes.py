@@ -9,18 +9,36 @@ import time
 
 import pytest
 
-from tests.chaos.checker import stale_repeats
+from tests.chaos.checker import Death, stale_repeats
 from tests.chaos.evidence import Place
 from tests.chaos.load import mixture, plain, request
 from tests.chaos.stage import hooked, recovered_after, report
 from tests.support.waiting import eventually
 
 
-def kill(worker) -> float:
+def kill(worker) -> Death:
     """Kill a worker and return the time."""
+    lived = time.time()
     worker.signal(signal.SIGKILL)
     worker.wait(10)
-    return time.time()
+    return Death(lived, time.time())
+
+
+def death(worker) -> Death:
+    """Wait until a worker has killed itself and return the time."""
+    lived = time.time()
+
+    def ended() -> bool:
+        nonlocal lived
+        asked = time.time()
+        if worker.process.poll() is not None:
+            return True
+        lived = asked
+        return False
+
+    eventually(ended, "the worker to die", timeout=60, interval=0.01)
+    assert worker.wait(0) == -signal.SIGKILL
+    return Death(lived, time.time())
 
 
 def crash_at(stage, place: str, *, every: int, deaths: int) -> None:
@@ -30,12 +48,13 @@ def crash_at(stage, place: str, *, every: int, deaths: int) -> None:
     died = []
     for n in range(deaths):
         worker = stage.worker(f"doomed-{n}", **hooked(kill=f"{place}:{every}")).start()
-        assert worker.wait(60) == -signal.SIGKILL
-        died.append(time.time())
+        died.append(death(worker))
     stage.worker("survivor").start().wait_ready()
     findings, evidence = stage.conclude()
     assert not stale_repeats(evidence, died)
-    report(f"kill -9 {place.replace('-', ' ')}", findings, runs=deaths, recovery=recovered_after(evidence, died[-1]))
+    report(
+        f"kill -9 {place.replace('-', ' ')}", findings, runs=deaths, recovery=recovered_after(evidence, died[-1].dead)
+    )
 
 
 @pytest.mark.parametrize("place, every", [("after-poll", 6), ("after-send", 30), ("in-commit", 4), ("after-commit", 4)])
@@ -57,13 +76,12 @@ def test_kill_by_a_handler_loses_nothing(stage):
         mine.touch()
         worker = stage.worker(f"worker-{n}").start().wait_ready()
         stage.send([request(f"mine-{n}", f"k{n}", do="while_file", then="die", file=str(mine))])
-        assert worker.wait(60) == -signal.SIGKILL
-        died.append(time.time())
+        died.append(death(worker))
     load.stop()
     stage.worker("survivor").start().wait_ready()
     findings, evidence = stage.conclude()
     assert not stale_repeats(evidence, died)
-    report("kill -9 in the handler", findings, runs=len(died), recovery=recovered_after(evidence, died[-1]))
+    report("kill -9 in the handler", findings, runs=len(died), recovery=recovered_after(evidence, died[-1].dead))
 
 
 def test_kills_at_any_moment_lose_nothing(stage):
@@ -79,7 +97,7 @@ def test_kills_at_any_moment_lose_nothing(stage):
         died.append(kill(workers[n % 2]))
         time.sleep(dice.uniform(0.0, 1.0))
         workers[n % 2].start()
-    eventually(lambda: time.time() > died[-1] + 8.0, "the last session to run out", timeout=20)
+    eventually(lambda: time.time() > died[-1].dead + 8.0, "the last session to run out", timeout=20)
     load.stop()
     findings, evidence = stage.conclude()
     assert not stale_repeats(evidence, died)
@@ -87,7 +105,7 @@ def test_kills_at_any_moment_lose_nothing(stage):
         "kill -9 of one of two workers, any time",
         findings,
         runs=len(died),
-        recovery=recovered_after(evidence, died[-1]),
+        recovery=recovered_after(evidence, died[-1].dead),
     )
 
 
@@ -125,7 +143,9 @@ def crash_behind_slow(stage, *, slow: int, seconds: int) -> None:
     behind = [place for place in _places(evidence) if place.offset >= held[place.partition]]
     assert len(behind) > 2000
     report(
-        f"crash with 2,000 done behind {slow} calls of {seconds} s", findings, recovery=recovered_after(evidence, died)
+        f"crash with 2,000 done behind {slow} calls of {seconds} s",
+        findings,
+        recovery=recovered_after(evidence, died.dead),
     )
 
 
