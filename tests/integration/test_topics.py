@@ -298,7 +298,7 @@ def test_verifying_sees_what_has_changed_and_warns_of_news_only(settings, made_t
         first = verifier.verify()
         assert first.missing == ()
         wire.delete_topics(kafka_bootstrap, [made_topics.dlq])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         with capture_logs() as logs:
             while not (second := verifier.verify(first)).missing:
                 assert time.monotonic() < deadline
