@@ -9,10 +9,8 @@ from typing import NamedTuple
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
-    AclBindingFilter,
     AclOperation,
     AclPermissionType,
-    AdminClient,
     ResourcePatternType,
     ResourceType,
 )
@@ -84,7 +82,7 @@ class Account:
     """The rights of the user on the topics of one test."""
 
     def __init__(self, cluster, topic_set):
-        self._admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
+        self._door = cluster.bootstrap("BROKER")
         self._places = {
             "the request topic": (ResourceType.TOPIC, topic_set.requests, ResourcePatternType.LITERAL),
             "the response topic": (ResourceType.TOPIC, topic_set.responses, ResourcePatternType.LITERAL),
@@ -98,17 +96,14 @@ class Account:
         }
 
     def give(self, *rights):
-        bindings = [self._acl(AclBinding, right) for right in rights]
-        for future in self._admin.create_acls(bindings).values():
-            future.result(10)
+        wire.create_acls(self._door, map(self._acl, rights))
 
     def take(self, right):
-        for future in self._admin.delete_acls([self._acl(AclBindingFilter, right)]).values():
-            assert len(future.result(10)) == 1
+        wire.delete_acls(self._door, [self._acl(right)])
 
-    def _acl(self, kind, right):
+    def _acl(self, right):
         resource, name, pattern = self._places[right.what]
-        return kind(resource, name, pattern, "User:worker", "*", right.operation, AclPermissionType.ALLOW)
+        return AclBinding(resource, name, pattern, "User:worker", "*", right.operation, AclPermissionType.ALLOW)
 
 
 @pytest.fixture

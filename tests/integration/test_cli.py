@@ -20,7 +20,6 @@ from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
-    AdminClient,
     ResourcePatternType,
     ResourceType,
 )
@@ -245,9 +244,7 @@ def guarded_cli(guarded, topic_set):
 def allow(cluster: OwnKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
     pattern = ResourcePatternType.LITERAL
     binding = AclBinding(kind, name, pattern, "User:worker", "*", operation, AclPermissionType.ALLOW)
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
-    for future in admin.create_acls([binding]).values():
-        future.result(10)
+    wire.create_acls(cluster.bootstrap("BROKER"), [binding])
 
 
 def test_check_tells_a_refused_password(guarded_cli):

@@ -11,7 +11,6 @@ from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
-    AdminClient,
     ResourcePatternType,
     ResourceType,
 )
@@ -24,6 +23,7 @@ from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
 from gigaoffice_worker.operations import cluster_check
+from tests.support import wire
 from tests.support.certificates import Authority
 from tests.support.listeners import AUTHORIZED, scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
@@ -61,9 +61,7 @@ def cluster(authority):
 def allow(cluster, user, kind, name, operation):
     principal, allowed = f"User:{user}", AclPermissionType.ALLOW
     binding = AclBinding(kind, name, ResourcePatternType.LITERAL, principal, "*", operation, allowed)
-    door = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
-    for future in door.create_acls([binding]).values():
-        future.result(20)
+    wire.create_acls(cluster.bootstrap("BROKER"), [binding])
 
 
 def settings(cluster, listener, authority, topic_set, user=None, password=PASSWORD, mechanism="PLAIN", **environ):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType
 from confluent_kafka.admin import ResourceType as Resource
 
 from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
@@ -221,9 +221,7 @@ def test_clients_can_be_asked_for_a_password_and_held_to_acls():
             AclOperation.WRITE,
             AclPermissionType.ALLOW,
         )
-        admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
-        for future in admin.create_acls([allow]).values():
-            future.result(10)
+        wire.create_acls(cluster.bootstrap("BROKER"), [allow])
         login = {
             "security_protocol": "SASL_PLAINTEXT",
             "sasl_mechanism": "SCRAM-SHA-256",

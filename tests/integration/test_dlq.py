@@ -15,7 +15,6 @@ from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
-    AdminClient,
     ResourcePatternType,
     ResourceType,
 )
@@ -470,9 +469,7 @@ def guarded_desk(guarded, topic_set):
 def allow(cluster: OwnKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
     pattern = ResourcePatternType.PREFIXED if kind is ResourceType.GROUP else ResourcePatternType.LITERAL
     binding = AclBinding(kind, name, pattern, "User:worker", "*", operation, AclPermissionType.ALLOW)
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap("BROKER")})
-    for future in admin.create_acls([binding]).values():
-        future.result(10)
+    wire.create_acls(cluster.bootstrap("BROKER"), [binding])
 
 
 def test_a_refused_password_is_77(guarded_desk):

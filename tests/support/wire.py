@@ -18,7 +18,16 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+)
 
 LIMIT = 30.0
 
@@ -100,6 +109,39 @@ def alter_topic(bootstrap: str, topic: str, settings: Mapping[str, str]) -> None
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for future in admin.incremental_alter_configs([resource]).values():
         future.result(LIMIT)
+
+
+def create_acls(bootstrap: str, bindings: Iterable[AclBinding]) -> None:
+    """Give rights, and wait until the broker goes by them: the controller has them some milliseconds earlier."""
+    admin, new = AdminClient({"bootstrap.servers": bootstrap}), list(bindings)
+    for future in admin.create_acls(new).values():
+        future.result(LIMIT)
+    _wait_for_acls(admin, new, there=True)
+
+
+def delete_acls(bootstrap: str, bindings: Iterable[AclBinding]) -> None:
+    """Take rights that were given, and wait until the broker goes by that."""
+    admin, old = AdminClient({"bootstrap.servers": bootstrap}), list(bindings)
+    for future in admin.delete_acls([_only(binding) for binding in old]).values():
+        assert len(future.result(LIMIT)) == 1
+    _wait_for_acls(admin, old, there=False)
+
+
+def _wait_for_acls(admin: AdminClient, bindings: Iterable[AclBinding], *, there: bool) -> None:
+    deadline = time.monotonic() + LIMIT
+    for binding in bindings:
+        # A broker answers this from what it goes by itself.
+        while bool(admin.describe_acls(_only(binding)).result(LIMIT)) != there:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the broker does not go by the change of {binding} within {LIMIT} s")
+            time.sleep(0.02)
+
+
+def _only(binding: AclBinding) -> AclBindingFilter:
+    pattern, permission = binding.resource_pattern_type, binding.permission_type
+    return AclBindingFilter(
+        binding.restype, binding.name, pattern, binding.principal, binding.host, binding.operation, permission
+    )
 
 
 def topics(bootstrap: str) -> dict[str, int]:
