@@ -56,16 +56,17 @@ def test_a_failed_response_is_returned(scene, client):
 def test_without_an_answer_in_time_it_says_where_the_request_stands(scene, client):
     started = time.monotonic()
     with pytest.raises(ResponseTimeoutError) as caught:
-        client.ask({"id": "r-1"}, timeout=1.0)
-    assert time.monotonic() - started < 15
+        # Connecting to read, and the cluster's acknowledgement, come out of the same time.
+        client.ask({"id": "r-1"}, timeout=8.0)
+    assert time.monotonic() - started < 18
     assert isinstance(caught.value, TimeoutError)
     (sent,) = wire.read_all(scene.bootstrap, scene.topics.requests)
     assert (caught.value.request_id, caught.value.place) == (
         "r-1",
         (scene.topics.requests, sent.partition, sent.offset),
     )
-    assert str(caught.value).startswith("no response to request r-1 within 1 s; it stands at ")
-    assert dict(sent.headers) == {"ttl-ms": b"1000"}
+    assert str(caught.value).startswith("no response to request r-1 within 8 s; it stands at ")
+    assert dict(sent.headers) == {"ttl-ms": b"8000"}
     assert sent.key == b"r-1"
 
 
