@@ -151,10 +151,10 @@ def test_a_mistake_at_work_is_told_with_its_place_and_the_others_are_answered(sc
     assert responses["bad"].status == ("failed" if case.reason else "completed")
     letters: list[Rec] = scene.dead_letters()
     assert [dict(letter.headers)["dlq-reason"].decode() for letter in letters] == ([case.reason] if case.reason else [])
+    assert worker.stop(20) == 0  # then all of the log is written
     lines = [line for line in worker.logs() if line["event"] == case.event and line.get("request_id") == "bad"]
     assert lines, [line["event"] for line in worker.logs()]
     assert lines[0].items() >= case.facts.items()
-    assert worker.stop(20) == 0
     facts = ", ".join(f"`{name}` {value}" for name, value in case.facts.items())
     ends = f"; dead letter `{case.reason}`" if case.reason else "; answered"
     tables.write(TABLE, **{"a handler that": mistake, "what you see": f"“{case.event}”, {facts}{ends}"})
