@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from confluent_kafka.admin import ResourceType as Resource
 
 from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
 from gigaoffice_worker.devkafka.distribution import install
+from gigaoffice_worker.devkafka.ports import ReservedPorts
 from gigaoffice_worker.devkafka.probe import known_brokers
 from tests.support import wire
 from tests.support.listeners import AUTHORIZED, scram_user, with_login
@@ -142,9 +144,8 @@ def test_a_port_that_is_taken_is_refused_and_leaves_nothing(cluster):
 
 
 def test_the_first_node_listens_on_the_port_that_was_asked_for():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with contextlib.closing(ReservedPorts()) as ports:
+        port = ports.take_any()  # none that a connection is given meanwhile
     with KafkaCluster(port=port) as cluster:
         assert cluster.bootstrap_servers == f"127.0.0.1:{port}"
         assert wire.topics(cluster.bootstrap_servers) == {}
@@ -200,9 +201,8 @@ def test_three_nodes_survive_the_loss_of_one():
         wire.produce(cluster.bootstrap_servers, "replicated", [(b"%d" % i, b"v", []) for i in range(30)])
         assert len(values(cluster, "replicated")) == 60
         cluster.restart(1)
-        eventually(
-            lambda: known_brokers(cluster.port(1, "BROKER")) == {1, 2, 3}, "the killed node is back in the cluster"
-        )
+        back = lambda: known_brokers(cluster.port(1, "BROKER"), timeout=10) == {1, 2, 3}  # noqa: E731
+        eventually(back, "the killed node is back in the cluster")
 
 
 def test_clients_can_be_asked_for_a_password_and_held_to_acls():

@@ -74,7 +74,9 @@ def test_http_keeps_to_the_attempts_deadline(scene, service):
     worker = scene.ready(WORKER_HANDLER="http", HTTP_HANDLER_URL=service.url, WORKER_ATTEMPT_TIMEOUT="1", **QUICK)
     scene.send(ask("slow"))
     assert [response.result for response in scene.wait_responses(1)] == [1]
-    assert worker.metric("handler_abandoned_threads") == 0
+    # On a busy machine it may be a moment late, but it does not wait for the answer.
+    free = lambda: worker.ask("/livez")[0] == 200 and not worker.metric("handler_abandoned_threads")  # noqa: E731
+    eventually(free, "every thread to be free")
 
 
 def test_a_service_that_never_answers_in_time_ends_timed_out(scene, service):

@@ -59,7 +59,7 @@ def test_a_rotated_password_is_noticed_told_and_healed_by_its_file(cluster, topi
         "KAFKA_SASL_USERNAME": "worker",
         "KAFKA_SASL_PASSWORD_FILE": str(file),
         # Whoever is locked out beyond his session loses his partitions, and what was not committed is repeated.
-        "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "45000",
+        "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "120000",
     }
     with Scene(cluster.bootstrap("BROKER"), topic_set, tmp_path) as scene:
         scene.make()
@@ -148,7 +148,7 @@ def test_a_broker_whose_certificate_is_renewed_ends_no_worker_and_is_trusted_by_
         "KAFKA_USE_SSL": "true",
         "KAFKA_SSL_CAFILE": str(trusted),
         "KAFKA_SSL_CHECK_HOSTNAME": "false",
-        "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "45000",
+        "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "120000",
     }
     with Scene(cluster.bootstrap("BROKER"), topic_set, tmp_path) as scene:
         scene.make()
