@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from tests.support import brokers, wire
 from tests.support.workers import WorkerProcess
 
-THREAD_GRACE = 5.0
+THREAD_GRACE = 15.0
 CHAOS_TIMEOUT = 900
 
 RUN = uuid.uuid4().hex[:6]

@@ -163,4 +163,4 @@ def test_who_connects_and_says_nothing_keeps_the_others_waiting_for_a_moment_onl
         silent.connect(str(path))
         started = time.monotonic()
         assert ctl(path, "pause") == 0
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 15.0

@@ -896,7 +896,7 @@ def test_the_thread_sends_the_response_as_soon_as_the_dead_letter_is_acknowledge
         eventually(lambda: scene.collect() == [Ended(0, Reason.ATTEMPTS_EXHAUSTED)], "it is durable", interval=0.001)
     finally:
         scene.delivery.stop()
-        assert scene.delivery.join(5)
+        assert scene.delivery.join(20)
         scene.delivery.close(1.0)
     assert scene.producer.stopped
     assert scene.died == []
@@ -912,7 +912,7 @@ def test_a_thread_that_dies_says_so() -> None:
     scene.calls.hold = breaks  # type: ignore[method-assign]
     scene.delivery.start()
     scene.producer.broken = True
-    assert scene.delivery.join(5)
+    assert scene.delivery.join(20)
     assert [type(error) for error in scene.died] == [LookupError]
 
 
@@ -1033,9 +1033,9 @@ def test_many_threads_hand_over_while_acknowledgements_and_failures_come_in() ->
     finally:
         stop.set()
         for thread in threads:
-            thread.join(5)
+            thread.join(20)
         scene.delivery.stop()
-        assert scene.delivery.join(5)
+        assert scene.delivery.join(20)
     assert sorted(ended.offset for ended in scene.ended) == list(range(2000))
     assert scene.delivery.unsettled_bytes == 0
     assert scene.died == []

@@ -19,7 +19,7 @@ def output():
     stream = io.BytesIO()
     output = Output(stream)
     yield output
-    output.join(5)
+    output.join(20)
 
 
 def line(event: str, level: str = "info", **facts: object) -> str:
@@ -78,7 +78,7 @@ def test_what_is_read_is_printed(capsys) -> None:
     output = Output(os.fdopen(read, "rb"))
     os.write(write, (line("Worker running") + "\n").encode())
     os.close(write)
-    output.join(5)
+    output.join(20)
     assert capsys.readouterr().out == "05:06:07.089 info     Worker running\n"
 
 

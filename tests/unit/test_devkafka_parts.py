@@ -100,7 +100,7 @@ def ask_fake_broker(response):
         thread = threading.Thread(target=answer_once, args=(server, response))
         thread.start()
         try:
-            return known_brokers(server.getsockname()[1])
+            return known_brokers(server.getsockname()[1], timeout=10)
         finally:
             thread.join()
 

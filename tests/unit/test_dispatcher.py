@@ -770,7 +770,7 @@ class Takers:
         for done in list(self._done.values()):
             done.set()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(20)
 
     def all_wait(self) -> bool:
         with self.dispatcher.locked():
@@ -930,7 +930,7 @@ def test_stop_sends_every_thread_home() -> None:
     with takers(scene, 4) as pool:
         scene.dispatcher.stop()
         for thread in pool._threads:
-            thread.join(5)
+            thread.join(20)
         assert not any(thread.is_alive() for thread in pool._threads)
     assert scene.dispatcher.take() is None
 
@@ -1011,13 +1011,13 @@ def test_under_load_nothing_of_a_key_overlaps_and_everything_ends_once(seed: int
             if batch % 10 == 5:
                 asked.hold("rebalance")
                 asked.release("rebalance")
-        eventually(lambda: len(storm.ended) == len(works), "everything has ended", timeout=20, interval=0.01)
-        eventually(lambda: asked.in_hand.wait_quiet(0.1), "everything is settled", timeout=5, interval=0)
+        eventually(lambda: len(storm.ended) == len(works), "everything has ended", timeout=60, interval=0.01)
+        eventually(lambda: asked.in_hand.wait_quiet(0.1), "everything is settled", interval=0)
     finally:
         asked.stop()
         storm.to_free.put(None)
         for thread in threads:
-            thread.join(5)
+            thread.join(20)
     assert storm.wrong == []
     assert set(storm.ended.values()) == {1}
     assert asked.counts() == Counts(0, 0, 0, 0)

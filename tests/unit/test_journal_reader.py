@@ -84,7 +84,7 @@ def reader(logs):
     reader.start()
     yield reader
     reader.stop()
-    assert reader.join(5)
+    assert reader.join(20)
     assert not died
 
 
@@ -203,4 +203,4 @@ def test_thread_that_waits_for_work_ends_when_asked(logs):
     reader.start()
     assert threading.active_count() > 1
     reader.stop()
-    assert reader.join(5)
+    assert reader.join(20)

@@ -124,7 +124,7 @@ def running(size: int = 2, **more: Any) -> Iterator[Scene]:
         scene.dispatcher.stop()
         for call in scene.made:
             call.answer(None)
-        assert scene.pool.join(5)
+        assert scene.pool.join(20)
         eventually(lambda: scene.pool.abandoned == 0, "abandoned threads end with their calls", interval=0.001)
 
 
@@ -390,7 +390,7 @@ def test_a_pool_that_is_still_busy_says_so() -> None:
         scene.dispatcher.stop()
         assert not scene.pool.join(0.01)
         call.answer(None)
-        assert scene.pool.join(5)
+        assert scene.pool.join(20)
 
 
 def test_nobody_waits_for_an_abandoned_call() -> None:
@@ -400,7 +400,7 @@ def test_nobody_waits_for_an_abandoned_call() -> None:
         scene.overdue()
         scene.outcome()
         scene.dispatcher.stop()
-        assert scene.pool.join(5)
+        assert scene.pool.join(20)
         assert scene.pool.abandoned == 1
 
 

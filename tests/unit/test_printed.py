@@ -67,12 +67,12 @@ def test_threads_do_not_mix_their_lines() -> None:
     def other() -> None:
         told.stream.write("of the ")
         begun.set()
-        go_on.wait(5)
+        go_on.wait(30)
         told.stream.write("other\n")
 
     thread = threading.Thread(target=other)
     thread.start()
-    begun.wait(5)
+    begun.wait(30)
     told.stream.write("mine\n")
     go_on.set()
     thread.join()

