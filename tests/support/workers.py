@@ -16,18 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from tests.support import forked
+from tests.support.forked import PATHS, ROOT, ForkedProcess
+
+Process = ForkedProcess | subprocess.Popen[bytes]
+
 SHORTEST_SECRET = 8
 """Shorter ones would be found by chance."""
 ANSWER_LIMIT = 20.0
 """Seconds for an answer of the side port: many tests ask once, and the machine may have other things to do."""
 
 HANDLER = "tests.support.handlers:handle"
-ROOT = Path(__file__).resolve().parents[2]
-PATHS = f"{ROOT}:{ROOT / 'tests' / 'support' / 'absent'}"
-"""PYTHONPATH of workers and commands: the project, and in front of what the tests have installed for themselves.
-
-structlog imports rich, and the Kafka client botocore, where they are: a third of the time that a worker's start takes.
-"""
 
 
 class Call(NamedTuple):
@@ -62,7 +61,7 @@ class WorkerProcess:
             "LOG_FORMAT": "json",
             **environment,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._secrets: set[str] = set()
         self._answers: dict[str, str] = {}
 
@@ -71,14 +70,7 @@ class WorkerProcess:
         (self._runtime / "port").unlink(missing_ok=True)
         self._note_secrets()
         with self.log_file.open("ab") as output, self.error_file.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gigaoffice_worker", "run"],
-                env=self._environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-            )
+            self._process = forked.start(["run"], self._environment, output, errors)
         return self
 
     def __enter__(self) -> Self:
@@ -116,7 +108,7 @@ class WorkerProcess:
                     self._secrets |= {text, base64.b64encode(text.encode()).decode().rstrip("=")}
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Process:
         if self._process is None:
             message = "the worker was not started"
             raise RuntimeError(message)
