@@ -6,7 +6,7 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,11 +24,13 @@ from gigaoffice_worker.devkafka import KafkaCluster
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=4", "-Xmx1g"]
 RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("kafka-python", "confluent-kafka", "aiokafka", "sentry-arroyo", "faststream")
-_ONCE = {"growth", "sweep"}  # for a picture, one round is enough
+_ROUNDS = {"W1": 5, "W7": 1, "W8": 10, "growth": 1, "sweep": 1}
+_OTHERS_ROUNDS = 3
 
 _TEXT = """\
 Measured side by side by `make bench`: {machine}; one broker and the load on the same machine, Python {python};
-{versions}. {rounds} rounds, contestants interleaved; medians, with the least and the greatest in brackets. Everybody
+{versions}. Rounds, in which the contestants take turns: {rounds}; medians, with the
+least and the greatest in brackets. Everybody
 answers with the same JSON and commits only what has been acknowledged (`acks=all`, lz4); nothing else is tuned.
 W1: 30,000 requests of 1 KiB, trivial handler, concurrency 16; the ratio is to the kafka-python loop of the same round.
 W2: 3,000 requests, 200 keys, 20 ms, and W3: 1 % of 1 s among 5 ms, concurrency 64; efficiency is the time of a greedy
@@ -51,10 +53,13 @@ what grows; with threads the handler sleeps, so that all of them make 1,000 call
 def main() -> None:
     """Run what the command line asks for."""
     arguments = _arguments()
-    results = Results(_machine(), {name: version(name) for name in _PACKAGES}, arguments.rounds)
+    rounds = {
+        name: arguments.rounds or _ROUNDS.get(name, _OTHERS_ROUNDS) for name in WORKLOADS if name in arguments.only
+    }
+    results = Results(_machine(), {name: version(name) for name in _PACKAGES}, rounds)
     with KafkaCluster(java_options=JAVA_OPTIONS) as cluster:
         hall = Hall(Stage(cluster.bootstrap_servers))
-        for number, workload, peer in _plan(arguments):
+        for number, workload, peer in _plan(arguments, rounds):
             _measure(results, hall, peer, workload, number)
         if "ours" in arguments.peers and "idle" in arguments.only:
             results.idle_share, results.idle_memory = idle(hall, PEERS["ours"], WORKLOADS["W4"][0])
@@ -67,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     everything = [*WORKLOADS, "idle"]
     parser.add_argument("--only", type=_names(everything), default=everything, help=f"of {','.join(everything)}")
     parser.add_argument("--peers", type=_names(list(PEERS)), default=list(PEERS), help=f"of {','.join(PEERS)}")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
+    parser.add_argument("--rounds", type=int, help=f"of each; by default {_OTHERS_ROUNDS}, but for {_told(_ROUNDS)}")
     parser.add_argument("--quick", action="store_true", help="one round of small sizes, to see whether it works")
     parser.add_argument("--output", type=Path, help="a directory; a whole run writes into docs/performance.md as well")
     found = parser.parse_args()
@@ -89,13 +94,15 @@ def _names(known: Sequence[str]):  # noqa: ANN202  # what argparse calls
     return names
 
 
-def _plan(arguments: argparse.Namespace) -> Iterator[tuple[int, Workload, Peer]]:
+def _told(rounds: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in rounds.items())
+
+
+def _plan(arguments: argparse.Namespace, rounds: Mapping[str, int]) -> Iterator[tuple[int, Workload, Peer]]:
     """Return the runs in order: the contestants of a workload follow each other, each round begins with another."""
-    for number in range(arguments.rounds):
-        for name, workloads in WORKLOADS.items():
-            if name not in arguments.only or (name in _ONCE and number):
-                continue
-            for workload in workloads:
+    for number in range(max(rounds.values(), default=0)):
+        for name in [name for name, count in rounds.items() if number < count]:
+            for workload in WORKLOADS[name]:
                 chosen = [PEERS[peer] for peer in arguments.peers if name in PEERS[peer].workloads]
                 turn = number % len(chosen) if chosen else 0
                 for peer in chosen[turn:] + chosen[:turn]:
@@ -148,7 +155,7 @@ def _publish(results: Results, output: Path, *, into_document: bool) -> None:
             machine=results.machine,
             python=platform.python_version(),
             versions=versions,
-            rounds=results.rounds,
+            rounds=_told(results.rounds),
             tables=tables,
         )
         report.into_document(ROOT / "docs" / "performance.md", text)

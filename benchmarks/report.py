@@ -24,7 +24,7 @@ class Results:
 
     machine: str
     versions: dict[str, str]
-    rounds: int
+    rounds: dict[str, int]  # by the name of the workloads
     measurements: list[Measurement] = field(default_factory=list)
     idle_share: float | None = None
     idle_memory: int | None = None

@@ -91,7 +91,7 @@ def test_calls_that_overlap_or_change_places_are_seen():
 
 
 def test_a_table_tells_ratios_to_the_plain_loop_of_the_same_round():
-    results = Results("a machine", {}, rounds=2)
+    results = Results("a machine", {}, rounds={})
     for number, ours, base in [(0, 20.0, 10.0), (1, 60.0, 20.0)]:
         results.measurements += [
             Measurement("W1", "ours", number, 1, complete=True, in_order=True, rate=ours),
@@ -102,7 +102,7 @@ def test_a_table_tells_ratios_to_the_plain_loop_of_the_same_round():
 
 
 def test_one_run_out_of_order_is_enough_for_a_no():
-    results = Results("a machine", {}, rounds=2)
+    results = Results("a machine", {}, rounds={})
     results.measurements = [
         Measurement("W2", "arroyo", number, 1, complete=True, in_order=in_order)
         for number, in_order in enumerate([True, False])
@@ -111,7 +111,7 @@ def test_one_run_out_of_order_is_enough_for_a_no():
 
 
 def test_a_late_request_that_was_not_answered_in_time_is_told():
-    results = Results("a machine", {}, rounds=2)
+    results = Results("a machine", {}, rounds={})
     for peer, waits in [("ours-fair", [0.5, 0.7]), ("arroyo", [12.0, None])]:
         results.measurements += [
             Measurement("W9", peer, number, 1, complete=True, in_order=True, late_wait=wait)
@@ -129,7 +129,7 @@ def test_the_last_requests_are_those_of_the_tenants_that_come_late():
 
 
 def test_a_row_tells_what_a_record_costs_at_each_size_that_was_measured():
-    results = Results("a machine", {}, rounds=1)
+    results = Results("a machine", {}, rounds={})
     for name, seconds in [("partitions-4", 30e-6), ("partitions-400", 65e-6)]:
         made = Measurement(name, "ours", 0, 1, complete=True, in_order=True, cpu_per_record=seconds)
         made.peak_memory = 60 * report.MIB
