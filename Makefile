@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Side by side: the tests mostly wait. Their Kafka is one.
-PROCESSES ?= 4
+PROCESSES ?= 6
 
 .DEFAULT_GOAL := help
 .PHONY: help package dev test proof lint lock audit docs bench chaos soak variables test-security test-limits compatibility newcomer docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean
@@ -18,7 +18,8 @@ dev: $(STAMP) ## a local Apache Kafka, until Ctrl-C
 	$(BIN)/gigaoffice-worker dev $(ARGS)
 
 test: $(STAMP) ## every test but the long ones, against a real Kafka
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not (chaos or long) or quick" -n $(PROCESSES) --dist loadscope $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not (chaos or long) or quick" -n $(PROCESSES) --dist loadscope \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the layering
 	$(BIN)/ruff check
