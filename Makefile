@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Side by side: the tests mostly wait. Their Kafka is one.
-PROCESSES ?= 6
+PROCESSES ?= 8
 
 .DEFAULT_GOAL := help
 .PHONY: help package dev test proof lint lock audit docs bench chaos soak variables test-security test-limits compatibility newcomer docs-mistakes test-systemd test-image test-package test-prometheus test-page screenshots install clean

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import select
@@ -161,6 +162,8 @@ def _become(arguments: list[str], environment: dict[str, str], output: list[int]
 
 def _listen() -> NoReturn:
     import_module("gigaoffice_worker.worker")  # before anybody asks
+    gc.collect()
+    gc.freeze()  # or each process's collector would write to, and so copy, all the memory that they share
     sys.path.remove(str(ROOT))  # `-m` puts the working directory first
     sys.exit(_serve(socket.socket(fileno=os.dup(0))))
 

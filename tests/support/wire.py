@@ -1,11 +1,12 @@
 """What a neighbour on the wire would do and see, through a client that shares no code with ours (librdkafka).
 
-Everything here has a time limit and leaves nothing open.
+Everything here has a time limit, and leaves nothing open but a few connections.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -252,14 +253,35 @@ def lag(bootstrap: str, group: str, topic: str) -> int:
     return sum(end - done.get(partition, (0, ""))[0] for partition, end in end_offsets(bootstrap, topic).items())
 
 
+_keeping = threading.Lock()
+_kept: list[tuple[tuple[str, str], Consumer]] = []
+_KEPT = 4
+
+
 @contextlib.contextmanager
 def _consumer(bootstrap: str, group: str = "wire-that-never-joins") -> Iterator[Consumer]:
-    settings = {"bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False}
-    consumer = Consumer({**settings, "isolation.level": "read_committed", "fetch.wait.max.ms": 50})
+    """Lend a consumer. The last few are kept for who asks the same again: most of a question's time is connecting."""
+    wanted = bootstrap, group
+    with _keeping:
+        at = next((at for at, (known, _) in enumerate(_kept) if known == wanted), None)
+        consumer = _connected(bootstrap, group) if at is None else _kept.pop(at)[1]
     try:
         yield consumer
-    finally:
+        consumer.unassign()
+    except BaseException:
         consumer.close()
+        raise
+    with _keeping:
+        _kept.append((wanted, consumer))
+        surplus = _kept.pop(0)[1] if len(_kept) > _KEPT else None
+    if surplus is not None:
+        surplus.close()
+
+
+def _connected(bootstrap: str, group: str) -> Consumer:
+    settings = {"bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False}
+    # The cluster may end before a consumer that is kept.
+    return Consumer({**settings, "isolation.level": "read_committed", "fetch.wait.max.ms": 50, "log_level": 0})
 
 
 def _metadata(place: TopicPartition) -> str:
