@@ -24,9 +24,11 @@ RUN = uuid.uuid4().hex[:6]
 BROKER = pytest.StashKey[brokers.Broker]()
 GIVEN = "kafka"
 
-# How long one example takes says more about the machine's other work than about the code.
-hypothesis_settings.register_profile("no deadline", deadline=None)
-hypothesis_settings.load_profile("no deadline")
+# How long one example takes says more about the machine's other work than about the code. The same examples every time:
+# a run that fails tells of the change, not of luck. New ones are tried with `--hypothesis-profile explore`.
+hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis_settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis_settings.load_profile("repeatable")
 
 
 class TopicSet(NamedTuple):
