@@ -24,7 +24,7 @@ from gigaoffice_worker.devkafka import KafkaCluster
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=4", "-Xmx1g"]
 RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("kafka-python", "confluent-kafka", "aiokafka", "sentry-arroyo", "faststream")
-_ROUNDS = {"W1": 5, "W7": 1, "W8": 10, "growth": 1, "sweep": 1}
+_ROUNDS = {"W1": 5, "W7": 1, "W8": 10, "W9": 1, "growth": 1, "sweep": 1}
 _OTHERS_ROUNDS = 3
 
 _TEXT = """\
