@@ -43,7 +43,8 @@ what is beyond its limit; concurrency 16, no limit configured; the share is the 
 the time it took. W8: ten calls of 1 s for each of so many threads, each request with a key of its own. W9: 100,000
 requests of one tenant, 5 ms each on 16 threads; when 1,000 are answered, six of each of ten other tenants come: how
 long the last of these waits. Growth: 30,000 requests of 256 bytes, trivial handler, 16 threads, 4 partitions, but for
-what grows; with threads the handler sleeps, so that all of them make 1,000 calls a second together; one round.
+what grows. Keys: 100,000 requests of 128 bytes, or one a key; bytes: fewer of the larger ones, down to 40 of 5 MB;
+threads: 10,000 requests, for which the handler sleeps, so that all threads make 1,000 calls a second together.
 
 {tables}
 

@@ -109,8 +109,7 @@ def _who_ran(results: Results, workload: Workload) -> list[str]:
 
 def _many_row(results: Results, workload: Workload, peer: str) -> list[str]:
     shares = results.values(workload.name, peer, "efficiency").values()
-    memory = [value / MIB for value in results.values(workload.name, peer, "peak_memory").values()]
-    return [workload.title, PEERS[peer].title, _told(shares, ".2f"), _told(memory, ".0f")]
+    return [workload.title, PEERS[peer].title, _told(shares, ".2f"), _peak(results, workload, peer)]
 
 
 def _limited_row(results: Results, workload: Workload, peer: str) -> list[str]:
@@ -121,9 +120,12 @@ def _limited_row(results: Results, workload: Workload, peer: str) -> list[str]:
 
 def _late_row(results: Results, peer: str) -> list[str]:
     waits = results.values(W9.name, peer, "late_wait").values()
-    memory = [value / MIB for value in results.values(W9.name, peer, "peak_memory").values()]
     told = _told(waits, ".1f") if len(waits) == len(results.of(W9.name, peer)) else f"more than {W9.limit:.0f}"
-    return [PEERS[peer].title, told, _told(memory, ".0f")]
+    return [PEERS[peer].title, told, _peak(results, W9, peer)]
+
+
+def _peak(results: Results, workload: Workload, peer: str) -> str:
+    return _told([value / MIB for value in results.values(workload.name, peer, "peak_memory").values()], ".0f")
 
 
 def growth(results: Results, what: str) -> list[tuple[str, Measurement]]:

@@ -30,6 +30,8 @@ from confluent_kafka.admin import (
     NewTopic,
 )
 
+from tests.support.waiting import eventually
+
 LIMIT = 30.0
 
 Headers = list[tuple[str, bytes | None]]
@@ -129,13 +131,10 @@ def delete_acls(bootstrap: str, bindings: Iterable[AclBinding]) -> None:
 
 
 def _wait_for_acls(admin: AdminClient, bindings: Iterable[AclBinding], *, there: bool) -> None:
-    deadline = time.monotonic() + LIMIT
-    for binding in bindings:
-        # A broker answers this from what it goes by itself.
-        while bool(admin.describe_acls(_only(binding)).result(LIMIT)) != there:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the broker does not go by the change of {binding} within {LIMIT} s")
-            time.sleep(0.02)
+    wanted = {binding: _only(binding) for binding in bindings}
+    # A broker answers this from what it goes by itself.
+    shown = lambda: all(bool(admin.describe_acls(only).result(LIMIT)) == there for only in wanted.values())  # noqa: E731
+    eventually(shown, f"the broker to go by the change of {list(wanted)}", timeout=LIMIT, interval=0.02)
 
 
 def _only(binding: AclBinding) -> AclBindingFilter:
