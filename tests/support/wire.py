@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     ConsumerGroupTopicPartitions,
+    KafkaError,
     KafkaException,
     Producer,
     TopicPartition,
@@ -28,12 +29,20 @@ from confluent_kafka.admin import (
     ConfigResource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
 )
 
 from tests.support.waiting import eventually
 
 LIMIT = 30.0
+_LEADERLESS = (
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Headers = list[tuple[str, bytes | None]]
 
 
@@ -75,6 +84,24 @@ def _wait_for_leaders(admin: AdminClient, partitions: Mapping[str, int]) -> None
         if time.monotonic() > deadline:
             raise TimeoutError(f"no leader for every partition of {', '.join(partitions)} within {LIMIT} s")
         time.sleep(0.02)
+    for place in [TopicPartition(name, partition) for name, count in partitions.items() for partition in range(count)]:
+        _when_led(_ask_for_end, admin, place)
+
+
+def _ask_for_end(admin: AdminClient, place: TopicPartition) -> int:
+    return admin.list_offsets({place: OffsetSpec.latest()})[place].result(LIMIT).offset
+
+
+def _when_led(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Ask a partition's leader; again, while the broker that is named as the leader does not lead it yet."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            return ask(*args, **kwargs)
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def create_spread(bootstrap: str, topic: str, nodes: Sequence[int], partitions: int) -> None:
@@ -299,7 +326,7 @@ def _partitions(consumer: Consumer, topic: str) -> list[int]:
 
 def _end_offsets(consumer: Consumer, topic: str) -> dict[int, int]:
     return {
-        partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), LIMIT)[1]
+        partition: _when_led(consumer.get_watermark_offsets, TopicPartition(topic, partition), LIMIT)[1]
         for partition in _partitions(consumer, topic)
     }
 
