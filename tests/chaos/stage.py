@@ -17,8 +17,9 @@ from tests.chaos.load import Load, Sent
 from tests.chaos.rows import Row, write
 from tests.conftest import TopicSet, settings
 from tests.support import wire
+from tests.support.forked import ROOT
 from tests.support.waiting import eventually
-from tests.support.workers import ROOT, Call, WorkerProcess
+from tests.support.workers import Call, WorkerProcess
 
 HOOKS = Path(__file__).parent / "hooks"
 # Shorter than the defaults, so that a scenario takes seconds.

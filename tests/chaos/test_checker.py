@@ -16,9 +16,10 @@ from tests.chaos.checker import Death, Findings, Flight, Life, examine, flights,
 from tests.chaos.evidence import TIMED_BY_BROKER, Evidence, Place, Sample
 from tests.chaos.load import request
 from tests.support import wire
+from tests.support.forked import ROOT
 from tests.support.waiting import eventually
 from tests.support.wire import Rec
-from tests.support.workers import ROOT, Call
+from tests.support.workers import Call
 
 pytestmark = pytest.mark.quick
 

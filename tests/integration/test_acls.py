@@ -17,10 +17,11 @@ from confluent_kafka.admin import (
 
 from tests.conftest import settings
 from tests.support import tables, wire
+from tests.support.forked import ROOT
 from tests.support.listeners import AUTHORIZED, with_login
 from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
-from tests.support.workers import ROOT, WorkerProcess, run_command
+from tests.support.workers import WorkerProcess, run_command
 
 PASSWORD = "secret-of-the-account"
 

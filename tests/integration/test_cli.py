@@ -25,13 +25,13 @@ from confluent_kafka.admin import (
 )
 
 from tests.conftest import settings
-from tests.support import batches, wire
+from tests.support import batches, forked, wire
 from tests.support.batches import RawRecord
 from tests.support.certificates import Authority
+from tests.support.forked import PATHS, ROOT
 from tests.support.listeners import AUTHORIZED, scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
 from tests.support.waiting import eventually
-from tests.support.workers import PATHS, ROOT
 
 PASSWORD = "secret-of-the-worker"
 # For connecting and for the cluster's acknowledgement too, and a busy machine needs seconds for these.
@@ -45,16 +45,7 @@ class Cli:
         self.environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), **environment}
 
     def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gigaoffice_worker", *arguments],
-            env={**self.environment, **environment},
-            cwd=ROOT,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = forked.run(arguments, {**self.environment, **environment}, stdin=stdin, timeout=120)
         assert "Traceback" not in done.stdout + done.stderr
         return done
 

@@ -26,13 +26,13 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Reason, Record
 from gigaoffice_worker.operations.replay import Replay
 from tests.conftest import TopicSet, settings
-from tests.support import batches, wire
+from tests.support import batches, forked, wire
 from tests.support.batches import RawRecord
+from tests.support.forked import PATHS
 from tests.support.listeners import AUTHORIZED, scram_user, with_login
 from tests.support.releases import OwnKafka
 from tests.support.scene import MARKER, Scene, ask
 from tests.support.waiting import eventually
-from tests.support.workers import PATHS
 
 BEFORE = time.time()
 
@@ -78,14 +78,7 @@ class Desk:
         return [sys.executable, "-m", "gigaoffice_worker", "dlq", *arguments]
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments),
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = forked.run(["dlq", *arguments], {**self.environment, **environment})
         assert "Traceback" not in done.stdout + done.stderr
         return done
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import wire
+from tests.support.forked import ROOT
 from tests.support.scene import Scene, ask
 from tests.support.waiting import eventually
-from tests.support.workers import ROOT
 
 REASON = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support import tables
+from tests.support.forked import PATHS, ROOT
 from tests.support.scene import Scene, ask
 from tests.support.wire import Rec
-from tests.support.workers import PATHS, ROOT
 
 TABLE = "mistakes"
 

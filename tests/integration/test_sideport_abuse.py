@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from tests.support import tables
+from tests.support.forked import ROOT
 from tests.support.scene import ask
-from tests.support.workers import ROOT
 
 CALL = 0.05
 CONCURRENCY = 8

@@ -16,9 +16,10 @@ import pytest
 from tests.conftest import settings
 from tests.support import tables
 from tests.support.certificates import Authority
+from tests.support.forked import ROOT
 from tests.support.listeners import scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
-from tests.support.workers import ROOT, run_command
+from tests.support.workers import run_command
 
 PASSWORD, KEY_PASSWORD = "correct-horse-7", "battery-staple-8"
 LISTENERS = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL", "BOTH": "SASL_SSL", "OLD": "SSL"}

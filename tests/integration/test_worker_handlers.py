@@ -6,9 +6,9 @@ import textwrap
 
 import pytest
 
+from tests.support.forked import PATHS
 from tests.support.scene import ask, check_once
 from tests.support.waiting import eventually
-from tests.support.workers import PATHS
 
 
 def module(scene, code):

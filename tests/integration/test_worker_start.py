@@ -9,9 +9,9 @@ import time
 import pytest
 
 from tests.support import wire
+from tests.support.forked import ROOT
 from tests.support.scene import ask, check_once
 from tests.support.waiting import eventually
-from tests.support.workers import ROOT
 
 NOWHERE = "127.0.0.1:1"
 

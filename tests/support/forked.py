@@ -1,7 +1,7 @@
-"""Workers that need not import the project again: forked from a process that has, once for each process of the tests.
+"""Commands that need not import the project again: forked from a process that has, once for each process of the tests.
 
-Importing is half of the CPU that a worker's start takes, and the tests start hundreds. What is forked goes on as
-`python -m gigaoffice_worker` would: its own environment, output, signals and end of the interpreter.
+Importing is half of the CPU that a worker's start takes, and most of another command's; the tests start hundreds. What
+is forked goes on as `python -m gigaoffice_worker` would: its own environment, files, signals and the interpreter's end.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import contextlib
 import gc
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -35,31 +37,57 @@ structlog imports rich, and the Kafka client botocore, where they are: a third o
 
 
 def start(
-    arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    stdin: IO[bytes] | None = None,
 ) -> ForkedProcess | subprocess.Popen[bytes]:
-    """Start `python -m gigaoffice_worker` with these arguments.
+    """Start `python -m gigaoffice_worker` with these arguments; without `stdin` there is nothing to read.
 
     It is forked unless its environment asks Python itself for something that is settled when the interpreter starts.
     """
-    path = environment["PYTHONPATH"]
-    if [name for name in environment if name.startswith("PYTHON")] == ["PYTHONPATH"] and path.startswith(PATHS):
-        return ForkedProcess(arguments, environment, stdout, stderr)
-    command = [sys.executable, "-m", "gigaoffice_worker", *arguments]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    with contextlib.ExitStack() as stack:
+        given = stdin or stack.enter_context(Path(os.devnull).open("rb"))
+        path = environment["PYTHONPATH"]
+        if [name for name in environment if name.startswith("PYTHON")] == ["PYTHONPATH"] and path.startswith(PATHS):
+            return ForkedProcess(arguments, environment, (given, stdout, stderr))
+        command = [sys.executable, "-m", "gigaoffice_worker", *arguments]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=given, stdout=stdout, stderr=stderr)
+
+
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str], *, stdin: str = "", timeout: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. Raises subprocess.TimeoutExpired, behind the command's end."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        given.write(stdin.encode())
+        given.seek(0)
+        process = start(arguments, environment, output, errors, given)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, code, _text(output), _text(errors))
+
+
+def _text(written: IO[bytes]) -> str:
+    written.seek(0)
+    return written.read().decode()
 
 
 class ForkedProcess:
     """A process that was forked; of subprocess.Popen what the tests use."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+        self, arguments: Sequence[str], environment: Mapping[str, str], files: tuple[IO[bytes], IO[bytes], IO[bytes]]
     ) -> None:
         self.args = list(arguments)
         self.returncode: int | None = None
         self._told = _parent().fork()
         self._told.settimeout(_START_WITHIN)
         asked = json.dumps({"arguments": self.args, "environment": dict(environment)}).encode()
-        socket.send_fds(self._told, [asked], [stdout.fileno(), stderr.fileno()])
+        socket.send_fds(self._told, [asked], [file.fileno() for file in files])
         self.pid = int(self._told.recv(64))
 
     def poll(self) -> int | None:
@@ -131,7 +159,7 @@ def _serve(asked: socket.socket) -> int:
 
 def _keep(connection: socket.socket) -> int:
     """Fork once more: the parent tells the process's number and how it ended, the child is the process."""
-    asked, output, _, _ = socket.recv_fds(connection, _MOST, 2)
+    asked, files, _, _ = socket.recv_fds(connection, _MOST, 3)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if child := os.fork():
         connection.send(str(child).encode())
@@ -141,12 +169,12 @@ def _keep(connection: socket.socket) -> int:
         os._exit(0)
     connection.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return _become(**json.loads(asked), output=output)
+    return _become(**json.loads(asked), files=files)
 
 
-def _become(arguments: list[str], environment: dict[str, str], output: list[int]) -> int:
+def _become(arguments: list[str], environment: dict[str, str], files: list[int]) -> int:
     """Be what `python -m gigaoffice_worker` is when it has imported itself."""
-    for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *output]):
+    for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w", closefd=False)
@@ -162,6 +190,8 @@ def _become(arguments: list[str], environment: dict[str, str], output: list[int]
 
 def _listen() -> NoReturn:
     import_module("gigaoffice_worker.worker")  # before anybody asks
+    for command in pkgutil.iter_modules(import_module("gigaoffice_worker.cli").__path__, "gigaoffice_worker.cli."):
+        import_module(command.name)
     gc.collect()
     gc.freeze()  # or each process's collector would write to, and so copy, all the memory that they share
     sys.path.remove(str(ROOT))  # `-m` puts the working directory first

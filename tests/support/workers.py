@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tests.support import forked
-from tests.support.forked import PATHS, ROOT, ForkedProcess
+from tests.support.forked import PATHS, ForkedProcess
 
 Process = ForkedProcess | subprocess.Popen[bytes]
 
@@ -211,16 +210,7 @@ class WorkerProcess:
 
 def run_command(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in an environment that holds nothing but PATH and what it is given."""
-    return subprocess.run(
-        [sys.executable, "-m", "gigaoffice_worker", *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": PATHS, **environment},
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forked.run(arguments, {"PATH": os.environ["PATH"], "PYTHONPATH": PATHS, **environment})
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from gigaoffice_worker.cli.outgoing import read_request, read_requests
 from gigaoffice_worker.cli.samples import sample_requests
 from gigaoffice_worker.cli.terminal import UsageError
 from gigaoffice_worker.config import VARIABLES, load
+from tests.support.forked import PATHS
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def command(*arguments: str, cwd: Path = ROOT, stdin: str = "", **environment: s
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:
-    return {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "METRICS_PORT": "0", **environment}
+    return {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": PATHS, "METRICS_PORT": "0", **environment}
 
 
 def assert_one_message(done: subprocess.CompletedProcess[str], code: int, *told: str) -> None:

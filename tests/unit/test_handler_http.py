@@ -28,8 +28,8 @@ from gigaoffice_worker.handlers.failures import (
 from gigaoffice_worker.handlers.http import HttpHandler
 from gigaoffice_worker.handlers.loading import load
 from tests.support.certificates import Authority
+from tests.support.forked import ROOT
 from tests.support.services import Service, answers, in_turn
-from tests.support.workers import ROOT
 
 SECRET_TEXT = "what the user asked"
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

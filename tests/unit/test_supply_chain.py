@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.support.workers import ROOT
+from tests.support.forked import ROOT
 
 LOCKS = {"image.txt": ("http",), "image-gigachat.txt": ("http", "gigachat")}
 # Permissive, or weak copyleft of libraries that are installed unchanged (certifi: MPL; crc32c: LGPL).
