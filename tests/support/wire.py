@@ -35,9 +35,11 @@ from confluent_kafka.admin import (
 from tests.support.waiting import eventually
 
 LIMIT = 30.0
-_LEADERLESS = (
+_NOT_YET = (
+    KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
 
@@ -99,7 +101,7 @@ def _when_led(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return ask(*args, **kwargs)
         except KafkaException as error:
-            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+            if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
