@@ -69,7 +69,7 @@ bench: $(STAMP) ## this worker beside its peers, an hour; fills docs/performance
 
 chaos: $(STAMP) ## the long tests: kills brokers and workers, takes minutes; fills the table of docs/reliability.md
 	@rm -f .chaos.jsonl
-	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos $(ARGS)
+	CHAOS_RESULTS=.chaos.jsonl $(BIN)/python -m pytest -m chaos -n 4 $(ARGS)
 	$(BIN)/python -m tests.chaos.rows .chaos.jsonl $(if $(ARGS),,docs/reliability.md)
 
 soak: $(STAMP) ## an hour of mixed faults on three nodes with TLS and SASL; fills its row in docs/reliability.md
@@ -82,7 +82,7 @@ variables: $(STAMP) ## the documents' table of environment variables anew, from 
 
 test-security: $(STAMP) ## TLS, logins, rights and an abused side port, case by case; fills the tables of docs/security.md
 	@rm -f .security.jsonl
-	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest \
+	TABLES_RESULTS=.security.jsonl $(BIN)/python -m pytest -n 3 --dist loadfile \
 	  tests/integration/test_tls_sasl.py tests/integration/test_acls.py tests/integration/test_sideport_abuse.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.support.tables .security.jsonl docs/security.md)
 
@@ -121,7 +121,7 @@ screenshots: $(STAMP) ## docs/images anew, from a worker with traffic (Debian's 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[system]'
 	$(BIN)/python -m tests.system.screenshots
 
-proof: ## all of the above that proves something, one after the other, hours; a line each (ARGS="lint docs": only those)
+proof: ## all of the above that proves something, one after the other, 90 minutes; a line each (ARGS="lint docs": only those)
 	.ci/proof $(ARGS)
 
 install: ## the worker and its systemd units on this machine (root)

@@ -73,8 +73,9 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [HEAD, ["---", *["--:"] * (len(HEAD) - 1)], *(row.cells() for row in merged(rows))]
+    """Return the rows as a Markdown table, by fault: scenarios run side by side end in any order."""
+    found = sorted(merged(rows), key=lambda row: row.fault)
+    lines = [HEAD, ["---", *["--:"] * (len(HEAD) - 1)], *(row.cells() for row in found)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

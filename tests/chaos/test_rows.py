@@ -13,8 +13,8 @@ BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
 ROW = Row("broker killed", 2, 1234, 0, 5, 6, 1.26)
 
 
-def test_table_has_a_line_for_each_fault():
-    assert table([ROW, Row("other", 1, 2, 0, 0, 0)]).splitlines()[2:] == [
+def test_table_has_a_line_for_each_fault_in_their_order():
+    assert table([Row("other", 1, 2, 0, 0, 0), ROW]).splitlines()[2:] == [
         "| broker killed | 2 | 1,234 | 0 | 5 | 6 | 1.3 |",
         "| other | 1 | 2 | 0 | 0 | 0 | - |",
     ]
