@@ -82,10 +82,17 @@ def wait_seen(stage, position: int) -> None:
     eventually(seen, f"the watch to see position {position}", timeout=60)
 
 
-def settle(stage, mistake) -> Findings:
-    """Let a mini-worker settle what is left, and examine what came of it all."""
+def settle(stage, mistake, *, answered: int = 0) -> Findings:
+    """Let a mini-worker settle what is left, and examine what came of it all.
+
+    One that commits too early is given until so many requests are `answered`.
+    """
     with broken_worker(stage, mistake) as worker:
-        done_or_dead = lambda: stage.lag() == 0 or worker.poll() is not None  # noqa: E731
+
+        def done_or_dead() -> bool:
+            sources = {tuple(rec.headers) for rec in wire.read_all(stage.bootstrap, stage.topics.responses)}
+            return (stage.lag() == 0 and len(sources) >= answered) or worker.poll() is not None
+
         eventually(done_or_dead, "the mini-worker to commit everything", timeout=60, interval=0.1)
         eventually(lambda: stage.watch.samples, "the watch to see a commit")
     return examine(stage.evidence())
@@ -118,7 +125,10 @@ def test_commit_before_the_work_is_seen_even_where_nothing_is_lost(stage):
 
 def test_commit_before_the_work_loses_what_a_kill_interrupts(stage):
     stage.make(1)
-    findings = run(stage, "commits-first", [hanging(stage, "slow"), *REQUESTS], kill_after=1)
+    stage.send([hanging(stage, "slow"), *REQUESTS])
+    with broken_worker(stage, "commits-first"):
+        stage.wait_calls(1)
+    findings = settle(stage, "commits-first", answered=len(REQUESTS))
     assert findings.lost == [Place(0, 0)]
 
 
@@ -126,9 +136,11 @@ def test_commit_of_the_highest_offset_seen_is_seen(stage):
     stage.make(1)
     stage.send([hanging(stage, "slow"), *[request(n, f"k{n}") for n in range(15)]])
     with broken_worker(stage, "commits-highest"):
-        eventually(lambda: stage.lag() < 16, "a commit beyond the one that hangs")
+        # All that it has in hand but the one that hangs, and a commit beyond that.
+        beyond = lambda: stage.lag() < 16 and stage.count(stage.topics.responses) == 3  # noqa: E731
+        eventually(beyond, "a commit beyond the one that hangs")
     (stage.directory / "gate").unlink()
-    findings = settle(stage, "commits-highest")
+    findings = settle(stage, "commits-highest", answered=15)
     assert any("was committed before" in fault for fault in findings.faults)
     assert findings.lost == [Place(0, 0)]
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +17,7 @@ from gigaoffice_worker.devkafka import DevKafkaError, KafkaCluster
 from gigaoffice_worker.devkafka.distribution import install
 from gigaoffice_worker.devkafka.ports import ReservedPorts
 from gigaoffice_worker.devkafka.probe import known_brokers
+from tests.chaos.proxy import Proxy
 from tests.support import wire
 from tests.support.listeners import AUTHORIZED, scram_user, with_login
 from tests.support.waiting import eventually
@@ -235,11 +235,11 @@ def test_clients_can_be_asked_for_a_password_and_held_to_acls():
 
 
 def test_clients_are_sent_to_the_advertised_port():
-    with socket.socket() as proxy:
-        proxy.bind(("127.0.0.1", 0))
-        port = proxy.getsockname()[1]
-        with KafkaCluster(advertised={1: port}) as cluster:
+    with contextlib.closing(ReservedPorts()) as ports:
+        port = ports.take_any()
+        # The client may already ask at the port that it was told, so somebody serves there.
+        with KafkaCluster(advertised={1: port}) as cluster, Proxy(port, cluster.port(1)):
             assert cluster.bootstrap_servers == f"127.0.0.1:{port}"
             producer = Producer({"bootstrap.servers": f"127.0.0.1:{cluster.port(1)}"})
-            (broker,) = producer.list_topics(timeout=10).brokers.values()
+            (broker,) = producer.list_topics(timeout=wire.LIMIT).brokers.values()
             assert broker.port == port
