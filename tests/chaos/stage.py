@@ -109,7 +109,7 @@ class Stage(AbstractContextManager["Stage"]):
         """Wait until everything that was sent is committed."""
         for load in self._loads:
             load.stop()
-        eventually(lambda: self.lag() == 0, f"all to be committed; {self._state()}", timeout=timeout, interval=0.2)
+        eventually(lambda: self.lag() == 0, "all to be committed", timeout=timeout, interval=0.2, state=self._state)
 
     def _state(self) -> str:
         return "; ".join(worker.ask("/readyz")[1].strip()[:500] for worker in self.workers)

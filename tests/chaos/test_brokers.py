@@ -29,7 +29,7 @@ def test_broker_killed_and_restarted_again_and_again_loses_nothing(own_kafka, ma
 
 
 def broker_killed(cluster, make_stage, *, runs: int) -> None:
-    stage = make_stage(cluster).make()
+    stage = make_stage(cluster, KAFKA_CONSUMER_SESSION_TIMEOUT_MS="30000").make()  # nobody is to be evicted
     worker = stage.worker().start().wait_ready()
     load = stage.load(mixture(retried=False), rate=50)
     stage.wait_calls(60)

@@ -20,7 +20,11 @@ from tests.support.waiting import eventually
 THREADS = 16
 DEATHS = 5
 # It takes the place of the dead one at once; others wait until its session has run out.
-STATIC = {"KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one", "WORKER_CONCURRENCY": str(THREADS)}
+STATIC = {
+    "KAFKA_CONSUMER_GROUP_INSTANCE_ID": "one",
+    "KAFKA_CONSUMER_SESSION_TIMEOUT_MS": "30000",
+    "WORKER_CONCURRENCY": str(THREADS),
+}
 
 
 def logged_at(worker, event: str) -> float:
@@ -80,12 +84,13 @@ def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, ever
         assert flight.unexcused == frozenset()
         assert len(flight.running) <= THREADS
         # No call starts while a response waits for longer than that.
-        waits = life.died - min(flight.unacknowledged.values(), default=life.died)
+        last = max(call.at for call in evidence.calls if call.pid == life.pid)
+        waits = last - min(flight.unacknowledged.values(), default=last)
         assert waits < BLOCKED_AFTER
         ended = f"{len(flight.unacknowledged)} ended and on the way, for up to {waits:.3f} s"
         print(f"running {len(flight.running)}, {ended}: {len(flight.repeated)} called again")
     # This is what the journal adds to a recovery: the partition waits for it.
-    assert waited < 5.0
+    assert waited < 9.0
     report(
         f"kill -9 {place.replace('-', ' ')}, with the journal",
         findings,
@@ -131,7 +136,6 @@ def test_match_without_the_timestamp_is_seen_where_a_topic_was_created_again(sta
     stage.wait_settled()
     assert worker.stop(20) == 0
     wire.delete_topics(stage.bootstrap, [stage.topics.requests])
-    eventually(lambda: stage.topics.requests not in wire.topics(stage.bootstrap), "the topic to be gone")
     wire.create_topics(stage.bootstrap, {stage.topics.requests: 1})
     # The cluster drops what was committed a moment after the topic, and would drop the mark with it.
     eventually(

@@ -422,8 +422,18 @@ def test_send_takes_no_older_response_for_its_own(cli, kafka_bootstrap, made_top
     assert (done.returncode, done.stdout) == (1, "")
 
 
+def send_in_vain(cli, request: str) -> subprocess.CompletedProcess[str]:
+    """Send what nobody answers; again, where the group could not be described in time, and nothing is said of it."""
+
+    def sent() -> subprocess.CompletedProcess[str] | None:
+        done = cli("send", "--timeout", NONE_IN_TIME, request)
+        return done if "The group" in done.stderr else None
+
+    return eventually(sent, "a word about the group", timeout=60)
+
+
 def test_send_without_an_answer_says_what_to_look_at(cli, made_topics):
-    done = cli("send", "--timeout", NONE_IN_TIME, '{"id": "alone"}')
+    done = send_in_vain(cli, '{"id": "alone"}')
     assert (done.returncode, done.stdout) == (1, "")
     assert f"no response to request alone within {NONE_IN_TIME} s (it stands at {made_topics.requests}-" in done.stderr
     assert f"The group {made_topics.group} has no members: no worker is running." in done.stderr
@@ -513,7 +523,7 @@ def test_a_real_worker_answers_and_is_healthy(cli, kafka_bootstrap, topic_set, t
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["result"]["query"] == "hello"
             worker.send_signal(signal.SIGSTOP)
-            silent = cli("send", "--timeout", NONE_IN_TIME, "anybody?")
+            silent = send_in_vain(cli, "anybody?")
             assert silent.returncode == 1
             assert f"The group {topic_set.group} has 1 member" in silent.stderr
             assert cli("health", "--timeout", "0.3", **environment).returncode == 1
@@ -747,7 +757,7 @@ def test_dev_keeps_data_where_it_is_told(dev, tmp_path):
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(30) == 0
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 150
 
 
 def test_dev_ignores_what_belongs_to_another_cluster(dev):

@@ -90,7 +90,7 @@ def test_a_frozen_node_is_silent_until_it_is_thawed(cluster):
             known_brokers(port, timeout=0.5)
     finally:
         cluster.thaw(1)
-    assert 1 in known_brokers(port, timeout=10)
+    eventually(lambda: 1 in known_brokers(port, timeout=10), "the node to serve again")
 
 
 def test_a_frozen_node_can_be_stopped_and_restarted(cluster):
@@ -194,15 +194,16 @@ def test_a_start_up_archive_that_does_not_fit_does_no_harm(content, tmp_path):
 
 
 def test_three_nodes_survive_the_loss_of_one():
-    with KafkaCluster(3) as cluster:
+    with KafkaCluster(3, properties={"broker.session.timeout.ms": "10000"}) as cluster:
         wire.create_topics(cluster.bootstrap_servers, {"replicated": 3}, replication=3)
-        wire.produce(cluster.bootstrap_servers, "replicated", [(b"%d" % i, b"v", []) for i in range(30)])
+        thirty = [(b"%d" % i, b"v", []) for i in range(30)]
+        wire.produce(cluster.bootstrap_servers, "replicated", thirty, enable_idempotence="true")
         cluster.kill(1)
-        wire.produce(cluster.bootstrap_servers, "replicated", [(b"%d" % i, b"v", []) for i in range(30)])
+        wire.produce(cluster.bootstrap_servers, "replicated", thirty, enable_idempotence="true")
         assert len(values(cluster, "replicated")) == 60
         cluster.restart(1)
         back = lambda: known_brokers(cluster.port(1, "BROKER"), timeout=10) == {1, 2, 3}  # noqa: E731
-        eventually(back, "the killed node is back in the cluster")
+        eventually(back, "the killed node is back in the cluster", timeout=60)
 
 
 def test_clients_can_be_asked_for_a_password_and_held_to_acls():

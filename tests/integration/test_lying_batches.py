@@ -40,7 +40,7 @@ def test_batches_with_lying_offsets_are_quarantined_and_nothing_is_committed_bey
     # The last batch of its log as well.
     far = [partition for partition, name in partitions.items() if name == "far beyond"]
     worker = scene.worker().start()
-    worker.wait_until(lambda: worker.metric("partitions_quarantined") == len(LIES), 30, "the quarantine")
+    worker.wait_until(lambda: worker.metric("partitions_quarantined") == len(LIES), 60, "the quarantine")
     batches.produce(scene.bootstrap, scene.topics.requests, batch([request("sound")]), partition=sound)
     firsts = [f"{name}-first" for name in LIES]
     eventually(lambda: set(ids(scene.responses())) == {*firsts, "sound"}, "all that can be read", interval=0.2)
@@ -54,7 +54,9 @@ def test_batches_with_lying_offsets_are_quarantined_and_nothing_is_committed_bey
     for partition in far:
         batches.produce(scene.bootstrap, scene.topics.requests, batch(LIES["far beyond"]), partition=partition)
     worker = scene.worker("again").start()
-    check_once(scene.wait_responses(2 * len(LIES) + 1), [*firsts, "sound", *(f"{name}-last" for name in LIES)])
+    check_once(
+        scene.wait_responses(2 * len(LIES) + 1, timeout=60), [*firsts, "sound", *(f"{name}-last" for name in LIES)]
+    )
     worker.wait_until(lambda: worker.metric("partitions_quarantined") == len(far), 30, "the last batch")
     assert worker.stop() == 0
     ends = wire.end_offsets(scene.bootstrap, scene.topics.requests)

@@ -141,7 +141,7 @@ def test_a_mistake_at_work_is_told_with_its_place_and_the_others_are_answered(sc
     worker = scene.ready(
         WORKER_MAX_ATTEMPTS="2",
         WORKER_RETRY_DELAY="0.01",
-        WORKER_ATTEMPT_TIMEOUT="1",
+        WORKER_ATTEMPT_TIMEOUT="1" if mistake == "hangs" else "30",
         LOG_LEVEL="DEBUG",
         **found(scene, case.code),
     )

@@ -88,7 +88,7 @@ def test_endpoint_that_fails_for_a_while_is_survived(place, scene):
     ],
 )
 def test_start_without_a_token_ends_with_the_code_that_says_why(scene, changed, code, says):
-    patience = {"KAFKA_TOPIC_CREATION_RETRIES": "0", "KAFKA_TOPIC_CREATION_TIMEOUT": "5"}
+    patience = {"KAFKA_TOPIC_CREATION_RETRIES": "0", "KAFKA_TOPIC_CREATION_TIMEOUT": "15"}
     done = run_command({**scene.environment, **changed, **patience, "METRICS_PORT": "0"}, "topics")
     assert done.returncode == code, done.stderr
     assert says in done.stderr

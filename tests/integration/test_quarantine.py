@@ -62,7 +62,7 @@ def damaged(tmp_path):
             middle = {HEADER: not_utf_8, BOMB: bomb}.get(partition, lambda p=partition: good(f"{p}-middle"))()
             for content in (good(f"{partition}-first"), middle, good(f"{partition}-last")):
                 batches.produce(bootstrap, names.requests, content, partition=partition)
-        cluster.stop_node()
+        cluster.stop_node(timeout=120)
         for partition, change in DAMAGE.items():
             data = tmp_path / "kafka" / "node-1" / "data"
             batches.tamper(data, names.requests, change, offset=BAD, partition=partition)
@@ -74,7 +74,7 @@ def damaged(tmp_path):
 def test_partition_with_an_undecodable_record_waits_and_can_be_led_past_it(damaged):
     scene = damaged
     worker = scene.worker(LOG_LEVEL="DEBUG").start()
-    worker.wait_until(lambda: worker.metric("partitions_quarantined") == len(REASONS), 30, "the quarantine")
+    worker.wait_until(lambda: worker.metric("partitions_quarantined") == len(REASONS), 60, "the quarantine")
     firsts = {f"{partition}-first" for partition in REASONS}
     sound = {f"{SOUND}-{which}" for which in ("first", "middle", "last")}
     eventually(lambda: set(ids(scene.responses())) == firsts | sound, "all that can be read", interval=0.2)
@@ -99,7 +99,7 @@ def test_partition_with_an_undecodable_record_waits_and_can_be_led_past_it(damag
     for number in range(4):
         scene.send(ask(f"later-{number}"), partition=SOUND)
         wanted = f"later-{number}"
-        eventually(lambda wanted=wanted: wanted in ids(scene.responses()), "an answer of the sound one", timeout=15)
+        eventually(lambda wanted=wanted: wanted in ids(scene.responses()), "an answer of the sound one", timeout=30)
         time.sleep(0.5)
     spent = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
     print(f"\nCPU with {len(REASONS)} partitions in quarantine: {spent:.1%}")

@@ -46,7 +46,7 @@ def test_class_factory_or_method_is_made_once_called_and_closed_at_the_end(scene
     responses = scene.wait_responses(5)
     assert [answer.result["calls"] for answer in responses] == [1, 2, 3, 4, 5]
     scene.wait_committed()
-    assert worker.stop(10) == 0
+    assert worker.stop(20) == 0
     if "." not in name:
         assert (scene.directory / "closed").read_text() == "5"
 
@@ -130,7 +130,7 @@ def test_whatever_a_handler_returns_or_raises_the_worker_goes_on(scene):
     assert {name for name in [*unwritable, *raised] if status[name] != "failed"} == set()
     letters = {letter.key.decode() for letter in scene.dead_letters()}
     assert letters == {name for name in everything if status[name] == "failed"}
-    assert worker.stop(10) == 0
+    assert worker.stop(20) == 0
 
 
 def test_endless_delays_are_cut_and_a_worker_with_one_ends_as_asked(scene):
@@ -143,7 +143,7 @@ def test_endless_delays_are_cut_and_a_worker_with_one_ends_as_asked(scene):
     scene.send(ask("other", "c"))
     check_once(scene.wait_responses(1), ["other"])
     eventually(lambda: worker.metric("requests_waiting_retry") == 2, "both to wait for their retry")
-    assert worker.stop(10) == 0
+    assert worker.stop(20) == 0
 
 
 def test_shared_gate_of_a_foolish_length_does_not_end_the_worker(scene):
@@ -154,4 +154,4 @@ def test_shared_gate_of_a_foolish_length_does_not_end_the_worker(scene):
     scene.send(ask("other", "b"))
     worker.wait_until(lambda: worker.metric("gate_closed") == 1, 20, "the gate to close")
     assert worker.ask("/livez")[0] == 200
-    assert worker.stop(10) == 0
+    assert worker.stop(20) == 0

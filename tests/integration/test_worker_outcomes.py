@@ -82,7 +82,7 @@ DEAD = {
     ),
     "transient": Case(ask("transient", None, do="transient"), "attempts-exhausted", "TransientError", 2, "transient"),
     "exiting": Case(ask("exiting", b"", do="exit"), "attempts-exhausted", "SystemExit", 2, "exiting"),
-    "timed-out": Case(ask("timed-out", "t", HEADERS, do="hang", hang_seconds=8), "timed-out", None, 2, "timed-out"),
+    "timed-out": Case(ask("timed-out", "t", HEADERS, do="hang", hang_seconds=18), "timed-out", None, 2, "timed-out"),
     "verbose": Case(
         ask("verbose", "v", do="reject", message="ж", times=3_000_000), "rejected", "RejectedError", 1, "verbose"
     ),
@@ -134,7 +134,7 @@ def shown(shared_scene):
     worker = scene.ready(
         WORKER_MAX_ATTEMPTS="2",
         WORKER_RETRY_DELAY="0.05",
-        WORKER_ATTEMPT_TIMEOUT="3",  # time enough for the calls that are to end, on a busy machine too
+        WORKER_ATTEMPT_TIMEOUT="6",  # time enough for the calls that are to end, on a busy machine too
         WORKER_STORM_GUARD="off",
         WORKER_CONCURRENCY="4",
         LOG_LEVEL="DEBUG",  # so that its log lines are looked at too
@@ -252,7 +252,7 @@ def test_neighbours_of_what_fails_are_answered(shown):
 
 def test_processing_time_is_the_handlers_over_all_attempts(shown):
     [answer] = shown.responses[shown.places["timed-out"]]
-    assert json.loads(answer.rec.value)["processing_time"] == pytest.approx(6, abs=2.7)
+    assert json.loads(answer.rec.value)["processing_time"] == pytest.approx(12, abs=5.4)
 
 
 def test_statistics_tell_every_outcome_by_its_reason(shown):
@@ -282,7 +282,7 @@ def test_handler_is_called_with_all_that_the_record_says(shown):
         lambda: [answer for answer in scene.responses() if answer.id == "described"], "the description", interval=0.1
     )[0].result
     assert found.pop("age") == pytest.approx(0, abs=30)
-    assert 0 < found.pop("remaining") <= 3
+    assert 0 < found.pop("remaining") <= 6
     assert found == {
         "id": "described",
         "payload": json.loads(sent[1]),
@@ -302,8 +302,8 @@ def test_handler_is_called_with_all_that_the_record_says(shown):
 
 def test_handler_that_hung_on_is_told_as_a_late_result(shown):
     worker = shown.worker
-    eventually(lambda: worker.metric("late_results_dropped_total") == 2, "two late results")
-    eventually(lambda: worker.metric("handler_abandoned_threads") == 0, "the abandoned threads to end")
+    eventually(lambda: worker.metric("late_results_dropped_total") == 2, "two late results", timeout=40)
+    eventually(lambda: worker.metric("handler_abandoned_threads") == 0, "the abandoned threads to end", timeout=40)
     assert worker.metric("handler_attempts_total", result="timed-out") == 2
 
 

@@ -105,7 +105,7 @@ def test_aborted_requests_are_not_seen_and_transaction_markers_hold_nothing_back
     check_once(scene.wait_responses(10), [f"{name}-{n}" for name in "ab" for n in range(5)])
     scene.wait_committed()
     eventually(lambda: worker.metric("consumer_lag_records") == 0, "no lag to be shown")
-    assert scene.committed() == {0: 24}
+    eventually(lambda: scene.committed() == {0: 24}, "the last marker to be passed")
     assert worker.stop() == 0
 
 

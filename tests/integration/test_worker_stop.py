@@ -74,7 +74,7 @@ def test_sigterm_of_an_idle_worker_ends_it_at_once_and_leaves_the_group(scene):
     scene.environment["KAFKA_CONSUMER_SESSION_TIMEOUT_MS"] = "60000"
     first, second = scene.ready("first"), scene.ready("second")
     eventually(lambda: first.metric("assigned_partitions") == 1, "the partitions to be shared")
-    assert second.stop(10) == 0
+    assert second.stop(20) == 0
     # Without leaving it would take the session time-out.
     eventually(lambda: first.metric("assigned_partitions") == 2, "the partitions to come back", timeout=20)
 
@@ -105,7 +105,7 @@ def test_drain_ends_in_time_with_70_although_a_handler_hangs(scene):
     scene.wait_started("hangs")
     began = time.monotonic()
     worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 70
+    assert worker.wait(20) == 70
     assert time.monotonic() - began > 0.9
     assert scene.committed() == {0: 0}
 
@@ -139,7 +139,7 @@ def test_worker_that_waits_for_the_cluster_ends_on_sigterm(scene):
 def test_worker_that_waits_for_its_topics_ends_on_sigterm(scene):
     worker = scene.worker(KAFKA_TOPIC_AUTO_CREATE="false").start()
     worker.wait_until(lambda: scene.topics.dlq in worker.ask("/readyz")[1], 20, "the missing topics to be told")
-    assert worker.stop(10) == 0
+    assert worker.stop(20) == 0
     assert not {scene.topics.requests, scene.topics.responses, scene.topics.dlq} & wire.topics(scene.bootstrap).keys()
 
 
@@ -163,7 +163,7 @@ def test_two_signals_at_once_end_an_idle_worker_with_0(scene):
     worker = scene.ready()
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(20) == 0
 
 
 def test_drain_time_of_zero_lets_an_idle_worker_end_with_0(scene):

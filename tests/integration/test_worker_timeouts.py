@@ -68,10 +68,10 @@ def test_more_hanging_calls_than_the_pool_has_threads_end_the_process_with_70(sc
 def test_four_requests_that_always_hang_end_in_the_dead_letter_queue_and_the_worker_lives_on(scene):
     scene.make()
     # Time enough for the others, on a busy machine too.
-    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="3", WORKER_RETRY_DELAY="0.1")
+    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="6", WORKER_RETRY_DELAY="0.1")
     others = [ask(f"r{n}", f"k{n}") for n in range(40)]
     scene.send(*others[:20], *[ask(f"hangs-{n}", None, do="hang") for n in range(4)], *others[20:])
-    responses = scene.wait_responses(44, timeout=30)
+    responses = scene.wait_responses(44, timeout=60)
     letters = scene.dead_letters()
     assert [letter.header("dlq-reason") for letter in letters] == [b"timed-out"] * 4
     assert {letter.header("dlq-attempts") for letter in letters} == {b"2"}
@@ -88,7 +88,9 @@ def test_four_requests_that_always_hang_end_in_the_dead_letter_queue_and_the_wor
 
 def test_a_result_that_comes_late_but_before_the_retry_is_taken(scene):
     scene.make()
-    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="0.5", WORKER_RETRY_DELAY="60", WORKER_MAX_ATTEMPTS="2")
+    # A delay is drawn from zero on.
+    day = {"WORKER_RETRY_DELAY": "86400", "WORKER_RETRY_MAX_DELAY": "86400"}
+    worker = scene.ready(WORKER_ATTEMPT_TIMEOUT="0.5", WORKER_MAX_ATTEMPTS="2", **day)
     gate = scene.file("gate")
     scene.send(ask("late", "k", do="hang", file=str(gate)), ask("behind", "k"))
     eventually(lambda: worker.metric("handler_abandoned_threads") == 1, "the call to be given up")

@@ -68,7 +68,7 @@ def test_a_collector_that_is_gone_delays_neither_answers_nor_the_end(scene):
     )
     scene.send(*[ask(f"r{n}", "k") for n in range(3)])
     scene.wait_responses(3)
-    assert worker.stop(8) == 0
+    assert worker.stop(20) == 0
     log = worker.log_file.read_text()
     assert "Tracing message" in log
     assert "secret" not in log

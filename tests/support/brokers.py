@@ -19,8 +19,6 @@ NAMED = "KAFKA_TEST_BOOTSTRAP"
 ENGINE_LIMIT = 10.0
 IMAGE_LIMIT = 240.0
 START_LIMIT = 120
-# Nobody restarts the Kafka that all share; on a busy machine it would miss its own heartbeats, and take no new topics.
-PATIENCE_MS = "60000"
 
 # In processes of their own, so that their time is limited, and their open sockets and warnings are not ours.
 _ASK_ENGINE = """
@@ -64,7 +62,7 @@ def any_broker() -> Iterator[Broker]:
                 return
             except _ContainerError as error:
                 why_not = f"the container did not start: {error}"
-        cluster = stack.enter_context(OwnKafka(properties={"broker.session.timeout.ms": PATIENCE_MS}))
+        cluster = stack.enter_context(OwnKafka())
         yield Broker(cluster.bootstrap_servers, f"embedded Apache Kafka at {cluster.bootstrap_servers} ({why_not})")
 
 

@@ -14,6 +14,7 @@ from gigaoffice_worker.devkafka.distribution import KAFKA_VERSION, Release, inst
 VERSION = "KAFKA_TEST_VERSION"
 WITH_ZOOKEEPER = frozenset({"2.8.2"})
 """Releases from before a broker could do without it."""
+PATIENCE_MS = "60000"
 
 _SUMS = Path(__file__).parent.parent / "compatibility"
 
@@ -39,9 +40,15 @@ def too_old_setting() -> str:
 
 
 class OwnKafka(KafkaCluster):
-    """A cluster of a test's own, of the release that this run names; skips the test where that needs ZooKeeper."""
+    """A cluster of a test's own, of the release that this run names; skips the test where that needs ZooKeeper.
 
-    def __init__(self, nodes: int = 1, **options: Any) -> None:
+    One node alone that misses its own heartbeats takes no new topics for a moment, so it has time for them; one that
+    is to be killed has not, because it is let in again only when its last session has run out.
+    """
+
+    def __init__(self, nodes: int = 1, *, killed: bool = False, **options: Any) -> None:
+        if nodes == 1 and not killed:
+            options["properties"] = {"broker.session.timeout.ms": PATIENCE_MS, **options.get("properties", {})}
         release = named()
         if release is not None:
             if release.version in WITH_ZOOKEEPER:

@@ -117,18 +117,18 @@ class Scene(AbstractContextManager["Scene"]):
     def wait_responses(self, count: int, timeout: float = 30.0) -> list[Response]:
         """Wait for at least `count` responses and return all there are."""
         enough: Callable[[], bool] = lambda: self.count(self.topics.responses) >= count  # noqa: E731
-        eventually(enough, f"{count} responses; {self._state()}", timeout=timeout, interval=0.1)
+        eventually(enough, f"{count} responses", timeout=timeout, interval=0.1, state=self._state)
         return self.responses()
 
     def wait_answered(self, *wanted: str, timeout: float = 30.0) -> None:
         """Wait until each of these requests has a response."""
         missing: Callable[[], set[str]] = lambda: set(wanted) - set(ids(self.responses()))  # noqa: E731
-        eventually(lambda: not missing(), f"the answers of {wanted}; {self._state()}", timeout=timeout, interval=0.1)
+        eventually(lambda: not missing(), f"the answers of {wanted}", timeout=timeout, interval=0.1, state=self._state)
 
     def wait_committed(self, timeout: float = 20.0) -> None:
         """Wait until everything that was sent is committed."""
         lag: Callable[[], bool] = lambda: wire.lag(self.bootstrap, self.topics.group, self.topics.requests) == 0  # noqa: E731
-        eventually(lag, "everything to be committed", timeout=timeout, interval=0.1)
+        eventually(lag, "everything to be committed", timeout=timeout, interval=0.1, state=self._state)
 
     def wait_without_leader(self, topic: str, partitions: Iterable[int]) -> None:
         """Wait until the cluster knows that these partitions of a topic have no leader, and the other topics have."""

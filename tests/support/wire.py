@@ -42,6 +42,7 @@ _NOT_YET = (
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
+_HAS_MEMBERS = (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,10 +128,12 @@ def add_partitions(bootstrap: str, topic: str, count: int) -> None:
 
 
 def delete_topics(bootstrap: str, topics: Iterable[str]) -> None:
-    """Delete topics that exist."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    for future in admin.delete_topics(list(topics), operation_timeout=LIMIT).values():
+    """Delete topics that exist, and wait until the broker knows: it would write to their old logs until then."""
+    admin, names = AdminClient({"bootstrap.servers": bootstrap}), set(topics)
+    for future in admin.delete_topics(list(names), operation_timeout=LIMIT).values():
         future.result(LIMIT)
+    gone = lambda: names.isdisjoint(admin.list_topics(timeout=LIMIT).topics)  # noqa: E731
+    eventually(gone, f"{sorted(names)} to be gone", timeout=LIMIT, interval=0.02)
 
 
 def alter_topic(bootstrap: str, topic: str, settings: Mapping[str, str]) -> None:
@@ -266,13 +269,18 @@ def committed(bootstrap: str, group: str, topic: str) -> dict[int, tuple[int, st
 
 
 def set_offsets(bootstrap: str, group: str, topic: str, positions: Mapping[int, int]) -> None:
-    """Commit positions for a group that has no members; KafkaException where it has some."""
+    """Commit positions for a group whose members have ended; the last of them may be about to leave."""
     places = [TopicPartition(topic, partition, position) for partition, position in positions.items()]
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
-        for place in future.result(LIMIT).topic_partitions:
-            if place.error is not None:
-                raise KafkaException(place.error)
+
+    def set_all() -> bool:
+        (future,) = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values()
+        errors = [place.error for place in future.result(LIMIT).topic_partitions if place.error is not None]
+        if any(error.code() not in _HAS_MEMBERS for error in errors):
+            raise KafkaException(errors[0])
+        return not errors
+
+    eventually(set_all, f"{group} to have no members", timeout=LIMIT, interval=0.2)
 
 
 def lag(bootstrap: str, group: str, topic: str) -> int:

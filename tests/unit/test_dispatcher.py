@@ -761,7 +761,8 @@ class Takers:
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        eventually(self.all_wait, "every thread waits", interval=0.001)
+        # A retry may become due before all of them wait.
+        eventually(lambda: self.all_wait() or not self.taken.empty(), "every thread waits", interval=0.001)
         return self
 
     def __exit__(self, *_: object) -> None:
