@@ -319,7 +319,7 @@ def test_a_killed_replay_repeats_no_more_than_what_was_not_committed(desk):
     # What the cluster has taken but was not told of as committed: one second's worth, and what was under way. Its last
     # words may still have been on their way when it was killed, so the end tells.
     again = sorted(number for number, times in found.items() if times == 2)
-    assert again == list(range(again[0], again[-1] + 1)) if again else True
+    assert again == list(range(min(again, default=0), max(again, default=-1) + 1))
     assert len(again) <= 12
     assert found == {number: 2 if number in again else 1 for number in range(200)}
 
