@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import gzip
 import io
 import json
@@ -434,12 +435,13 @@ def test_close_is_quick_with_idle_connections_and_can_be_repeated():
 
 
 def test_nothing_is_left_open():
-    before = sorted(Path("/proc/self/fd").iterdir())
+    gc.collect()  # what other tests have left
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with opened() as side_port:
             get(side_port.port)
             get(side_port.port, "/broken")
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 # Abuse: whatever a client does, the others are answered
