@@ -32,13 +32,10 @@ LOST = "authentication-lost"
 
 @pytest.fixture
 def cluster():
-    """A cluster that ends each connection whose login is four seconds old.
-
-    At two, a busy machine may not find the coordinator, log in there and be heard before that connection is ended, too.
-    """
+    """A cluster that ends each connection whose login is two seconds old."""
     properties = {
         **with_login("client", ["SCRAM-SHA-256"]),
-        "listener.name.client.scram-sha-256.connections.max.reauth.ms": "4000",
+        "listener.name.client.scram-sha-256.connections.max.reauth.ms": "2000",
     }
     user = scram_user("worker", FIRST)
     with OwnKafka(listeners={"CLIENT": "SASL_PLAINTEXT"}, properties=properties, format_options=user) as running:
@@ -69,7 +66,7 @@ def test_a_rotated_password_is_noticed_told_and_healed_by_its_file(cluster, topi
         worker = scene.ready(**login)
         scene.send(*(ask(f"before-{number}", f"{number}") for number in range(10)))
         scene.wait_responses(10)
-        time.sleep(4.5)  # past the age at which connections are ended: the client makes new ones
+        time.sleep(2.5)  # past the age at which connections are ended: the client makes new ones
         scene.send(ask("renewed", "r"))
         scene.wait_responses(11)
         assert worker.metric("not_ready", reason=LOST) == 0

@@ -57,6 +57,7 @@ ON_A_CONSUMER = (
     "_client.cluster.config",
     "_client.cluster.is_bootstrap",
     "_client.cluster.request_update",
+    "_client._pending_completion",
     "_client.poll",
     "_client.wakeup",
     "_coordinator._generation.generation_id",

@@ -11,6 +11,8 @@ import time
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.base import MemberState
+from kafka.future import Future
+from kafka.protocol.sasl_handshake import SaslHandshakeResponse
 from kafka.structs import BrokerMetadata
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY, steady_the_client
@@ -55,6 +57,23 @@ def test_a_thousand_threads_that_wake_the_network_at_once_write_one_byte(_):
             thread.join(60)
             assert not thread.is_alive()
         assert network._wake_r.recv(2 * THREADS) == b"x"
+
+
+def test_a_login_goes_on_under_the_lock():
+    """Another thread that polled meanwhile would read the same socket."""
+    with consumer() as client:
+        network = client._client
+        login, other, order = Future(), Future(), []
+        login.add_callback(lambda answer: order.append((answer, network._lock._is_owned())))
+        other.add_callback(lambda answer: order.append((answer, network._lock._is_owned())))
+        handshake = SaslHandshakeResponse[1](0, ["PLAIN"])
+
+        def read(timeout):
+            network._pending_completion.extend([("fetched", other), (handshake, login)])
+
+        network._poll = read
+        network.poll(timeout_ms=0)
+        assert order == [(handshake, True), ("fetched", False)]
 
 
 @contextlib.contextmanager

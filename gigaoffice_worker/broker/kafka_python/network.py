@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -12,6 +13,9 @@ from kafka import errors as kafka_errors
 from kafka.client_async import KafkaClient
 from kafka.conn import BrokerConnection
 from kafka.coordinator.base import HeartbeatThread
+from kafka.future import Future
+from kafka.protocol.api_versions import BaseApiVersionsResponse
+from kafka.protocol.sasl_handshake import SaslHandshakeResponse
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
 
@@ -24,6 +28,7 @@ _ANSWERS_WITHIN: Final = 10.0
 _CONNECTS_WITHIN: Final = 3.0
 """Seconds that a connection has while the cluster is lost: the client waits for one at a time."""
 _LOOK_EVERY_MS: Final = 500.0
+_OF_A_LOGIN: Final = (BaseApiVersionsResponse, *SaslHandshakeResponse)
 
 
 class Reach:
@@ -81,6 +86,7 @@ def mend_network(client: KafkaConsumer | KafkaProducer, servers: Sequence[str]) 
     """Mend the network of a client that has found its cluster; `servers` are all those that are configured."""
     network = client._client if isinstance(client, KafkaConsumer) else client._sender._client
     _wake_once(network)
+    _log_in_alone(network)
     _close_what_failed(network)
     network.reach = _look_for_a_lost_cluster(network, servers)
 
@@ -103,6 +109,28 @@ def _wake_once(network: KafkaClient) -> None:
             network._waking = True
 
     network.wakeup = wakeup
+
+
+def _log_in_alone(network: KafkaClient) -> None:
+    """See to it that nobody else reads from a connection while it logs in.
+
+    The client completes what `poll` has read behind its lock. When that is the answer to a SASL handshake, the login
+    goes on there and then, with a socket that blocks, while another thread (the one of heartbeats) polls the same
+    socket: it takes the cluster's answer away, or waits for another one until the request time-out, holding the lock
+    that all others need. No heartbeat is sent for that long, and the group gives our partitions away.
+    """
+    network._pending_completion = _Answers(network._pending_completion)
+
+
+class _Answers(deque[tuple[Any, Future]]):
+    """What is to be completed without the client's lock; what belongs to a login is completed at once, under it."""
+
+    def extend(self, answers: Iterable[tuple[Any, Future]]) -> None:
+        for answer, future in answers:
+            if isinstance(answer, _OF_A_LOGIN):
+                future.success(answer)
+            else:
+                self.append((answer, future))
 
 
 def _close_what_failed(network: KafkaClient) -> None:
