@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import threading
 import time
 
 import pytest
@@ -15,13 +14,11 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaConnectionError
+from kafka import TopicPartition
 from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.admin import admin
-from gigaoffice_worker.broker.kafka_python.network import mend_network
 from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError
@@ -30,7 +27,6 @@ from tests.support import wire
 from tests.support.certificates import Authority
 from tests.support.listeners import AUTHORIZED, scram_user, with_login, with_tls
 from tests.support.releases import OwnKafka
-from tests.support.waiting import eventually
 
 USERS = ("worker", "reader", "nobody")
 PASSWORD = "correct horse"
@@ -125,38 +121,6 @@ def test_every_way_of_security_creates_topics_writes_and_reads(
     finally:
         consumer.close(autocommit=False, timeout_ms=5000)
         producer.close(timeout=5)
-
-
-def test_a_login_is_not_disturbed_by_another_thread_that_polls(cluster):
-    """Seen before: nearly every new connection held up both threads for the request time-out of 30 s."""
-    server = cluster.bootstrap("SASL")
-    login = {"sasl_mechanism": "SCRAM-SHA-256", "sasl_plain_username": "worker", "sasl_plain_password": PASSWORD}
-    client = KafkaConsumer(bootstrap_servers=server, security_protocol="SASL_PLAINTEXT", **login)
-    mend_network(client, [server])
-    network, over = client._client, threading.Event()
-
-    def poll() -> None:
-        while not over.is_set():
-            network.poll(timeout_ms=5)
-
-    def connected() -> bool:
-        network.maybe_connect(1, wakeup=False)
-        return any(each.connected() for each in list(network._conns.values()))
-
-    threads = [threading.Thread(target=poll) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(10):
-            with network._lock:
-                for each in list(network._conns.values()):
-                    each.close(KafkaConnectionError("closed by the test"))
-            eventually(connected, "a new connection", timeout=15)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(60)
-        client.close(autocommit=False, timeout_ms=0)
 
 
 @pytest.mark.parametrize("listener", ["SASL", "BOTH"])

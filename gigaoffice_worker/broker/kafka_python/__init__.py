@@ -52,7 +52,7 @@ writer waits for 3 s holding the lock that the network needs | `network`: looks 
 `test_network::test_a_thousand_threads_that_wake_the_network_at_once_write_one_byte` | it looks under its lock |
 | a login goes on without the lock, and another thread that polls takes its answer or waits for one until the \
 request time-out, holding the lock | `network`: its answers are completed under the lock | \
-`test_clients::test_a_login_is_not_disturbed_by_another_thread_that_polls` | it does so by itself |
+`test_network::test_a_login_goes_on_under_the_lock` | it does so by itself |
 | an error of TLS comes out of `poll`, and the connection stays as it was until it times out | \
 `network`: closes what was being connected, or else all | \
 `test_network::test_connection_that_fails_with_an_error_of_tls_is_closed` | the client closes it |
