@@ -89,9 +89,12 @@ def settle(stage, mistake, *, answered: int = 0) -> Findings:
     """
     with broken_worker(stage, mistake) as worker:
 
-        def done_or_dead() -> bool:
+        def enough() -> bool:
             sources = {tuple(rec.headers) for rec in wire.read_all(stage.bootstrap, stage.topics.responses)}
-            return (stage.lag() == 0 and len(sources) >= answered) or worker.poll() is not None
+            return len(sources) >= answered
+
+        def done_or_dead() -> bool:
+            return (stage.lag() == 0 and (not answered or enough())) or worker.poll() is not None
 
         eventually(done_or_dead, "the mini-worker to commit everything", timeout=60, interval=0.1)
         eventually(lambda: stage.watch.samples, "the watch to see a commit")

@@ -47,8 +47,8 @@ def start(
 
     It is forked unless its environment asks Python itself for something that is settled when the interpreter starts.
     """
-    with contextlib.ExitStack() as stack:
-        given = stdin or stack.enter_context(Path(os.devnull).open("rb"))
+    with Path(os.devnull).open("rb") as nothing:
+        given = stdin or nothing
         path = environment["PYTHONPATH"]
         if [name for name in environment if name.startswith("PYTHON")] == ["PYTHONPATH"] and path.startswith(PATHS):
             return ForkedProcess(arguments, environment, (given, stdout, stderr))

@@ -24,6 +24,8 @@ def eventually(
     deadline = time.monotonic() + timeout
     while not (answer := question()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"did not happen within {timeout:g} s: {what}; last answer: {answer!r}; {state()}")
+            raise AssertionError(
+                f"did not happen within {timeout:g} s: {what}; last answer: {answer!r}\n{state()}".rstrip()
+            )
         time.sleep(interval)
     return answer

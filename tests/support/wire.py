@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -44,7 +44,6 @@ _NOT_YET = (
 )
 _HAS_MEMBERS = (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Headers = list[tuple[str, bytes | None]]
 
@@ -82,11 +81,8 @@ def create_topics(
 
 
 def _wait_for_leaders(admin: AdminClient, partitions: Mapping[str, int]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not _have_leaders(admin, partitions):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no leader for every partition of {', '.join(partitions)} within {LIMIT} s")
-        time.sleep(0.02)
+    named = lambda: _have_leaders(admin, partitions)  # noqa: E731
+    eventually(named, f"a leader for every partition of {', '.join(partitions)}", timeout=LIMIT, interval=0.02)
     for place in [TopicPartition(name, partition) for name, count in partitions.items() for partition in range(count)]:
         _when_led(_ask_for_end, admin, place)
 
@@ -95,12 +91,12 @@ def _ask_for_end(admin: AdminClient, place: TopicPartition) -> int:
     return admin.list_offsets({place: OffsetSpec.latest()})[place].result(LIMIT).offset
 
 
-def _when_led(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _when_led(ask: Callable[..., T], *args: object) -> T:
     """Ask a partition's leader; again, while the broker that is named as the leader does not lead it yet."""
     deadline = time.monotonic() + LIMIT
     while True:
         try:
-            return ask(*args, **kwargs)
+            return ask(*args)
         except KafkaException as error:
             if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
                 raise
@@ -163,10 +159,10 @@ def delete_acls(bootstrap: str, bindings: Iterable[AclBinding]) -> None:
 
 
 def _wait_for_acls(admin: AdminClient, bindings: Iterable[AclBinding], *, there: bool) -> None:
-    wanted = {binding: _only(binding) for binding in bindings}
+    wanted = list(bindings)
     # A broker answers this from what it goes by itself.
-    shown = lambda: all(bool(admin.describe_acls(only).result(LIMIT)) == there for only in wanted.values())  # noqa: E731
-    eventually(shown, f"the broker to go by the change of {list(wanted)}", timeout=LIMIT, interval=0.02)
+    shown = lambda: all(bool(admin.describe_acls(_only(each)).result(LIMIT)) == there for each in wanted)  # noqa: E731
+    eventually(shown, f"the broker to go by the change of {wanted}", timeout=LIMIT, interval=0.02)
 
 
 def _only(binding: AclBinding) -> AclBindingFilter:

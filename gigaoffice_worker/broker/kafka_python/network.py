@@ -123,7 +123,10 @@ def _log_in_alone(network: KafkaClient) -> None:
 
 
 class _Answers(deque[tuple[Any, Future]]):
-    """What is to be completed without the client's lock; what belongs to a login is completed at once, under it."""
+    """What is to be completed without the client's lock; what belongs to a login is completed at once, under it.
+
+    That is the answer about versions, too: behind it the client begins the handshake at once.
+    """
 
     def extend(self, answers: Iterable[tuple[Any, Future]]) -> None:
         for answer, future in answers:
