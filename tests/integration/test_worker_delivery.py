@@ -246,6 +246,18 @@ def test_responses_of_a_machine_with_a_wrong_clock_are_refused_with_a_word_about
     assert any("clock" in str(line.get("error")) for line in worker.logs())
 
 
+def test_responses_refused_for_a_neighbour_without_a_key_replace_no_producer(scene):
+    make(scene)
+    worker = scene.ready()
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"cleanup.policy": "compact"})
+    scene.send(*[ask(f"r{n}", f"k{n}" if n % 2 else None) for n in range(100)])
+    eventually(lambda: "key" in worker.ask("/readyz")[1], "the worker to tell", timeout=20)
+    assert worker.metric("producer_rebuilds_total") == 0
+    wire.alter_topic(scene.bootstrap, scene.topics.responses, {"cleanup.policy": "delete"})
+    check_once(scene.wait_responses(100), [f"r{n}" for n in range(100)])
+    assert worker.metric("producer_rebuilds_total") == 0
+
+
 def overtaken(responses):
     """Return the offsets of requests whose response stands behind that of a newer one of the same key."""
     newest, found = {}, []

@@ -96,15 +96,25 @@ def test_each_record_of_a_batch_hears_where_it_landed(scene):
     assert [scene.told[name] for name in "abc"] == [(1, 7), (1, 8), (1, 9)]
 
 
-def test_each_record_of_a_refused_batch_hears_its_own_error(scene):
-    scene.send("a", "b")
+@pytest.mark.parametrize("refused", [{1: "too old"}, {0: "too old", 1: "too new"}])
+def test_each_record_of_a_refused_batch_hears_the_error_of_the_batch_in_its_own_words(scene, refused):
+    scene.send("a", "b", "c")
     answer = PartitionResponse(
-        error=kafka_errors.InvalidRecordError, record_errors=[(1, "no key")], error_message="refused"
+        error=kafka_errors.InvalidTimestampError, record_errors=list(refused.items()), error_message="refused"
     )
     scene.sender._complete_batch(scene.on_the_wire(), answer)
-    assert isinstance(scene.told["b"], kafka_errors.InvalidRecordError)
-    assert "no key" in str(scene.told["b"])
-    assert "no key" not in str(scene.told["a"])
+    assert {type(error) for error in scene.told.values()} == {kafka_errors.InvalidTimestampError}
+    words = [refused.get(number, "refused") for number in range(3)]
+    assert [scene.told[name].args for name in "abc"] == [(each,) for each in words]
+
+
+def test_each_record_of_a_batch_that_failed_hears_that_error(scene):
+    scene.send("a", "b")
+    answer = PartitionResponse(error=kafka_errors.TopicAuthorizationFailedError)
+    scene.sender._complete_batch(scene.on_the_wire(), answer)
+    assert {(type(error), error.args) for error in scene.told.values()} == {
+        (kafka_errors.TopicAuthorizationFailedError, (AT.topic,))
+    }
 
 
 def refuse(scene, batch) -> None:

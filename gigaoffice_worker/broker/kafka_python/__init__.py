@@ -37,6 +37,9 @@ a release that renames one fails there; other tests guard what the mends promise
 `test_producer::test_batch_that_comes_alone_leaves_at_once_and_others_together` | it lingers for the last one only |
 | `_failed_produce` passes an error where `_complete_batch` expects its class: the futures never resolve | \
 `sender`: passes the class | `test_producer::test_request_that_is_not_tried_again_fails_its_records` | it does so |
+| one refused record fails its neighbours in the batch with a bare KafkaError, several as InvalidRecordError | \
+`sender`: all fail with the error of the batch | \
+`test_producer::test_each_record_of_a_refused_batch_hears_the_error_of_the_batch_in_its_own_words` | they do so |
 | the sender spins through the last millisecond of each wait | `sender`: waits are rounded up | \
 `test_producer::test_sender_sleeps_whole_milliseconds` | `poll` rounds up |
 | with acks=0 a request stays in memory until the next one | `sender`: its connection is marked as having data | \

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from kafka import KafkaProducer
@@ -21,6 +21,7 @@ def mend_sender(client: KafkaProducer) -> None:
     """Mend a producer's sender, before anything is sent."""
     sender = client._sender
     _fail_for_good(sender)
+    _fail_alike(sender)
     _sleep_to_the_end(sender._client)
     if client.config["acks"] == 0:
         _write_what_nobody_answers(sender._client)
@@ -91,6 +92,22 @@ def _fail_for_good(sender: Any) -> None:
             sender._complete_batch(batch, PartitionResponse(error=type(error), error_message=str(error)))
 
     sender._failed_produce = failed
+
+
+def _fail_alike(sender: Any) -> None:
+    """See to it that all records of a refused batch fail with the error of the batch, each in its own words.
+
+    Where the broker names those that it refuses, the client fails their neighbours with a bare KafkaError, and several
+    of them with an InvalidRecordError whatever the reason: what is to be done about it could not be told any more.
+    """
+
+    def error_of(
+        error: Exception, refused: Iterable[tuple[int, str | None]] | None, _message: str | None
+    ) -> Callable[[int], Exception]:
+        words = dict(refused or ())
+        return lambda number: type(error)(told) if (told := words.get(number)) else error
+
+    sender._record_exceptions_fn = error_of
 
 
 def _sleep_to_the_end(network: Any) -> None:
