@@ -24,7 +24,7 @@ from gigaoffice_worker.broker.connection_log import ConnectionErrors
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, NO_LOGIN, describe, to_worker_error
 from gigaoffice_worker.broker.kafka_python.clock import steady_the_client
 from gigaoffice_worker.broker.kafka_python.fetching import watch
-from gigaoffice_worker.broker.kafka_python.network import mend_network
+from gigaoffice_worker.broker.kafka_python.network import mended_network
 from gigaoffice_worker.broker.kafka_python.sender import force_stop, refusal_of_idempotence
 from gigaoffice_worker.broker.security import security_kwargs
 from gigaoffice_worker.config import Config
@@ -169,17 +169,17 @@ def producer(config: Config, suffix: str = "") -> KafkaProducer:
 def open_consumer(during: str, config: Config, timeout: float, **changes: Any) -> KafkaConsumer:
     """Make a consumer with `changes` to the worker's arguments. Raises WorkerErrors only, which `during` begins."""
     with constructing(during, config):
-        client = KafkaConsumer(**{**consumer_kwargs(reachable(config, timeout)), **changes})
+        settings = {**consumer_kwargs(reachable(config, timeout)), **changes}
+        client = KafkaConsumer(**settings, kafka_client=mended_network(config.kafka.bootstrap_servers))
     watch(client)
-    mend_network(client, config.kafka.bootstrap_servers)
     return client
 
 
 def open_producer(during: str, config: Config, timeout: float, suffix: str = "", **changes: Any) -> KafkaProducer:
     """Make a producer with `changes` to the worker's arguments. Raises WorkerErrors only, which `during` begins."""
     with constructing(during, config):
-        client = KafkaProducer(**{**producer_kwargs(reachable(config, timeout), suffix), **changes})
-    mend_network(client, config.kafka.bootstrap_servers)
+        settings = {**producer_kwargs(reachable(config, timeout), suffix), **changes}
+        client = KafkaProducer(**settings, kafka_client=mended_network(config.kafka.bootstrap_servers))
     if refusal := refusal_of_idempotence(client, _PRODUCER_ID_WITHIN):
         force_stop(client, _PRODUCER_ID_WITHIN)
         told = to_worker_error(refusal, during)

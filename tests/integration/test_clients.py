@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
+from threading import Thread
 
 import pytest
 from confluent_kafka.admin import (
@@ -15,6 +16,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from kafka import TopicPartition
+from kafka.producer.sender import Sender
 from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker import clients
@@ -305,3 +307,25 @@ def test_an_argument_that_the_client_does_not_take_is_a_configuration_error():
         clients.constructing("connecting", config),
     ):
         raise AssertionError("Unrecognized option")
+
+
+def test_nothing_in_the_network_of_a_producer_is_exchanged_once_its_thread_uses_it(
+    cluster, authority, topic_set, monkeypatch
+):
+    used = {}
+
+    def start(sender):
+        used.update(vars(sender._client))
+        Thread.start(sender)
+
+    monkeypatch.setattr(Sender, "start", start)
+    producer = clients.producer(settings(cluster, "TLS", authority, topic_set, user=None))
+    try:
+        network = vars(producer._sender._client)
+        plain = (bool, int, float, type(None))  # what is counted and noted
+        assert {
+            name for name in network if network[name] is not used.get(name) and not isinstance(network[name], plain)
+        } == set()
+        assert "reach" in network
+    finally:
+        producer.close(timeout=5)

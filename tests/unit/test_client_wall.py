@@ -142,7 +142,12 @@ SIGNATURES = {
     "kafka.client_async:KafkaClient.send": ["self", "node_id", "request", "wakeup", "request_timeout_ms"],
     "kafka.producer.sender:Sender._failed_produce": ["self", "batches", "node_id", "error"],
     "kafka.producer.sender:Sender._complete_batch": ["self", "batch", "partition_response"],
-    "kafka.producer.sender:Sender._record_exceptions_fn": ["self", "top_level_exception", "record_errors", "error_message"],
+    "kafka.producer.sender:Sender._record_exceptions_fn": [
+        "self",
+        "top_level_exception",
+        "record_errors",
+        "error_message",
+    ],
     "kafka.producer.record_accumulator:RecordAccumulator.abort_incomplete_batches": ["self"],
     "kafka.producer.producer_batch:ProducerBatch.__init__": ["self", "tp", "records", "now"],
     "kafka.record.util:encode_varint": ["value", "write"],

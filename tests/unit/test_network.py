@@ -10,13 +10,14 @@ import time
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.client_async import KafkaClient
 from kafka.coordinator.base import MemberState
 from kafka.future import Future
 from kafka.protocol.sasl_handshake import SaslHandshakeResponse
 from kafka.structs import BrokerMetadata
 
 from gigaoffice_worker.broker.kafka_python.clock import STEADY, steady_the_client
-from gigaoffice_worker.broker.kafka_python.network import LOST_AFTER, mend_network
+from gigaoffice_worker.broker.kafka_python.network import LOST_AFTER, mended_network
 from tests.support.certificates import Authority
 
 THREADS = 1024
@@ -27,10 +28,13 @@ NOBODY = "127.0.0.1:1"
 def consumer(server=NOBODY, servers=(), **settings):
     steady_the_client()
     client = KafkaConsumer(
-        bootstrap_servers=server, api_version=(2, 1, 0), group_id=None, metrics_enabled=False, **settings
+        bootstrap_servers=server,
+        api_version=(2, 1, 0),
+        metrics_enabled=False,
+        kafka_client=mended_network(servers or [server]),
+        **{"group_id": None, **settings},
     )
     try:
-        mend_network(client, servers or [server])
         yield client
     finally:
         client.close(autocommit=False, timeout_ms=0)
@@ -117,36 +121,31 @@ def test_connection_that_fails_with_an_error_of_tls_is_closed(tmp_path):
             assert [each.disconnected() for each in client._client._conns.values()] == [True]
 
 
-def test_heartbeats_go_on_behind_an_error_of_the_network():
-    steady_the_client()
-    client = KafkaConsumer(
-        bootstrap_servers=NOBODY, api_version=(2, 1, 0), group_id="group", metrics_enabled=False, retry_backoff_ms=10
-    )
+def test_heartbeats_go_on_behind_an_error_of_the_network(monkeypatch):
     polls = []
 
-    def broken(timeout_ms=None, future=None):
+    def broken(_network, timeout_ms=None, future=None):
         polls.append(timeout_ms)
         raise ssl.SSLError(1, "bad record mac")
 
-    client._client.poll = broken
-    mend_network(client, [NOBODY])
-    coordinator = client._coordinator
-    try:
-        coordinator._start_heartbeat_thread()
-        coordinator.state = MemberState.STABLE
-        heartbeats = coordinator._heartbeat_thread
-        heartbeats.enable()
-        deadline = time.monotonic() + 20
-        while len(polls) < 3:
-            assert time.monotonic() < deadline, heartbeats.failed
-            time.sleep(0.01)
-        assert heartbeats.is_alive()
-        with pytest.raises(ssl.SSLError):
-            client._client.poll(timeout_ms=0)
-    finally:
-        coordinator._close_heartbeat_thread(5000)
-        with contextlib.suppress(ssl.SSLError):
-            client.close(autocommit=False, timeout_ms=0)
+    with monkeypatch.context() as patched, contextlib.suppress(ssl.SSLError):  # from the end of the consumer
+        patched.setattr(KafkaClient, "poll", broken)
+        with consumer(group_id="group", retry_backoff_ms=10) as client:
+            coordinator = client._coordinator
+            try:
+                coordinator._start_heartbeat_thread()
+                coordinator.state = MemberState.STABLE
+                heartbeats = coordinator._heartbeat_thread
+                heartbeats.enable()
+                deadline = time.monotonic() + 20
+                while len(polls) < 3:
+                    assert time.monotonic() < deadline, heartbeats.failed
+                    time.sleep(0.01)
+                assert heartbeats.is_alive()
+                with pytest.raises(ssl.SSLError):
+                    client._client.poll(timeout_ms=0)
+            finally:
+                coordinator._close_heartbeat_thread(5000)
 
 
 def test_configured_servers_are_asked_when_no_known_broker_answers():

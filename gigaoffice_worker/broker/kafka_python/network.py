@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import structlog
-from kafka import KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.client_async import KafkaClient
 from kafka.conn import BrokerConnection
@@ -82,13 +81,22 @@ class Reach:
         return [f"{each.host}:{each.port}" for each in self._network.cluster._bootstrap_brokers.values()]
 
 
-def mend_network(client: KafkaConsumer | KafkaProducer, servers: Sequence[str]) -> None:
-    """Mend the network of a client that has found its cluster; `servers` are all those that are configured."""
-    network = client._client if isinstance(client, KafkaConsumer) else client._sender._client
-    _wake_once(network)
-    _log_in_alone(network)
-    _close_what_failed(network)
-    network.reach = _look_for_a_lost_cluster(network, servers)
+def mended_network(servers: Sequence[str]) -> Callable[..., KafkaClient]:
+    """Return what makes a network mended before anybody uses it, the `kafka_client` of a consumer or a producer.
+
+    `servers` are all those that are configured. A producer's thread polls from the beginning: an answer that it had
+    just read for a part that is then exchanged would be lost, and with it whatever waits for that answer.
+    """
+
+    def make(**settings: Any) -> KafkaClient:
+        network = KafkaClient(**settings)
+        _wake_once(network)
+        _log_in_alone(network)
+        _close_what_failed(network)
+        network.reach = _look_for_a_lost_cluster(network, servers)
+        return network
+
+    return make
 
 
 def _wake_once(network: KafkaClient) -> None:
