@@ -40,8 +40,8 @@ class Producer:
         """Send again after a failure. To be called when everything sent before has been answered."""
         self._batches.go_on()
 
-    def knows(self, topic: str, timeout: float) -> bool:
-        """Say whether the cluster has the topic; where the client knows nothing of it, it asks for up to `timeout`."""
+    def knows(self, topic: str, timeout: float) -> bool | None:
+        """Say whether the cluster has the topic; None where the client asks and has no answer in `timeout` seconds."""
         return knows_topic(self._client, topic, timeout)
 
     def limit_batches(self, size: int) -> None:

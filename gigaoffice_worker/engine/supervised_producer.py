@@ -36,6 +36,8 @@ class SupervisedProducer:
         self._batch_limit: int | None = None
         # A client whose sender would not end is kept, or its finaliser would block whoever runs the collector.
         self._retired: list[Producer] = []
+        # Since when the client gets no answer about a topic; None while it gets one, or need not ask.
+        self._silent_since: float | None = None
         # Why the client is not trusted any more; None while it is.
         self.doubt: str | None = None
         self._rebuilds = Backoff(_BACKOFF, _MAX_BACKOFF)
@@ -70,7 +72,12 @@ class SupervisedProducer:
 
     def knows(self, topic: str) -> bool:
         """Say whether the cluster has the topic, as far as the client knows; asks it where the client knows nothing."""
-        return self._client is None or self._client.knows(topic, _ASK_WITHIN)
+        known = self._client is None or self._client.knows(topic, _ASK_WITHIN)
+        if known is not None:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = self._clock()
+        return bool(known)
 
     def go_on(self) -> None:
         """Send again after a failure; nothing may be on its way."""
@@ -88,13 +95,14 @@ class SupervisedProducer:
         self.doubt = cause
 
     def check(self, now: float, owed_since: float | None) -> None:
-        """Doubt a client that cannot send any more, or that owes an answer since `owed_since` for too long."""
+        """Doubt a client that cannot send any more, or owes an answer for too long: to a send, or about a topic."""
         if self.doubt is not None:
             return
+        since = min((each for each in (owed_since, self._silent_since) if each is not None), default=now)
         if self._client is None or self._client.broken:
             self.suspect("the producer cannot send any more")
-        elif owed_since is not None and now - owed_since > self._delivery_timeout + ABANDON_AFTER:
-            self.suspect(f"no answer for {now - owed_since:.0f} seconds")
+        elif now - since > self._delivery_timeout + ABANDON_AFTER:
+            self.suspect(f"no answer for {now - since:.0f} seconds")
 
     def rebuild_due(self, now: float) -> bool:
         """Say whether a client in doubt is to be replaced now."""
@@ -106,6 +114,7 @@ class SupervisedProducer:
             if not self._client.force_stop(_STOP_SENDER_WITHIN):
                 self._retired.append(self._client)
             self._client = None
+        self._silent_since = None
 
     def begin_anew(self) -> bool:
         """Make a new client behind a stopped one; False when that failed and will be tried again later."""

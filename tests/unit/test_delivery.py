@@ -62,6 +62,7 @@ class FakeProducer:
         self.on_wire: list[Sent] = []
         self.broken = False
         self.topics = {RESPONSES, DLQ}
+        self.silent = False
         self.sizes: list[int] = []
         self.went_on = 0
         self.batch_limit = 0
@@ -89,8 +90,8 @@ class FakeProducer:
     def limit_batches(self, size: int) -> None:
         self.batch_limit = size
 
-    def knows(self, topic: str, timeout: float) -> bool:
-        return topic in self.topics
+    def knows(self, topic: str, timeout: float) -> bool | None:
+        return None if self.silent else topic in self.topics
 
     def force_stop(self, timeout: float) -> bool:
         self.stopped = True
@@ -758,6 +759,21 @@ def test_a_send_without_an_answer_past_every_time_out_is_doubted() -> None:
     assert scene.rebuilt == 0
     scene.turn(0.1)
     assert scene.rebuilt == 1
+
+
+@pytest.mark.parametrize("rebuilt", [0, 1])
+def test_a_client_without_an_answer_about_its_topic_is_doubted_but_not_one_whose_topic_is_missing(rebuilt: int) -> None:
+    scene = Scene()
+    scene.deliver()
+    scene.answer(error=REFUSED)
+    scene.turn()
+    scene.producer.topics.clear()
+    scene.producer.silent = rebuilt == 1
+    scene.turn(1)
+    scene.turn(TIMEOUT + ABANDON_AFTER)
+    assert scene.rebuilt == 0
+    scene.turn(0.1)
+    assert scene.rebuilt == rebuilt
 
 
 def test_an_outcome_that_has_waited_long_does_not_cast_doubt_on_the_client_that_sends_it_now() -> None:

@@ -35,7 +35,7 @@ class Scene:
             request_update=self._ask,
         )
         self.partitions: set[int] | None = {0, 1}
-        self.asked = 0
+        self.answers, self.asked = True, 0
         self.under_way = 0
         self.woken = 0
         self.waits: list[object] = []
@@ -67,7 +67,7 @@ class Scene:
 
     def _ask(self) -> Future:
         self.asked += 1
-        return Future().success(None)
+        return Future().success(None) if self.answers else Future()
 
     def send(self, *names: str) -> None:
         for name in names:
@@ -227,8 +227,10 @@ def test_topic_that_the_client_does_not_know_is_asked_for_once(scene):
     assert scene.producer.knows(AT.topic, 0.0)
     assert scene.asked == 0
     scene.partitions = None
-    assert not scene.producer.knows(AT.topic, 0.0)
+    assert scene.producer.knows(AT.topic, 0.0) is False
     assert (scene.asked, scene.woken) == (1, 2)
+    scene.answers = False
+    assert scene.producer.knows(AT.topic, 0.0) is None
 
 
 @pytest.mark.parametrize(

@@ -47,19 +47,19 @@ def is_broken(client: KafkaProducer) -> bool:
     return bool(manager and manager.has_fatal_error()) or not client._sender.is_alive()
 
 
-def knows_topic(client: KafkaProducer, topic: str, timeout: float) -> bool:
-    """Say whether the cluster has a topic; a producer that knows nothing of it asks, and waits up to `timeout` seconds.
+def knows_topic(client: KafkaProducer, topic: str, timeout: float) -> bool | None:
+    """Say whether the cluster has a topic; None where the producer has to ask and gets no answer in `timeout` seconds.
 
     `partitions_for` would wait for the topic itself, for all of `max_block_ms`.
     """
     if client._metadata.partitions_for_topic(topic):
         return True
     client._sender.add_topic(topic)
-    asked = threading.Event()
-    client._metadata.request_update().add_both(lambda _answer: asked.set())
+    answered = threading.Event()
+    client._metadata.request_update().add_both(lambda _answer: answered.set())
     client._sender.wakeup()
-    asked.wait(timeout)
-    return bool(client._metadata.partitions_for_topic(topic))
+    said = answered.wait(timeout)
+    return bool(client._metadata.partitions_for_topic(topic)) or (False if said else None)
 
 
 def force_stop(client: KafkaProducer, timeout: float) -> bool:
