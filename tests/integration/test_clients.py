@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from confluent_kafka.admin import (
@@ -307,6 +307,41 @@ def test_an_argument_that_the_client_does_not_take_is_a_configuration_error():
         clients.constructing("connecting", config),
     ):
         raise AssertionError("Unrecognized option")
+
+
+def test_a_login_beside_another_thread_that_polls_takes_no_time(cluster, authority, topic_set):
+    """Before, one of the two took the other's answer, and waited for its own until the request time-out of 30 s."""
+    config = settings(cluster, "SASL", authority, topic_set, "worker", mechanism="SCRAM-SHA-256")
+    consumer = clients.consumer(config)
+    network, over = consumer._client, Event()
+    longest = {"ours": 0.0, "heartbeats": 0.0}
+
+    def poll(whose):
+        began = time.monotonic()
+        network.poll(timeout_ms=20)
+        longest[whose] = max(longest[whose], time.monotonic() - began)
+
+    def send_heartbeats():
+        while not over.is_set():
+            poll("heartbeats")
+
+    thread = Thread(target=send_heartbeats)
+    thread.start()
+    try:
+        for _ in range(30):
+            with network._lock:
+                if (broker := network._conns.get(1)) is not None:
+                    broker.close()
+            deadline = time.monotonic() + 60
+            while not network.is_ready(1, metadata_priority=False):
+                assert time.monotonic() < deadline, longest
+                network.maybe_connect(1)
+                poll("ours")
+    finally:
+        over.set()
+        thread.join()
+        consumer.close(autocommit=False)
+    assert max(longest.values()) < 10, longest
 
 
 def test_nothing_in_the_network_of_a_producer_is_exchanged_once_its_thread_uses_it(
