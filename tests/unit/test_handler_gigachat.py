@@ -486,7 +486,7 @@ def test_the_deadline_bounds_token_and_chat_together(service, make, half, answer
     setattr(service, half, answer)
     asked = request(0.4)
     assert type(failure(make(), asked)) is NoAnswerError
-    assert asked.deadline.remaining() == 0
+    assert asked.deadline.remaining() < 0.1
     assert asked.deadline._at > time.monotonic() - 10
 
 
