@@ -356,7 +356,7 @@ def test_the_deadline_bounds_the_whole_call(service, make, answer):
     error = failure(handler, asked)
     assert type(error) is NoAnswerError
     assert not error.shared
-    assert asked.deadline.remaining() == 0
+    assert asked.deadline.remaining() < 0.1
     assert asked.deadline._at > time.monotonic() - 10
 
 
