@@ -83,8 +83,8 @@ def test_kill_repeats_no_call_whose_response_stood_in_the_log(stage, place, ever
         # An outcome that was on its way and has not arrived is nowhere: nobody can know of it.
         assert flight.unexcused == frozenset()
         assert len(flight.running) <= THREADS
-        # No call starts while a response waits for longer than that.
-        last = max(call.at for call in evidence.calls if call.pid == life.pid)
+        # No call starts while a response waits for longer than that. The first life may end with its first mark.
+        last = max((call.at for call in evidence.calls if call.pid == life.pid), default=life.taken_over)
         waits = last - min(flight.unacknowledged.values(), default=last)
         assert waits < BLOCKED_AFTER
         ended = f"{len(flight.unacknowledged)} ended and on the way, for up to {waits:.3f} s"

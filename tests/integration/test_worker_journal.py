@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import kafka
 import pytest
@@ -108,6 +109,29 @@ def test_missing_response_to_a_dead_letter_waits_for_the_turn_of_its_request(sce
     scene.ready()
     assert ids(scene.wait_responses(3)) == names
     assert scene.starts() == {"slow": 1, "last": 1}
+
+
+def test_dead_letter_is_found_by_each_owner_until_its_response_is_written(scene, tmp_path):
+    """Seen before: the mark of the first one passed the dead letter, and the second one made the call again."""
+    scene.make()
+    taken_over(scene)
+    held = tmp_path / "held"
+    held.touch()
+    slow = ask("slow", b"k", do="hang", file=str(held))
+    _, place, *_ = scene.send(slow, ask("buried", b"k"), *[ask(f"r{n}", b"other") for n in range(10)])
+    bury(scene, place)
+    # A static member takes its place again at once.
+    worker = scene.ready(KAFKA_CONSUMER_GROUP_INSTANCE_ID="one")
+    scene.wait_responses(10)
+    eventually(lambda: metadata(scene)[0].startswith("gw1:0:"), "a commit behind them")
+    worker.signal(signal.SIGKILL)
+    worker.wait(10)
+    held.unlink()
+    worker.start().wait_ready()
+    check_once(scene.wait_responses(12), ["slow", "buried", *[f"r{n}" for n in range(10)]])
+    scene.wait_committed()
+    assert "buried" not in scene.starts()
+    assert len(scene.dead_letters()) == 1
 
 
 def test_all_output_partitions_are_read_where_the_topics_have_not_as_many(scene):

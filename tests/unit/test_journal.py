@@ -241,6 +241,18 @@ def test_next_owner_is_told_to_look_from_the_same_place_until_all_that_was_found
     assert scene.journal.marks({0: held.assignment}, {}) == {0: Mark({0: 9}, {0: 4}).encode()}
 
 
+def test_next_owner_finds_a_dead_letter_as_long_as_its_response_is_owed():
+    scene, held = Scene(), Partition()
+    scene.journal.ask(held.assignment, MARK)
+    work = held.work(b"a")
+    scene.answer(ends={("responses", 0): 9, ("dlq", 0): 4}, found=[dead_letter_of(work.record)])
+    scene.journal.look_up([work])
+    held.assignment.receive(work)
+    assert scene.journal.marks({0: held.assignment}, {}) == {0: MARK}
+    held.assignment.settle(work)
+    assert scene.journal.marks({0: held.assignment}, {}) == {0: Mark({0: 9}, {0: 4}).encode()}
+
+
 def test_mark_is_the_floor_of_the_oldest_outcome_on_its_way():
     scene, held = Scene(), assignment()
     scene.floors.raise_to({("responses", 0): 5, ("dlq", 0): 0})
