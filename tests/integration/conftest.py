@@ -1,4 +1,4 @@
-"""Fixtures for tests of the running worker."""
+"""Fixtures for tests of the running worker and of the commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import uuid
 
 import pytest
 
-from tests.conftest import RUN, TopicSet
+from tests.conftest import RUN, TopicSet, settings
+from tests.support.commands import Cli
+from tests.support.forked import PATHS
 from tests.support.scene import Scene
 
 
@@ -26,3 +28,14 @@ def shared_scene(kafka_bootstrap, tmp_path_factory, request):
     names = TopicSet(f"{unique}-requests", f"{unique}-responses", f"{unique}-dlq", f"{unique}-group")
     with Scene(kafka_bootstrap, names, tmp_path_factory.mktemp("shared")) as scene:
         yield scene
+
+
+@pytest.fixture
+def cli(kafka_bootstrap, topic_set):
+    """Commands for this test's topics, which are not made yet."""
+    return Cli({"PYTHONPATH": PATHS, **settings(kafka_bootstrap, topic_set)})
+
+
+@pytest.fixture
+def names(topic_set):
+    return {topic_set.requests, topic_set.responses, topic_set.dlq}
