@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from gigaoffice_worker.broker.topics import TopicReport
-from gigaoffice_worker.core.journal import Findings, Floor, Floors, Mark, MarkError, Place
+from gigaoffice_worker.core.journal import Floor, Floors, Mark, MarkError, Place
 from gigaoffice_worker.core.messages import answerable_id
 from gigaoffice_worker.core.records import Outcome
 from gigaoffice_worker.core.work import Assignment, Work
@@ -163,15 +163,19 @@ class Journal:
             return {}
         newest, marks = self._floors.now, {}
         for partition, held in assignments.items():
-            if held.findings is not None and _nothing_left_of(held.findings, held):
-                held.findings = None
-            if held.findings is not None or self.waits(held):
-                # What was found and has no use yet must be found again by the next one.
+            if self.waits(held) or (held.findings is not None and held.tracker.position < held.findings.end):
+                # What was found and is not received yet must be found again by the next one.
                 marks[partition] = held.mark
                 continue
             mark = unsettled.get(held, newest).mark(self._where_answered(partition), self._dead_letters)
-            if mark is not None:
-                marks[partition] = mark.encode()
+            if held.findings is not None and not _owes_a_response(held):
+                held.findings = None
+            if mark is None:
+                continue
+            if held.findings is not None:
+                # And so must a dead letter whose response is not written yet.
+                mark = Mark(mark.responses, Mark.decode(held.mark).dead_letters)
+            marks[partition] = mark.encode()
         return marks
 
     def _where_answered(self, partition: int) -> tuple[Place, ...]:
@@ -181,11 +185,9 @@ class Journal:
         return self._responses
 
 
-def _nothing_left_of(findings: Findings, held: Assignment) -> bool:
-    """Say whether all that was found is received, and no response is owed to a dead letter that was found."""
-    if held.tracker.position < findings.end:
-        return False
-    return not any(work.owed is not None and work.owed.reason is not None for work in held.tracker)
+def _owes_a_response(held: Assignment) -> bool:
+    """Say whether a request in hand waits for the response to a dead letter that was found."""
+    return any(work.owed is not None and work.owed.reason is not None for work in held.tracker)
 
 
 def _places(report: TopicReport, topic: str) -> tuple[Place, ...]:
