@@ -9,6 +9,7 @@ still paused; what has its outcome is settled when it is received, without a cal
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -152,6 +153,7 @@ class Journal:
                 work.id, work.attempt = answerable_id(work.record), dead.attempts
                 # It runs in its turn, without a call: an earlier request of its key may have no response yet either.
                 work.owed = dead.outcome if work.id else None
+                work.worth_until = math.inf  # its end has come, whatever it would be worth now
                 known[work] = work.owed
         return known
 

@@ -104,10 +104,14 @@ def test_missing_response_to_a_dead_letter_waits_for_the_turn_of_its_request(sce
     scene.make()
     taken_over(scene)
     names = ["slow", "buried", "last"]
-    _, place, _ = scene.send(ask("slow", b"k", seconds=1.0), ask("buried", b"k"), ask("last", b"k"))
+    # Its dead letter says how it has ended, so it does not expire either.
+    buried = ask("buried", b"k", headers=[("ttl-ms", b"1")])
+    _, place, _ = scene.send(ask("slow", b"k", seconds=1.0), buried, ask("last", b"k"))
     bury(scene, place)
     scene.ready()
-    assert ids(scene.wait_responses(3)) == names
+    responses = scene.wait_responses(3)
+    assert ids(responses) == names
+    assert responses[1].error == {"type": "RejectedError", "message": "too bad"}
     assert scene.starts() == {"slow": 1, "last": 1}
 
 

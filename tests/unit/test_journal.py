@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -216,9 +218,10 @@ def test_partition_waits_for_its_answer_and_then_knows_what_is_done():
         found=[response_to(works[0].record), dead_letter_of(works[1].record)],
     )
     assert not scene.journal.waits(held.assignment)
+    works[1].worth_until = 1.0
     known = scene.journal.look_up(works)
     assert known == {works[0]: None, works[1]: Outcome(failure=Failure("RejectedError", "no"), reason=Reason.REJECTED)}
-    assert (works[1].id, works[1].attempt) == ("b", 3)
+    assert (works[1].id, works[1].attempt, works[1].worth_until) == ("b", 3, math.inf)
 
 
 def test_dead_letter_that_nobody_can_be_told_of_is_the_whole_outcome():
