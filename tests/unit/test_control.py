@@ -147,7 +147,7 @@ def test_a_worker_starts_without_a_socket_where_there_can_be_none(directory) -> 
 
 @pytest.fixture
 def no_collections() -> Iterator[None]:
-    """Collect no garbage: hypothesis listens to each collection, and fails where one begins at the end of the stack."""
+    """Collect no garbage: what a collection calls, finalisers and listeners, has no room at the end of the stack."""
     gc.disable()
     yield
     gc.enable()
