@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import threading
 import time
@@ -97,6 +98,14 @@ def made_topics(topic_set: TopicSet, make_topics: Callable[..., None]) -> TopicS
     """The topic set, created as the worker would: 3 request, 3 response and 1 dead letter partitions."""
     make_topics({topic_set.requests: 3, topic_set.responses: 3, topic_set.dlq: 1})
     return topic_set
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Collect no garbage: what a collection calls, finalisers and listeners, has no room at the end of the stack."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import socket
@@ -143,14 +142,6 @@ def test_a_worker_starts_without_a_socket_where_there_can_be_none(directory) -> 
     control = ControlSocket(directory, {})
     control.start()
     control.close()
-
-
-@pytest.fixture
-def no_collections() -> Iterator[None]:
-    """Collect no garbage: what a collection calls, finalisers and listeners, has no room at the end of the stack."""
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collections")

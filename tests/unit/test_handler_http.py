@@ -119,6 +119,7 @@ def test_null_and_success_without_content_are_a_null_result(service, make, statu
     assert make()(request()) is None
 
 
+@pytest.mark.usefixtures("no_collections")
 @pytest.mark.parametrize("body", [b"", b" ", b"<html>tell-nobody</html>", b"{", b"\xff", b"NaN", b"[" * 100_000])
 def test_success_that_is_not_json_is_tried_again(service, make, body):
     service.answer = answers(200, body)

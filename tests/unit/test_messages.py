@@ -103,6 +103,7 @@ def test_what_is_no_json_object_can_be_answered_only_under_its_key(
     assert refused(value, key).answerable_id == answerable
 
 
+@pytest.mark.usefixtures("no_collections")
 @pytest.mark.parametrize(
     "value", [b"[" * 100_000, b'{"id": "x", "a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"a":' * 100_000]
 )
