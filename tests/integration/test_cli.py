@@ -1,4 +1,4 @@
-"""The commands topics and check, as somebody types them, against a real Kafka."""
+"""The commands topics and check, as somebody types them, and what a guarded Kafka says to send."""
 
 from __future__ import annotations
 

@@ -122,30 +122,32 @@ def test_connection_that_fails_with_an_error_of_tls_is_closed(tmp_path):
 
 
 def test_heartbeats_go_on_behind_an_error_of_the_network(monkeypatch):
-    polls = []
+    polls, over, poll = [], threading.Event(), KafkaClient.poll
 
-    def broken(_network, timeout_ms=None, future=None):
+    def broken(network, timeout_ms=None, future=None):
+        if over.is_set():
+            return poll(network, timeout_ms, future)
         polls.append(timeout_ms)
         raise ssl.SSLError(1, "bad record mac")
 
-    with monkeypatch.context() as patched, contextlib.suppress(ssl.SSLError):  # from the end of the consumer
-        patched.setattr(KafkaClient, "poll", broken)
-        with consumer(group_id="group", retry_backoff_ms=10) as client:
-            coordinator = client._coordinator
-            try:
-                coordinator._start_heartbeat_thread()
-                coordinator.state = MemberState.STABLE
-                heartbeats = coordinator._heartbeat_thread
-                heartbeats.enable()
-                deadline = time.monotonic() + 20
-                while len(polls) < 3:
-                    assert time.monotonic() < deadline, heartbeats.failed
-                    time.sleep(0.01)
-                assert heartbeats.is_alive()
-                with pytest.raises(ssl.SSLError):
-                    client._client.poll(timeout_ms=0)
-            finally:
-                coordinator._close_heartbeat_thread(5000)
+    monkeypatch.setattr(KafkaClient, "poll", broken)
+    with consumer(group_id="group", retry_backoff_ms=10) as client:
+        coordinator = client._coordinator
+        try:
+            coordinator._start_heartbeat_thread()
+            coordinator.state = MemberState.STABLE
+            heartbeats = coordinator._heartbeat_thread
+            heartbeats.enable()
+            deadline = time.monotonic() + 20
+            while len(polls) < 3:
+                assert time.monotonic() < deadline, heartbeats.failed
+                time.sleep(0.01)
+            assert heartbeats.is_alive()
+            with pytest.raises(ssl.SSLError):
+                client._client.poll(timeout_ms=0)
+        finally:
+            over.set()
+            coordinator._close_heartbeat_thread(5000)
 
 
 def test_configured_servers_are_asked_when_no_known_broker_answers():
