@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -26,8 +25,9 @@ from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Reason, Record
 from gigaoffice_worker.operations.replay import Replay
 from tests.conftest import TopicSet, settings
-from tests.support import batches, forked, wire
+from tests.support import batches, wire
 from tests.support.batches import RawRecord
+from tests.support.commands import Cli
 from tests.support.forked import PATHS
 from tests.support.listeners import AUTHORIZED, scram_user, with_login
 from tests.support.releases import OwnKafka
@@ -43,11 +43,7 @@ class Desk:
     def __init__(self, bootstrap: str, topics: TopicSet) -> None:
         self.bootstrap = bootstrap
         self.topics = topics
-        self.environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": PATHS,
-            **settings(bootstrap, topics),
-        }
+        self._cli = Cli({"PYTHONPATH": PATHS, **settings(bootstrap, topics)}, timeout=60)
 
     def make(self, *, requests: int = 3, dlq: int = 1, config=None, dlq_config=None) -> Desk:
         wire.create_topics(self.bootstrap, {self.topics.dlq: dlq}, config=dlq_config)
@@ -74,22 +70,11 @@ class Desk:
         )
         return letter.key, letter.value, letter.headers
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "gigaoffice_worker", "dlq", *arguments]
-
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = forked.run(["dlq", *arguments], {**self.environment, **environment})
-        assert "Traceback" not in done.stdout + done.stderr
-        return done
+        return self._cli("dlq", *arguments, **environment)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return self._cli.start("dlq", *arguments)
 
     def requests(self) -> list[wire.Rec]:
         return wire.read_all(self.bootstrap, self.topics.requests)

@@ -11,13 +11,14 @@ from tests.support.forked import ROOT
 
 
 class Cli:
-    """Runs commands in an environment that holds nothing but what it is given."""
+    """Runs commands, for `timeout` seconds each, in an environment that holds nothing but what it is given."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], *, timeout: float = 120.0) -> None:
+        self._timeout = timeout
         self.environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), **environment}
 
     def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        done = forked.run(arguments, {**self.environment, **environment}, stdin=stdin, timeout=120)
+        done = forked.run(arguments, {**self.environment, **environment}, stdin=stdin, timeout=self._timeout)
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
