@@ -124,10 +124,11 @@ def test_storm_guard_stops_intake_probes_one_request_at_a_time_and_heals(scene):
     scene.send(ask("came-later", "later", do="while_file", then="fail", file=str(broken)))
 
     # One request at a time probes, again and again, and nothing more is given up.
-    eventually(lambda: len(scene.journal()) > tripped + 20, "several probes")
+    eventually(lambda: len(scene.journal()) > tripped + 48, "twenty probes")
     probes = scene.journal()[tripped + 8 :]
     assert overlapping(probes[probes[0].moment == "end" :], lambda call: "any") == []
-    assert len({call.id for call in probes}) >= 5  # each time another one
+    # Each time another one: all ten keys have had a turn before one has its second, in any order.
+    assert len({call.id for call in probes}) >= 10
     assert scene.count(scene.topics.dlq) == dead
 
     broken.unlink()
