@@ -15,7 +15,7 @@ import structlog
 from gigaoffice_worker._version import __version__
 from gigaoffice_worker.broker.connection_log import LoginWatch
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS
-from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.broker.verification import TopicReport
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import WorkerError
 from gigaoffice_worker.core.records import Request

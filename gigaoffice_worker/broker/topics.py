@@ -17,21 +17,16 @@ from kafka.errors import TopicAlreadyExistsError
 from gigaoffice_worker.broker.admin import MAX_MESSAGE_BYTES, Admin, TopicState, admin
 from gigaoffice_worker.broker.error_table import Kind, classify, describe, is_timeout, rule, to_worker_error
 from gigaoffice_worker.broker.verification import (
-    Mismatch,
     OpenAdmin,
     TopicReport,
-    TopicVerifier,
     describe_patiently,
     examine,
     limits_of,
-    verify_topics,
     warn,
 )
 from gigaoffice_worker.config import Config, TopicSpec
 from gigaoffice_worker.config.values import partitions_trouble, replication_trouble, topic_name_trouble
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
-
-__all__ = ["Mismatch", "OpenAdmin", "TopicReport", "TopicVerifier", "ensure_topics", "verify_topics"]
 
 log = structlog.get_logger(__name__)
 

@@ -41,7 +41,6 @@ class Mismatch(NamedTuple):
 class TopicReport:
     """What one verification found; mappings are by topic name and lack what could not be found out."""
 
-    required: tuple[str, ...]
     existing: tuple[str, ...]
     missing: tuple[str, ...]
     without_leader: tuple[str, ...]
@@ -115,15 +114,6 @@ class TopicVerifier:
             self._admin = None
 
 
-def verify_topics(config: Config, open_admin: OpenAdmin = admin, *, previous: TopicReport | None = None) -> TopicReport:
-    """Verify the topics once; see TopicVerifier. Raises WorkerErrors only."""
-    verifier = TopicVerifier(config, open_admin)
-    try:
-        return verifier.verify(previous)
-    finally:
-        verifier.close()
-
-
 def examine(
     config: Config, client: Admin, wanted: Collection[str] = (), stop: threading.Event | None = None
 ) -> TopicReport:
@@ -136,7 +126,6 @@ def examine(
     existing = tuple(name for name in required if name in states)
     limits = limits_of(client, existing)
     return TopicReport(
-        required=required,
         existing=existing,
         missing=tuple(name for name in required if name not in states),
         without_leader=tuple(name for name in existing if not states[name].has_leaders),
@@ -206,4 +195,4 @@ def warn(config: Config, report: TopicReport, previous: TopicReport | None = Non
             )
 
 
-_NOTHING: Final = TopicReport((), (), (), (), (), datetime.fromtimestamp(0, UTC), {}, {}, {})
+_NOTHING: Final = TopicReport((), (), (), (), datetime.fromtimestamp(0, UTC), {}, {}, {})

@@ -9,7 +9,7 @@ from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.visible import visible
 
 if TYPE_CHECKING:
-    from gigaoffice_worker.broker.topics import TopicReport
+    from gigaoffice_worker.broker.verification import TopicReport
     from gigaoffice_worker.config import TopicSpec
 
 _DESCRIPTION = """\

@@ -12,7 +12,7 @@ from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.log_reader import LogReader
 from gigaoffice_worker.broker.producer import Producer
-from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.broker.verification import TopicReport
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.dedupe import Answers
@@ -178,7 +178,7 @@ class Engine:
         self.consumer.drain(time.monotonic())
 
     def close(self) -> None:
-        """Send the threads home and end the producer. Waits two seconds at most, and never for a handler."""
+        """Send the threads home and end the producers. Waits three seconds at most, and never for a handler."""
         self.dispatcher.stop()
         self.delivery.stop()
         self._journal_reader.stop()

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.broker.verification import TopicReport
 from gigaoffice_worker.core.journal import Floor, Floors, Mark, MarkError, Place
 from gigaoffice_worker.core.messages import answerable_id
 from gigaoffice_worker.core.records import Outcome

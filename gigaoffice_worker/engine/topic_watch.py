@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from gigaoffice_worker.broker.topics import TopicReport, TopicVerifier, ensure_topics
-from gigaoffice_worker.broker.verification import DEFAULT_COMMIT_METADATA
+from gigaoffice_worker.broker.topics import ensure_topics
+from gigaoffice_worker.broker.verification import DEFAULT_COMMIT_METADATA, TopicReport, TopicVerifier
 from gigaoffice_worker.config import Config
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
 from gigaoffice_worker.observe.health import TopicsSeen

@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker.admin import admin
-from gigaoffice_worker.broker.topics import TopicVerifier, ensure_topics, verify_topics
+from gigaoffice_worker.broker.topics import ensure_topics
+from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import ConfigurationError, UnreachableError
 from tests.support import wire
@@ -66,7 +67,7 @@ def test_missing_topics_are_created_with_their_settings_and_verified(settings, t
         report = run(config)
     assert run.created == list(topic_set[:3])
     assert run.errors == []
-    assert report.required == report.existing == topic_set[:3]
+    assert report.existing == topic_set[:3]
     assert (report.missing, report.mismatches, report.without_leader) == ((), (), ())
     assert report.partitions == {topic_set.requests: 2, topic_set.responses: 3, topic_set.dlq: 1}
     assert report.limits[topic_set.requests] == 2_000_000
@@ -333,5 +334,9 @@ def test_verifying_without_a_cluster_raises_ours_and_the_next_one_may_succeed(se
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(UnreachableError, match="connection refused"):
-        verify_topics(settings(KAFKA_BOOTSTRAP_SERVERS=address))
-    assert verify_topics(settings()).missing == ()
+        TopicVerifier(settings(KAFKA_BOOTSTRAP_SERVERS=address)).verify()
+    verifier = TopicVerifier(settings())
+    try:
+        assert verifier.verify().missing == ()
+    finally:
+        verifier.close()

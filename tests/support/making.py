@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from gigaoffice_worker.broker.topics import TopicReport
+from gigaoffice_worker.broker.verification import TopicReport
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
@@ -80,7 +80,6 @@ def dispatcher(
 def report(partitions: Mapping[str, int], operations: Mapping[str, Iterable[str]]) -> TopicReport:
     """Return what a verification found: topics with their numbers of partitions, and what we may do with some."""
     return TopicReport(
-        required=tuple(partitions),
         existing=tuple(partitions),
         missing=(),
         without_leader=(),

@@ -10,7 +10,7 @@ from kafka import errors as kafka
 from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker.admin import TopicState
-from gigaoffice_worker.broker.topics import ensure_topics, verify_topics
+from gigaoffice_worker.broker.topics import ensure_topics
 from gigaoffice_worker.broker.verification import TopicVerifier
 from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import AccessError, ConfigurationError, UnreachableError, WorkerError
@@ -244,10 +244,11 @@ def test_an_invalid_topic_is_told_in_the_guides_words_before_the_cluster_is_aske
 
 def test_a_verification_that_fails_raises_ours_and_leaves_nothing_open():
     cluster = Cluster(describe=[kafka.KafkaTimeoutError(), ZeroDivisionError()])
+    verifier = TopicVerifier(load({}), cluster)
     with pytest.raises(UnreachableError, match="verifying the topics: no answer in time"):
-        verify_topics(load({}), cluster)
+        verifier.verify()
     with pytest.raises(WorkerError, match="unexpected error"):
-        verify_topics(load({}), cluster)
+        verifier.verify()
     assert cluster.open == 0
 
 
