@@ -6,9 +6,7 @@ import contextlib
 import queue
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
-
-from kafka.partitioner import DefaultPartitioner
+from typing import Final, NamedTuple, Self
 
 from gigaoffice_worker.broker.admin import require_topics
 from gigaoffice_worker.broker.clients import open_producer
@@ -45,7 +43,6 @@ class RequestWriter:
         self._timeout = timeout
         self._outcomes: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         self._stack = contextlib.ExitStack()
-        self._client: Any = None
         self._producer: Producer
 
     def __enter__(self) -> Self:
@@ -57,10 +54,8 @@ class RequestWriter:
             # The client wants it above the time of one request and the linger.
             "delivery_timeout_ms": round((max(self._timeout, limit) + self._config.producer.linger + 0.1) * 1000),
         }
-        self._client = open_producer(
-            "connecting to put dead letters back", self._config, self._timeout, _NAME, **changes
-        )
-        self._producer = Producer(self._client)
+        client = open_producer("connecting to put dead letters back", self._config, self._timeout, _NAME, **changes)
+        self._producer = Producer(client)
         self._stack.callback(self._producer.force_stop, _CLOSE_LIMIT)
         return self
 
@@ -72,8 +67,7 @@ class RequestWriter:
     def send(self, record: Record, headers: Headers) -> bool:
         """Hand a dead letter over, to come out of `next`; False if null headers had to be written with an empty value.
 
-        The client encodes a null header, but then fails to count its bytes, when the record is in its batch already: it
-        would be written, and nobody told.
+        A record on its way out has no header without a value.
         """
         written = [(name, value or b"") for name, value in headers]
         self._send(record, written)
@@ -94,22 +88,17 @@ class RequestWriter:
             too_large = send_failure(error) is SendFailure.TOO_LARGE
             self._outcomes.put(Sent(record.source, _told(error, self._topic), too_large))
 
+        # Where the request stood, so that it stays with those of its key, whoever chose the partition.
+        source = facts(record).source
+        partition = source.partition if source and source.topic == self._topic else None
         try:
-            request = OutgoingRecord(self._topic, record.key, record.value, headers, self._partition(record))
-            self._producer.send(request, acknowledged, failed)
+            self._producer.send(
+                OutgoingRecord(self._topic, record.key, record.value, headers, partition), acknowledged, failed
+            )
         except TopicUnavailableError as error:
             raise UnreachableError(str(error), hint="Check that the brokers run.") from error
-
-    def _partition(self, record: Record) -> int:
-        """Return where the request stood, so that it stays with those of its key, whoever chose the partition."""
-        try:
-            known = sorted(self._client.partitions_for(self._topic))
         except Exception as error:
             raise _told(error, self._topic) from error
-        source = facts(record).source
-        if source and source.topic == self._topic and source.partition in known:
-            return source.partition
-        return int(DefaultPartitioner()(record.key, known, known))
 
 
 def _told(error: BaseException, topic: str) -> WorkerError:
