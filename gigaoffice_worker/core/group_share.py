@@ -288,15 +288,12 @@ class GroupLimits:
             self._partitions = partitions
         if (self._owned, self._partitions) == before:
             return
-        self._share_out(now, call_seconds, self._owned, self._partitions)
-
-    def _share_out(self, now: float, call_seconds: float, owned: frozenset[int], partitions: int) -> None:
         if self._concurrency:
-            self._concurrency.owns(now, self._wall(), owned, partitions, call_seconds)
+            self._concurrency.owns(now, self._wall(), self._owned, self._partitions, call_seconds)
         if self._rate:
-            self._rate.owns(now, owned, partitions)
+            self._rate.owns(now, self._owned, self._partitions)
         if self._tokens:
-            self._tokens.owns(now, len(owned), partitions)
+            self._tokens.owns(now, len(self._owned), self._partitions)
 
     def begins_at(self, now: float, running: int, call_seconds: float) -> float:
         """Return when the next call may begin: not after `now` at once, infinity when another call ends."""

@@ -189,11 +189,7 @@ class Scheduler:
             for work in gone.intersection(queue):
                 work.lane = None
                 queue.remove(work)
-        self._ready.keep(lambda work: work not in gone)
-        self._too_large = [work for work in self._too_large if work not in gone]
-        self._retries = [retry for retry in self._retries if retry.work not in gone]
-        heapq.heapify(self._retries)
-        self._count_queued()
+        self._keep(lambda work: work not in gone)
 
     def free(self, work: Work, now: float) -> Work | None:
         """Open the lane of a request that needs no further attempt, and return the next one in it, which may run now.
@@ -217,15 +213,15 @@ class Scheduler:
         Until `free` is called for those that are, nothing runs beside them in their lanes, should the partition return.
         """
         self._old_runs.add(work for work in running if work.assignment is assignment)
-        self._ready.keep(lambda work: work.assignment is not assignment)
-        kept = [retry for retry in self._retries if retry.work.assignment is not assignment]
-        heapq.heapify(kept)
-        self._retries = kept
         self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
-        self._too_large = [work for work in self._too_large if work.assignment is not assignment]
-        self._count_queued()
+        self._keep(lambda work: work.assignment is not assignment)
 
-    def _count_queued(self) -> None:
+    def _keep(self, wanted: Callable[[Work], bool]) -> None:
+        """Drop all that is not `wanted` and waits for a thread or for its time; the lanes are the caller's."""
+        self._ready.keep(wanted)
+        self._too_large = list(filter(wanted, self._too_large))
+        self._retries = [retry for retry in self._retries if wanted(retry.work)]
+        heapq.heapify(self._retries)
         self._queued = self.ready + len(self._too_large) + sum(map(len, self._lanes.values()))
 
     def retries(self) -> Iterator[tuple[float, Work]]:

@@ -94,7 +94,7 @@ class PendingSend(msgspec.Struct, eq=False):
         self.place = (partition, offset)
         self.topic.answered(self, None)
 
-    def answered(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException) -> None:
         """Note the failure; called on the client's thread, or by whoever tried to send."""
         self.topic.answered(self, error)
 
@@ -173,7 +173,7 @@ class OutputTopic:
                     self.state = State.REPAIRING
                 self._to_repeat.append(pending)
         if sent_now:
-            self.producer.send(pending.record, pending.acknowledged, pending.answered)
+            self.producer.send(pending.record, pending.acknowledged, pending.failed)
         else:
             self._wake()
 
@@ -267,8 +267,7 @@ class OutputTopic:
         if at_once:
             self._retries.at_once()
         self._probing_aside = False
-        with self._lock:
-            self.state = State.REPAIRING
+        self.shut()
         self._tell(now, records, self._retries.due)
 
     def _tell(self, now: float, records: int, retry_at: float) -> None:
@@ -303,7 +302,7 @@ class OutputTopic:
             return
         self.producer.go_on()
         for pending in self._next_group(now):
-            self.producer.send(pending.record, pending.acknowledged, pending.answered, smallest=pending.smallest)
+            self.producer.send(pending.record, pending.acknowledged, pending.failed, smallest=pending.smallest)
 
     def _next_group(self, now: float) -> list[PendingSend]:
         """Return what is to be sent again now, noted as on its way; opens the topic when nothing is left.
