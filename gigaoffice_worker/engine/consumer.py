@@ -99,7 +99,6 @@ class ConsumerThread:
             expiry,
             metrics,
             topic=topic,
-            auto_offset_reset=reset,
             max_poll_records=settings.max_poll_records,
             map_limit=lambda: self.committer.map_limit,
             # In the order of a partition there is nobody who could be let past.
@@ -137,18 +136,13 @@ class ConsumerThread:
     @property
     def unreachable_for(self) -> float:
         """For how many seconds no broker, or not the group's coordinator, has answered; 0 while they do."""
-        ownership = self.ownership
-        stable = ownership.joined and ownership.rebalancing_since is None
-        silent = self._consumer.contact.coordinator_silent_for() if stable else 0.0
-        return max(silent, self._consumer.contact.silent_for())
+        contact = self._consumer.contact
+        return max(contact.coordinator_silent_for() if self.ownership.stable else 0.0, contact.silent_for())
 
     @property
     def session_lost_for(self) -> float:
         """For how many seconds the coordinator may have given our partitions away; not positive while it keeps us."""
-        ownership = self.ownership
-        return (
-            -self._consumer.contact.session_left() if ownership.joined and ownership.rebalancing_since is None else 0.0
-        )
+        return -self._consumer.contact.session_left() if self.ownership.stable else 0.0
 
     def _run(self) -> None:
         try:
@@ -179,7 +173,7 @@ class ConsumerThread:
             self._commit(COMMIT_WITHIN)
         self._pace()
         self._receive(_POLL_IN_HAND if self.ownership.has_work else _POLL)
-        self._expiry.sweep(self.ownership.assignments.values())
+        self._expiry.answer_expired(self.ownership.assignments.values())
         self._settle()
         now = time.monotonic()
         if now >= (self._commit_at if self._settled else self._commit_anyhow_at):

@@ -47,7 +47,7 @@ class Expiry:
             if unreadable:
                 self._metrics.unreadable_headers.inc(unreadable)
 
-    def sweep(self, assignments: Iterable[Assignment]) -> None:
+    def answer_expired(self, assignments: Iterable[Assignment]) -> None:
         """Answer the requests of these partitions that wait and are not worth a call any more."""
         found = self._dispatcher.expire(assignments, time.time())
         for work in found:

@@ -54,7 +54,6 @@ class Intake:
         metrics: Metrics,
         *,
         topic: str,
-        auto_offset_reset: str,
         max_poll_records: int,
         map_limit: Callable[[], int],
         parks: bool,
@@ -72,8 +71,6 @@ class Intake:
         self._journal = journal
         self._expiry = expiry
         self._metrics = metrics
-        self._topic = topic
-        self._reset = auto_offset_reset
         self._max_poll_records = max_poll_records
         self._map_limit = map_limit
         self._parks = parks
@@ -116,7 +113,7 @@ class Intake:
             self._poll_failed(error)
         else:
             self._failures = 0
-            if self._ownership.joined and self._ownership.rebalancing_since is None:
+            if self._ownership.stable:
                 self.trouble = None
             for partition, records in batches.items():
                 self._offer(partition, records)

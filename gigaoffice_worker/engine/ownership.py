@@ -84,14 +84,15 @@ class Ownership:
         # The same with the reason of each. Replaced and never changed, so that observers may read it without a lock.
         self.unpositioned: Mapping[int, str] = {}
         self._ask_again_at = 0.0
-        self.joined_at: float | None = None
+        # Whether the group has given us an assignment at least once.
+        self.joined = False
         self.rebalancing_since: float | None = None
         self.last_step = time.monotonic()
 
     @property
-    def joined(self) -> bool:
-        """Whether the group has given us an assignment at least once."""
-        return self.joined_at is not None
+    def stable(self) -> bool:
+        """Whether the group has given us an assignment, and is not about to give us another."""
+        return self.joined and self.rebalancing_since is None
 
     @property
     def has_work(self) -> bool:
@@ -140,7 +141,7 @@ class Ownership:
         self._consumer.pause(self._unpositioned)
         log.info("Partitions assigned", partitions=sorted(partitions), adopted=sorted(adopted), epoch=self._epoch)
         self._metrics.rebalances.inc()
-        self.joined_at = self.joined_at or time.monotonic()
+        self.joined = True
         self.rebalancing_since = None
         self._dispatcher.release(_HOLD)
         return forgotten

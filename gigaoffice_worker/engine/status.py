@@ -78,7 +78,7 @@ class Observer:
             gate_opens_in=max(0.0, gate.until - now),
             storm_reason=engine.dispatcher.admission.guard.reason,
             holds=sorted(engine.dispatcher.admission.holds.held(now)),
-            standby=ownership.joined_at is not None and not partitions,
+            standby=ownership.joined and not partitions,
             not_live=list(self._not_live(engine, now)),
             not_ready=list(self._not_ready(engine, partitions, trouble, unreachable, now)),
             failures=engine.pool.failures.newest.kinds(),
@@ -222,7 +222,7 @@ def _guard_trouble(dispatcher: Dispatcher, now: float) -> Iterator[Trouble]:
 
 def _membership_trouble(engine: Engine, now: float) -> Iterator[Trouble]:
     ownership = engine.consumer.ownership
-    if ownership.joined_at is None:
+    if not ownership.joined:
         waited = now - engine.started
         if waited > REBALANCE_GRACE:
             text = (

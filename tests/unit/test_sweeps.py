@@ -93,8 +93,7 @@ class Owned:
     def __init__(self) -> None:
         self.assignments = {0: Assignment("requests", 0, 1, OffsetTracker(0), 0)}
         self.unpositioned: dict[int, str] = {}
-        self.joined = True
-        self.rebalancing_since = None
+        self.joined = self.stable = True
         self.lost_at: list[int] = []
 
     def out_of_range(self, partition: int, position: int) -> None:
@@ -117,7 +116,6 @@ class Worker:
             SimpleNamespace(note=lambda _: None),
             self.metrics,
             topic="requests",
-            auto_offset_reset="earliest",
             max_poll_records=POLL,
             map_limit=lambda: 4096,
             parks=True,
