@@ -122,10 +122,6 @@ class FairQueue(Generic[T]):
         for tenant_name, item_rank, number, item in kept:
             self.add(tenant_name, item_rank, number, item)
 
-    def waiting(self) -> dict[str, int]:
-        """Return how many items each tenant has ready."""
-        return {tenant.name: len(tenant.ready) for tenant in self._tenants.values() if tenant.ready}
-
     def _taken(self, tenant: Tenant[T]) -> None:
         self._length -= 1
         self._served = max(self._served, tenant.tag)

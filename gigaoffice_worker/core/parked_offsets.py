@@ -65,18 +65,12 @@ class ParkedOffsets:
         self._count -= 1
         return True
 
-    def bitmap(self, base: int, below: int | None = None) -> bytearray:
-        """Return a bit for each offset from the byte that holds `base` on, as far as (`below`) there are any.
+    def bitmap(self, base: int) -> bytearray:
+        """Return a bit for each offset from the byte that holds `base` on, as far as there are any.
 
         Nothing may be parked in front of `base`.
         """
         if not self._count:
             return bytearray()
         skipped = ((base & ~7) - self._start) >> 3
-        bits = self._bits[skipped:] if skipped >= 0 else bytearray(-skipped) + self._bits
-        if below is not None:
-            whole, rest = divmod(below - (base & ~7), 8)
-            if whole < len(bits):
-                del bits[whole + 1 :]
-                bits[whole] &= (1 << rest) - 1
-        return bits
+        return self._bits[skipped:] if skipped >= 0 else bytearray(-skipped) + self._bits

@@ -52,10 +52,6 @@ class Assignment:
     # What is held and what is parked, from the moment on in which its window stayed full.
     parking: Parking | None = None
 
-    @property
-    def name(self) -> tuple[str, int]:
-        return (self.topic, self.partition)
-
     def receive(self, work: Work, *, known: bool = False) -> bool:
         """Note that the next request at the frontier was received; False where it is done already, or parked.
 

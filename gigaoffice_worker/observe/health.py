@@ -113,7 +113,7 @@ class Snapshot:
     not_live: Sequence[Trouble]
     not_ready: Sequence[Trouble]
     failures: Sequence[Mapping[str, Any]]
-    # The tenants with most waiting: name, requests in memory and parked ones.
+    # The tenants with most waiting.
     tenants: Sequence[TenantStatus] = ()
     consumer_running: bool = False
     topics: TopicsSeen = TopicsSeen()

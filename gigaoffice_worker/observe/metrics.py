@@ -71,7 +71,7 @@ class Metrics:
         )
         self.topics_created = self._counter("topics_created_total", "Topics created by this worker.")
         self.topic_creation_errors = self._counter(
-            "topic_creation_errors_total", "Failed attempts to create or verify topics, by kind.", "kind"
+            "topic_creation_errors_total", "Failed attempts to create topics, by kind.", "kind"
         )
         self.last_topic_verification = self._gauge(
             "last_topic_verification_timestamp_seconds", "When the topics were last verified."
@@ -169,20 +169,20 @@ class Metrics:
             if report.cost is not None:
                 self.cost.labels(name).inc(report.cost)
 
-    def requests_finished(self, verdicts: Iterable[Outcome], seconds: Iterable[float]) -> None:
+    def requests_finished(self, outcomes: Iterable[Outcome], seconds: Iterable[float]) -> None:
         """Count requests whose outcomes became durable, each so many seconds after its record was written."""
         counts: Tally[Counter] = Tally()
-        for verdict in verdicts:
-            if verdict.reason is not None:
-                counts[self._dead[verdict.reason]] += 1
-            if verdict.copied is not None:
+        for outcome in outcomes:
+            if outcome.reason is not None:
+                counts[self._dead[outcome.reason]] += 1
+            if outcome.copied is not None:
                 counts[self._duplicate] += 1
-            elif verdict.failure is None and verdict.reason is None:
+            elif outcome.failure is None and outcome.reason is None:
                 counts[self._completed] += 1
-            elif is_expired(verdict):
+            elif is_expired(outcome):
                 counts[self._expired] += 1
             else:
-                counts[self._failed if verdict.reason is None else self._dead_lettered] += 1
+                counts[self._failed if outcome.reason is None else self._dead_lettered] += 1
         for counter, number in counts.items():
             counter.inc(number)
         self.end_to_end.observe_all(seconds)

@@ -61,10 +61,9 @@ class Answer:
 class SidePort:
     """Serve `/metrics` from `registry` and each of `pages` (path → function) on `host:port`, from `start()` on.
 
-    Pages run in the server's threads and must answer from memory. `refresh` is called before each scrape. With port 0
-    the system picks one: it is logged, and written to the file `port` in `runtime_directory` while the port is open.
-    `names` are those besides its own by which it may be asked (`*`: any). A port that is taken is tried for `wait`
-    seconds: the worker that held it may be about to end.
+    Pages run in the server's threads and must answer from memory. With port 0 the system picks one: it is logged, and
+    written to the file `port` in `runtime_directory` while the port is open. `names` are those besides its own by which
+    it may be asked (`*`: any). A port that is taken is tried for `wait` seconds: who held it may be about to end.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class SidePort:
         pages: Mapping[str, Callable[[], Answer]],
         registry: CollectorRegistry,
         *,
-        refresh: Callable[[], None] | None = None,
         runtime_directory: str | None = None,
         names: Iterable[str] = (),
         wait: float = 0.0,
@@ -83,7 +81,7 @@ class SidePort:
         self._wait = wait
         self._wanted = port
         self._port = port
-        self._site = _Site(pages, registry, refresh, KnownHosts(host, names))
+        self._site = _Site(pages, registry, KnownHosts(host, names))
         self._runtime_directory = runtime_directory
         self._listener: HTTPListener | None = None
         self._port_file: Path | None = None
@@ -124,13 +122,11 @@ class _Site:
         self,
         pages: Mapping[str, Callable[[], Answer]],
         registry: CollectorRegistry,
-        refresh: Callable[[], None] | None,
         hosts: KnownHosts,
     ) -> None:
         self._pages = dict(pages)
         self._hosts = hosts
         self._exposition = make_wsgi_app(registry)
-        self._refresh = refresh
         self._failing: set[str] = set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
@@ -168,8 +164,6 @@ class _Site:
         return None
 
     def _metrics(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
-        if self._refresh is not None:
-            self._refresh()
         # The exposition knows GET only; for HEAD its body is measured and then left out.
         asked = {**environ, "REQUEST_METHOD": "GET"}
         try:
@@ -263,8 +257,7 @@ def _cannot_listen(host: str, port: int, error: OSError | None) -> Configuration
 
 
 def _write_port(directory: str, port: int) -> Path | None:
-    # systemd names several directories with colons between them; the first is the unit's own.
-    path = Path(directory.partition(":")[0]) / "port"
+    path = Path(directory, "port")
     temporary = path.with_name(".port.new")
     try:
         temporary.write_text(f"{port}\n", encoding="ascii")

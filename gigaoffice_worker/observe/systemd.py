@@ -41,10 +41,6 @@ class Notifier:
         """Sign of life; to be called from what must make progress, at least every `watchdog_interval()` seconds."""
         return self.notify("WATCHDOG=1")
 
-    def watchdog_trigger(self) -> bool:
-        """Ask to be treated as if the watchdog had run out: abort with a dump of the stacks, then restart."""
-        return self.notify("WATCHDOG=trigger")
-
     def extend_timeout(self, seconds: float) -> bool:
         """Ask for `seconds` more from now on to start or to stop, whatever the unit's static limits say."""
         return self.notify(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")

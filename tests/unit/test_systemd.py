@@ -31,7 +31,6 @@ def told(sock):
         (lambda notifier: notifier.status("Draining: 2 in flight"), "STATUS=Draining: 2 in flight"),
         (lambda notifier: notifier.stopping(), "STOPPING=1"),
         (lambda notifier: notifier.watchdog(), "WATCHDOG=1"),
-        (lambda notifier: notifier.watchdog_trigger(), "WATCHDOG=trigger"),
         (lambda notifier: notifier.extend_timeout(2.5), "EXTEND_TIMEOUT_USEC=2500000"),
         (lambda notifier: notifier.notify("X_A=1\nX_B=2"), "X_A=1\nX_B=2"),
     ],
