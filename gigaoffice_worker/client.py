@@ -30,6 +30,7 @@ from gigaoffice_worker.broker.requester import ResponseReader, request_writer, t
 from gigaoffice_worker.config import Config, load
 from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
+from gigaoffice_worker.core.expiry import TTL
 from gigaoffice_worker.core.records import Headers, OutgoingRecord, Record, Source
 
 __all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError", "read_response"]
@@ -37,7 +38,6 @@ __all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError
 log = structlog.get_logger(__name__)
 
 _SERVERS: Final = "KAFKA_BOOTSTRAP_SERVERS"
-_TTL: Final = "ttl-ms"
 _LOOK: Final = 0.2  # seconds that one look for responses may take
 _RETRY: Final = 0.5
 _CLOSE_LIMIT: Final = 2.0
@@ -172,7 +172,7 @@ class Client:
         could not be sent.
         """
         until = time.monotonic() + timeout
-        extended = {_TTL: b"%d" % round(timeout * 1000), **(headers or {})}
+        extended = {TTL: b"%d" % round(timeout * 1000), **(headers or {})}
         pending = self.submit(*_encoded(payload, key), extended)
         response = pending.wait(until - time.monotonic())
         if response is None:

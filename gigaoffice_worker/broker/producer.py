@@ -1,6 +1,7 @@
 """One life of the client's producer: sends with callbacks, and an end that works even when its sender is stuck.
 
-What is done with a failed send, and when a new life begins, is decided in `engine.delivery`.
+What is done with a failed send is decided by whoever sends: for the worker by `engine/output_topic.py`, and when a new
+life begins by `engine/supervised_producer.py`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from gigaoffice_worker.core.expiry import EXPIRES_AT, TTL
 from gigaoffice_worker.core.messages import (
     MOST_REPLAYS,
     NULL_HEADERS,
@@ -24,7 +25,7 @@ _ABOUT: Final = "dlq-"
 _FIRST: Final = "dlq-reason"
 """The first of the headers that the worker puts behind those of the request."""
 _SOURCE: Final = ("source-topic", "source-partition", "source-offset", "source-timestamp")
-_NOT_REPLAYED: Final = frozenset({"expires-at", "ttl-ms"})
+_NOT_REPLAYED: Final = frozenset({EXPIRES_AT, TTL})
 """Until when the request was worth a call: whoever replays it has decided that it is worth one now."""
 
 _UNNAMED: Final = re.compile(r",\+\d+ of \d+,$")

@@ -17,10 +17,11 @@ import msgspec
 from gigaoffice_worker.core.decoded_size import decode_at_once
 from gigaoffice_worker.core.documents import ErrorDocument, ResponseDocument
 from gigaoffice_worker.core.records import Answer, Failure, Headers, Outcome, OutgoingRecord, Reason, Record
+from gigaoffice_worker.core.trace import TRACEPARENT, TRACESTATE
 
 MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 """How large a value may be, unless WORKER_MAX_REQUEST_BYTES says otherwise."""
-TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+TRACE_HEADERS: Final = frozenset({TRACEPARENT, TRACESTATE})
 REPLAYS: Final = "dlq-replays"
 MOST_REPLAYS: Final = 1000
 NULL_HEADERS: Final = "dlq-null-headers"

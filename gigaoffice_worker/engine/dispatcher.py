@@ -1,7 +1,7 @@
 """The one lock: hands work to threads, and guards the scheduler, the admission and the offset trackers.
 
 No I/O happens under the lock. Handler threads take work and conclude attempts; the consumer thread offers, settles and
-asks what may be committed; `in_hand` answers the supervisor, which looks for attempts that are overdue.
+asks what may be committed; `in_hand` answers the main thread, which gives up attempts that are overdue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gigaoffice_worker.engine.in_hand import InHand
 _WORTH_TAKING = frozenset({AttemptEnd.ANSWERED, AttemptEnd.REJECTED, AttemptEnd.UNUSABLE})
 # A wait of the interpreter takes no more than some hundred years, and a retry may be configured to be due later.
 _LONGEST_NAP = 600.0
-_NOT_BEGUN = (Stage.QUEUED, Stage.WAITING_RETRY)
+_WAITING = (Stage.QUEUED, Stage.WAITING_RETRY)
 _EXPIRE_AT_ONCE = 500
 
 
@@ -171,7 +171,7 @@ class Dispatcher:
 
     def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
         """Take the result of a run that was given up, if the next one has not begun: it is paid for."""
-        waits = work.run == work.overdue_run == run and work.stage in (Stage.QUEUED, Stage.WAITING_RETRY)
+        waits = work.run == work.overdue_run == run and work.stage in _WAITING
         if not waits or made.ended not in _WORTH_TAKING:
             return Late.ABANDONED
         if work.assignment.lost:
@@ -240,10 +240,8 @@ class Dispatcher:
         with self._lock:
             for work in works:
                 self._delivering.discard(work)
-                assignment = work.assignment
-                if assignment.lost:
-                    continue
-                assignment.settle(work)
+                if not work.assignment.lost:
+                    work.assignment.settle(work)
             self.in_hand.changed()
 
     def hold(self, reason: str) -> None:
@@ -257,10 +255,7 @@ class Dispatcher:
                 self._idle.wake_leader()
 
     def lease(self, until: float) -> None:
-        """Let attempts start until `until`: from then on another member may own what is in hand.
-
-        It is asked for with each start, because a process that was frozen wakes up in all of its threads at once.
-        """
+        """Let attempts start until `until`: from then on another member may own what is in hand."""
         with self._lock:
             if self.admission.holds.lease(until, self._clock()):
                 self._idle.wake_leader()
@@ -283,7 +278,7 @@ class Dispatcher:
                 return found
             self._next_expiry = math.inf
             for work in itertools.chain.from_iterable(held.tracker for held in assignments):
-                if work.stage not in _NOT_BEGUN or len(found) == _EXPIRE_AT_ONCE or work.worth_until > now:
+                if work.stage not in _WAITING or len(found) == _EXPIRE_AT_ONCE or work.worth_until > now:
                     # One that runs is not cut short, and looked at again when it waits for another attempt.
                     if work.stage is not Stage.DELIVERING:
                         self._next_expiry = min(self._next_expiry, work.worth_until)
@@ -311,13 +306,13 @@ class Dispatcher:
             what(self.admission, now)
             self._wake(now)
 
-    # The observers
-
     def stop(self) -> None:
         """Send every handler thread home as soon as it asks for work."""
         with self._lock:
             self._stopped = True
             self._idle.wake_all()
+
+    # The observers
 
     def counts(self) -> Counts:
         scheduler, admission = self._scheduler, self.admission

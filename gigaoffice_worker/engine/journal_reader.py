@@ -85,18 +85,18 @@ class Answer:
 class JournalReader:
     """Answers queries one batch after the other, each over a client of its own that is closed again.
 
-    `open_reader` makes a client, bounded by so many seconds. `died` hears of the thread's end. `answers` is filled with
-    what was answered lately.
+    `open_reader` makes a client, bounded by so many seconds. `died` hears of the thread's end. `remembered` is filled
+    with what was answered lately.
     """
 
     def __init__(
         self,
         open_reader: Callable[[float], LogReader],
         died: Callable[[BaseException], None],
-        answers: Answers | None = None,
+        remembered: Answers | None = None,
     ) -> None:
         self._open = open_reader
-        self._remembered = answers
+        self._remembered = remembered
         self._died = died
         self._queries: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()

@@ -712,7 +712,7 @@ def test_intake_goes_on_in_a_storm_while_there_is_nothing_to_probe_with() -> Non
     assert scene.dispatcher.intake_stopped() is None
 
 
-# For the supervisor and the observers
+# For the main thread and the observers
 
 
 def test_an_attempt_past_its_limit_is_overdue() -> None:
