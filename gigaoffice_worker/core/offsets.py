@@ -16,9 +16,11 @@ from gigaoffice_worker.core.parked_offsets import ParkedOffsets
 
 T = TypeVar("T")
 
-# How much of a commit map's room is used before the frontier waits, and before sweeps take one request at a time.
+# How much of a commit map's room is used before the frontier waits, and before sweeps take no more: those behind the
+# lowest parked offset, and those that begin with it, whose ends make the map shorter.
 _SHARE_AT_THE_FRONTIER: Final = 0.75
-_SHARE_OF_SWEEPS: Final = 0.9
+_SHARE_OF_LATER_SWEEPS: Final = 0.8
+_SHARE_OF_FIRST_SWEEPS: Final = 0.9
 _LET_GO: Final[Any] = None
 
 
@@ -140,7 +142,8 @@ class OffsetTracker(Generic[T]):
         if offsets[-1] <= base or self._horizon <= reach(base, limit):
             return True
         open_offsets = sorted({*self._unfinished, *offsets})
-        return fits_beside(base, self.parked.bitmap(base), open_offsets, limit, _SHARE_OF_SWEEPS)
+        share = _SHARE_OF_FIRST_SWEEPS if offsets[0] == self.parked.lowest else _SHARE_OF_LATER_SWEEPS
+        return fits_beside(base, self.parked.bitmap(base), open_offsets, limit, share)
 
     def resume(self, offset: int, item: T) -> None:
         """Note that a parked offset was received again. Raises KeyError when it is not parked."""

@@ -120,11 +120,13 @@ class Sweeps:
         beyond = next((at for at, record in enumerate(records) if record.offset >= sweep.end), len(records))
         with self._dispatcher.locked():
             parked = [record for record in records[:beyond] if record.offset in assignment.tracker.parked]
-            if parked and not assignment.tracker.may_resume([record.offset for record in parked], self._map_limit()):
-                del parked[1:]
-                sweep.stop()
-        works = self._to_works(assignment, parked, sweep.arrivals)
+            fits = parked
+            while fits and not assignment.tracker.may_resume([record.offset for record in fits], self._map_limit()):
+                fits = fits[: len(fits) // 2]
+        works = self._to_works(assignment, fits, sweep.arrivals)
         self._dispatcher.offer(works, sweep=sweep)
+        if len(fits) < len(parked):
+            sweep.stop()
         rest = records[beyond:]
         if rest or not sweep.due:
             self._end(partition, records[-1].offset + 1, reading_on=bool(rest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,11 +12,13 @@ import pytest
 
 from gigaoffice_worker.broker.errors import OutOfRangeError, UndecodableError
 from gigaoffice_worker.core.offsets import OffsetTracker
+from gigaoffice_worker.core.parking import Parking
 from gigaoffice_worker.core.ready import ByTenant
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.scheduler import Scheduler
 from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.core.work import Assignment, Work
+from gigaoffice_worker.engine import sweeps
 from gigaoffice_worker.engine.intake import MAX_RECORDS, Intake
 from gigaoffice_worker.observe.metrics import Metrics
 from tests.support.making import dispatcher
@@ -103,7 +106,7 @@ class Owned:
 class Worker:
     """A worker with one partition, one step at a time."""
 
-    def __init__(self, *, tenants: bool = True) -> None:
+    def __init__(self, *, tenants: bool = True, map_limit: int = 4096) -> None:
         self.consumer, self.owned, self.metrics = LogConsumer(), Owned(), Metrics("0")
         self.scheduler = Scheduler("key", ByTenant(60.0) if tenants else None)
         self.dispatcher = dispatcher(scheduler=self.scheduler)
@@ -117,7 +120,7 @@ class Worker:
             self.metrics,
             topic="requests",
             max_poll_records=POLL,
-            map_limit=lambda: 4096,
+            map_limit=lambda: map_limit,
             parks=True,
             read_urgency=Urgency("header:tenant").reader() if tenants else None,
         )
@@ -225,6 +228,26 @@ def test_order_of_a_key_stands_across_tenants():
     for record in worker.done:
         by_key[record.key].append(record.offset)
     assert all(offsets == sorted(offsets) for offsets in by_key.values())
+
+
+def test_what_is_parked_comes_back_although_the_commit_map_is_full_of_it(monkeypatch):
+    monkeypatch.setattr(sweeps, "_LOOK_EVERY", 0.001)
+    worker = Worker(map_limit=50)
+    worker.consumer.write("A", 800)
+    tracker, chance = worker.assignment.tracker, random.Random(1)
+    worker.assignment.parking = Parking(400)
+    for offset in range(800):
+        if chance.random() < 0.5:
+            tracker.park(offset)
+            worker.assignment.parking.park(("A", 0), None, offset)
+        else:
+            tracker.start(offset, None)
+            tracker.settle(offset)
+    worker.consumer.at = 800
+    parked = worker.parked
+    worker.turn_until(lambda: not len(tracker), calls=50, limit=20)
+    assert len(worker.done) == parked
+    assert tracker.committable == 800
 
 
 def test_what_retention_removed_is_counted_and_the_rest_is_served(flooded):
