@@ -88,7 +88,12 @@ class Request:
     offset: int = 0
     timestamp: float = field(default_factory=time.time)
     # What the handler has reported in this attempt, in order.
-    used: tuple[Usage, ...] = field(default=(), init=False, repr=False, compare=False)
+    _used: tuple[Usage, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    @property
+    def used(self) -> tuple[Usage, ...]:
+        """What was reported by `usage`; a handler cannot put something else in its place by mistake."""
+        return self._used
 
     def usage(
         self,
@@ -100,9 +105,9 @@ class Request:
     ) -> None:
         """Report what a call used; several reports of one attempt add up. `cost` is in the handler's own currency.
 
-        Raises TypeError or ValueError for what is no number, or below zero.
+        Raises TypeError or ValueError for what is no number, below zero, or above 10**15.
         """
-        self.used = (*self.used, Usage.reported(input_tokens, output_tokens, model, cost))
+        self._used = (*self._used, Usage.reported(input_tokens, output_tokens, model, cost))
 
 
 class Reason(StrEnum):

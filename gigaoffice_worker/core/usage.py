@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+
+from gigaoffice_worker.core.visible import visible
 
 Number = TypeVar("Number", int, float)
 
+MOST: Final = 10**15
+"""What a report or a sum tells at most, of tokens and of cost: exact in the floats of metrics, and JSON for anybody."""
 _LONGEST_NAME: Final = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Usage:
     """One report, or the sum of several: what was not reported is None."""
 
@@ -31,14 +34,19 @@ class Usage:
     def reported(
         cls, input_tokens: int | None, output_tokens: int | None, model: str | None, cost: float | None
     ) -> Usage:
-        """Check what a handler reports. Raises TypeError or ValueError, which name what is wrong with it."""
-        for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
-            _check(name, tokens, (int,), "a whole number")
-        _check("cost", cost, (int, float), "a number")
+        """Make plain values of what a handler reports, and of the model's name one line that is text everywhere.
+
+        Raises TypeError or ValueError, which name what is wrong with it.
+        """
         if model is not None and not isinstance(model, str):
             raise TypeError(f"model must be a text, not {type(model).__name__}")
-        named = model[:_LONGEST_NAME] if model is not None else None
-        return cls(input_tokens, output_tokens, named, float(cost) if cost is not None else None)
+        price = _checked("cost", cost, (int, float), "a number")
+        return cls(
+            _checked("input_tokens", input_tokens, (int,), "a whole number"),
+            _checked("output_tokens", output_tokens, (int,), "a whole number"),
+            _shortened(visible(_shortened(model))) if model else None,
+            float(price) if price is not None else None,
+        )
 
     def encode(self) -> bytes:
         """Return the JSON of the response's header `usage`: the fields that were reported."""
@@ -52,22 +60,32 @@ def summed(reports: Iterable[Usage]) -> Usage | None:
     total: Usage | None = None
     for report in reports:
         if total is None:
-            total = Usage()
-        total.input_tokens = _added(total.input_tokens, report.input_tokens)
-        total.output_tokens = _added(total.output_tokens, report.output_tokens)
-        total.cost = _added(total.cost, report.cost)
-        total.model = report.model or total.model
+            total = report
+        else:
+            total = Usage(
+                _added(total.input_tokens, report.input_tokens),
+                _added(total.output_tokens, report.output_tokens),
+                report.model or total.model,
+                _added(total.cost, report.cost),
+            )
     return total
 
 
 def _added(total: Number | None, more: Number | None) -> Number | None:
-    return total if more is None else more if total is None else total + more
+    return total if more is None else more if total is None else min(total + more, type(more)(MOST))
 
 
-def _check(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> None:
+def _checked(name: str, value: Any, kinds: tuple[type, ...], wanted: str) -> Any:
     if value is None:
-        return
+        return None
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
-    if not 0 <= value < math.inf:  # type: ignore[operator]  # it is a number
-        raise ValueError(f"{name} must be at least 0, not {value}")
+    # By the plain type's own method: a subclass may do anything.
+    plain = int.__int__(value) if isinstance(value, int) else float.__float__(value)  # type: ignore[arg-type]
+    if not 0 <= plain <= MOST:  # the message leaves the value out: it may have more digits than Python prints
+        raise ValueError(f"{name} must be between 0 and {MOST:,}")
+    return plain
+
+
+def _shortened(name: str) -> str:
+    return str.__getitem__(name, slice(_LONGEST_NAME))

@@ -37,16 +37,18 @@ class Call:
         assert self._end.wait(20)
         return self._made()
 
-    def answer(self, result: object) -> None:
-        self._made = lambda: result
+    def end(self, made: Callable[[], Any]) -> None:
+        self._made = made
         self._end.set()
+
+    def answer(self, result: object) -> None:
+        self.end(lambda: result)
 
     def fail(self, error: BaseException) -> None:
         def fails() -> None:
             raise error
 
-        self._made = fails
-        self._end.set()
+        self.end(fails)
 
 
 class Scene:
@@ -180,6 +182,22 @@ def test_whatever_a_handler_raises_its_thread_lives_on(error: BaseException) -> 
         scene.offer(None)
         scene.call().answer(1)
         assert scene.outcome() == (1, answered(1))
+        assert scene.died == []
+
+
+@pytest.mark.parametrize(
+    "report",
+    [{"input_tokens": 10**400}, {"output_tokens": 10**5000}, {"cost": 10**400}, {"input_tokens": 1, "model": "\ud800"}],
+    ids=["beyond a float", "beyond what Python prints", "cost", "half a surrogate pair"],
+)
+def test_whatever_a_handler_reports_its_thread_lives_on(report: dict[str, Any]) -> None:
+    with running(1, attempts=1) as scene:
+        scene.offer(b"k", b"k")
+        call = scene.call()
+        call.end(lambda: call.request.usage(**report))
+        assert scene.outcome()[0] == 0
+        scene.call().answer({})
+        assert scene.outcome() == (1, answered({}))
         assert scene.died == []
 
 
