@@ -6,7 +6,7 @@
         assert run(handle, {"query": "1 + 1"}).result == {"answer": 2}
 
 `run` takes a request through everything that the worker would do with it: decoding, attempts with their deadline,
-retries (whose delays pass at once), the outcome and how it is written.
+retries (whose delays pass at once), the outcome and how it is written. The worker is one without any setting.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from gigaoffice_worker._version import __version__
+from gigaoffice_worker.config import Config
+from gigaoffice_worker.config import load as load_config
 from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.group_share import GroupLimits
@@ -35,15 +36,13 @@ from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.storm import StormGuard, StormLimits
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.call_stack import call_stack
+from gigaoffice_worker.engine.encoding import record_encoder
 from gigaoffice_worker.engine.processor import Processor, overdue
 from gigaoffice_worker.handlers.loading import load, prepare
 
 __all__ = ["DeadLetter", "NoOutcomeError", "Response", "Trial", "request", "run", "trial"]
 
-_RESPONSES: Final = "gigaoffice-responses"
-_DEAD_LETTERS: Final = "gigaoffice-dlq"
 _MOST_CALLS: Final = 1000
-_RETRY_AFTER_MAX: Final = 300.0
 # A call that ends in the very moment of its time-out has ended by itself.
 _GRACE: Final = 0.05
 
@@ -134,17 +133,28 @@ def trial(
     headers: Mapping[str, bytes | None] | None = None,
     max_attempts: int = 5,
     attempt_timeout: float = ATTEMPT_TIMEOUT,
+    config: Config | None = None,
 ) -> Trial:
-    """Do what `run` does, and return the attempts with their exceptions too."""
+    """Do what `run` does, and return the attempts with their exceptions too.
+
+    `config` has the settings of the worker that is played, but for the arguments beside it; by default each is its own.
+    """
+    config = config or load_config({})
     loaded = load(handler) if isinstance(handler, str) else prepare(handler)
     value = msgspec.json.encode(payload) if isinstance(payload, dict) else payload
-    record = Record("gigaoffice-requests", 0, 0, time.time(), key, value, list((headers or {}).items()))
+    record = Record(config.topics.requests.name, 0, 0, time.time(), key, value, list((headers or {}).items()))
     work = Work(record, Assignment(record.topic, 0, 1, OffsetTracker(0), 0), record.size, 0.0)
+    processor = Processor(
+        loaded.call,
+        attempt_timeout,
+        config.worker.retry_after_max,
+        max_request_bytes=config.worker.max_request_bytes,
+    )
     attempts: list[Tried] = []
     try:
-        for made, judged in _attempts(loaded.call, work, RetryPolicy(max_attempts), attempt_timeout, attempts):
+        for made, judged in _attempts(processor, work, RetryPolicy(max_attempts), attempt_timeout, attempts):
             if isinstance(judged, Outcome):
-                return Trial(_written(work, judged), attempts)
+                return Trial(_written(work, judged.telling(work.used), record_encoder(config)), attempts)
             last = made
     finally:
         loaded.close()
@@ -153,10 +163,9 @@ def trial(
 
 
 def _attempts(
-    call: Callable[[Request], Any], work: Work, policy: RetryPolicy, limit: float, attempts: list[Tried]
+    processor: Processor, work: Work, policy: RetryPolicy, limit: float, attempts: list[Tried]
 ) -> Iterator[tuple[Attempt, object]]:
     """Run one attempt after the other, each judged as the worker judges it at the time at which it would begin."""
-    processor = Processor(call, limit, _RETRY_AFTER_MAX)
     # One call at once, and no other request: nothing else can be refused, fail or wait.
     limits = ProviderLimits(1, policy.ceiling, random.random, adaptive=False)
     admission = Admission(limits, GroupLimits(time.time), StormGuard(StormLimits(enabled=False)))
@@ -170,6 +179,7 @@ def _attempts(
         made = _made_within(processor, work, limit)
         work.seconds += made.seconds
         work.failure = made.failure
+        work.used += made.used
         attempts.append(Tried(number, made))
         judged = judgement.of(work, made, now, 0)
         yield made, judged
@@ -189,16 +199,15 @@ def _made_within(processor: Processor, work: Work, limit: float) -> Attempt:
     return made[0] if made else overdue(limit, call_stack(thread).at)
 
 
-def _written(work: Work, outcome: Outcome) -> Response | DeadLetter:
-    encoder = RecordEncoder(_RESPONSES, _DEAD_LETTERS, "gigaoffice-consumers", __version__)
+def _written(work: Work, outcome: Outcome, encoder: RecordEncoder) -> Response | DeadLetter:
     records = encoder.outgoing(
         work.record, work.id, outcome, seconds=work.seconds, attempts=work.attempt, at=time.time()
     )
     by_topic = {record.topic: record for record in records}
-    answer = by_topic.get(_RESPONSES)
+    answer = by_topic.get(encoder.responses)
     response = read_response(answer.value, answer.headers) if answer is not None else None
-    if _DEAD_LETTERS in by_topic:
-        return read_dead_letter(by_topic[_DEAD_LETTERS].headers, response)
+    if encoder.dlq in by_topic:
+        return read_dead_letter(by_topic[encoder.dlq].headers, response)
     if response is None:
         message = "an outcome without a dead letter has a response"
         raise AssertionError(message)

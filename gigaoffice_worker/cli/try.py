@@ -56,6 +56,7 @@ def act(asked: argparse.Namespace) -> int:
             key=request.id.encode(),
             max_attempts=asked.attempts,
             attempt_timeout=config.worker.attempt_timeout,
+            config=config,
         )
     _tell_what_failed(tried)
     print(visible_json(document(tried.outcome), indent=2 if sys.stdout.isatty() else None), flush=True)

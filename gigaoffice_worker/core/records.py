@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from gigaoffice_worker.core.usage import Usage
+from gigaoffice_worker.core.usage import Usage, summed
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -154,6 +154,11 @@ class Outcome(NamedTuple):
     usage: bytes | None = None
     # The response to another request, which is this one's as well.
     copied: Answer | None = None
+
+    def telling(self, reports: Sequence[Usage]) -> Outcome:
+        """Return this outcome with the sum of what its request's calls reported."""
+        used = summed(reports) if reports else None
+        return self._replace(usage=used.encode()) if used else self
 
 
 class OutgoingRecord(NamedTuple):

@@ -20,7 +20,6 @@ from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.scheduler import Scheduler
-from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Assignment, Stage, Work
 from gigaoffice_worker.engine.idle_threads import QUICK_CALL, IdleThreads
 from gigaoffice_worker.engine.in_hand import InHand
@@ -191,8 +190,7 @@ class Dispatcher:
     def _delivered_next(self, work: Work, outcome: Outcome) -> Outcome:
         work.stage = Stage.DELIVERING
         self._delivering.add(work)
-        used = summed(work.used) if work.used else None
-        return outcome._replace(usage=used.encode()) if used else outcome
+        return outcome.telling(work.used)
 
     # Delivery
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gigaoffice_worker._version import __version__
 from gigaoffice_worker.broker import clients
 from gigaoffice_worker.broker.consumer import Consumer
 from gigaoffice_worker.broker.log_reader import LogReader
@@ -20,7 +19,6 @@ from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, Ra
 from gigaoffice_worker.core.journal import Floors
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
-from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.ready import ByArrival, ByTenant
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Scheduler
@@ -29,6 +27,7 @@ from gigaoffice_worker.core.tenancy import Urgency
 from gigaoffice_worker.engine.consumer import ConsumerSettings, ConsumerThread
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.encoding import record_encoder
 from gigaoffice_worker.engine.expiry import Expiry
 from gigaoffice_worker.engine.failure_log import FailureLog
 from gigaoffice_worker.engine.journal import Journal
@@ -94,14 +93,7 @@ class Engine:
     def _make_delivery(self, metrics: Metrics, spans: Spans | None, died: Callable[[BaseException], None]) -> Delivery:
         config = self._config
         return Delivery(
-            RecordEncoder(
-                config.topics.responses.name,
-                config.topics.dlq.name,
-                config.consumer.group,
-                __version__,
-                config.worker.echo_headers,
-                digests=config.worker.dedupe_window is not None,
-            ),
+            record_encoder(config),
             lambda suffix: Producer(clients.producer(config, suffix), in_order=True),
             self.dispatcher,
             metrics,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gigaoffice_worker import RejectedError, Request, TransientError
+from gigaoffice_worker.config import load
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.testing import DeadLetter, NoOutcomeError, Response, request, run, trial
 
@@ -57,6 +58,65 @@ def test_an_answer_is_the_response_as_it_would_be_written() -> None:
     assert found.timestamp.endswith("Z")
     assert found.headers["source-offset"] == b"0"
     assert found.headers["traceparent"] == b"00-x"
+
+
+def test_a_response_has_every_header_that_would_be_written() -> None:
+    def handle(request: Request) -> str:
+        request.usage(input_tokens=5, output_tokens=1, model="big", cost=0.5)
+        if request.attempt == 1:
+            raise ValueError
+        return "done"
+
+    found = run(handle, {"id": "r"}, headers={"correlation_id": b"c", "kafka_correlationId": b"\x01", "other": b"o"})
+    assert isinstance(found, Response)
+    assert found.headers.keys() == {
+        "correlation_id",
+        "kafka_correlationId",
+        "source-topic",
+        "source-partition",
+        "source-offset",
+        "source-timestamp",
+        "usage",
+    }
+    assert (found.headers["correlation_id"], found.headers["kafka_correlationId"]) == (b"c", b"\x01")
+    assert found.headers["usage"] == b'{"input_tokens":10,"output_tokens":2,"model":"big","cost":1.0}'
+
+
+def test_the_response_beside_a_dead_letter_tells_what_its_calls_used() -> None:
+    def handle(request: Request) -> None:
+        request.usage(output_tokens=3)
+        raise RejectedError
+
+    found = run(handle, {"id": "r"}, headers={"correlation_id": b"c"})
+    assert isinstance(found, DeadLetter)
+    assert found.response is not None
+    assert found.response.headers["usage"] == b'{"output_tokens":3}'
+    assert found.response.headers["correlation_id"] == b"c"
+    assert "usage" not in found.headers
+
+
+def test_a_trial_plays_the_worker_of_a_configuration() -> None:
+    config = load(
+        {
+            "WORKER_ECHO_HEADERS": "reply",
+            "WORKER_DEDUPE_WINDOW": "60",
+            "KAFKA_TOPIC_REQUESTS": "questions",
+            "KAFKA_TOPIC_RESPONSES": "answers",
+            "KAFKA_TOPIC_DLQ": "dead",
+            "KAFKA_CONSUMER_GROUP": "helpers",
+            "WORKER_MAX_REQUEST_BYTES": "1024",
+        }
+    )
+    headers = {"reply": b"r", "correlation_id": b"c"}
+    found = trial(add, {"id": "r", "numbers": [1]}, headers=headers, config=config).outcome
+    assert isinstance(found, Response)
+    assert found.headers.keys() >= {"reply", "request-digest"}
+    assert "correlation_id" not in found.headers
+    assert found.headers["source-topic"] == b"questions"
+
+    dead = trial(add, {"id": "r", "numbers": [1] * 1000}, config=config).outcome
+    assert isinstance(dead, DeadLetter)
+    assert (dead.reason, dead.headers["dlq-consumer-group"]) == ("invalid-request", b"helpers")
 
 
 def test_a_failure_of_the_handler_is_a_response_that_failed() -> None:

@@ -25,6 +25,8 @@ def handle(request):
             return compute(request.payload)
         case "later" if request.attempt < 3:
             raise TransientError("not yet")
+        case "use":
+            request.usage(input_tokens=7)
         case "reject":
             raise RejectedError("\\x1b]0;no\\x07")
         case "object":
@@ -86,16 +88,25 @@ def test_a_failure_shows_the_traceback_of_the_handlers_own_code(attempt, tmp_pat
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert (found["reason"], found["error_type"], found["attempts"]) == ("attempts-exhausted", "KeyError", 2)
-    assert found["at"] == "answers.py:26 compute"
+    assert found["at"] == "answers.py:28 compute"
     assert found["response"]["status"] == "failed"
     told = done.stderr[done.stderr.index("attempt 1:") :]
     assert told.startswith(
-        "attempt 1: KeyError: 'rows', at answers.py:26 compute\n"
+        "attempt 1: KeyError: 'rows', at answers.py:28 compute\n"
         "Traceback (most recent call last):\n"
         f'  File "{tmp_path}/answers.py", line 13, in handle\n'
     )
     assert 'return payload["rows"]' in told
     assert told.endswith("attempt 2: failed in the same way\n")
+
+
+def test_the_headers_are_those_that_the_configured_worker_would_write(attempt) -> None:
+    settings = {"KAFKA_TOPIC_REQUESTS": "questions", "WORKER_DEDUPE_WINDOW": "60"}
+    done = attempt("answers:handle", '{"id": "r-1", "do": "use"}', **settings)
+    assert done.returncode == 0, done.stderr
+    headers = json.loads(done.stdout)["headers"]
+    assert (headers["usage"], headers["source-topic"]) == ('{"input_tokens":7}', "questions")
+    assert len(headers["request-digest"]) == 32
 
 
 @pytest.mark.parametrize(
