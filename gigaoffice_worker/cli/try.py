@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,38 +41,42 @@ def add(commands: terminal.Commands) -> None:
 def act(asked: argparse.Namespace) -> int:
     """Try the handler; 0 if the request was completed."""
     from gigaoffice_worker.config import load
-    from gigaoffice_worker.testing import Response, trial
+    from gigaoffice_worker.testing import NoOutcomeError, Response, trial
 
     config = load()
     try:
         request = outgoing.read_request(outgoing.given(asked.request))
     except UnicodeDecodeError as error:
         raise terminal.UsageError("the request is not UTF-8 text") from error
-    # Standard output is for the result alone.
-    with terminal.command_logs(config, least=config.logs.level), contextlib.redirect_stdout(sys.stderr):
-        tried = trial(
-            asked.handler,
-            request.value,
-            key=request.id.encode(),
-            max_attempts=asked.attempts,
-            attempt_timeout=config.worker.attempt_timeout,
-            config=config,
-        )
+    try:
+        # Standard output is for the result alone.
+        with terminal.command_logs(config, least=config.logs.level), contextlib.redirect_stdout(sys.stderr):
+            tried = trial(
+                asked.handler,
+                request.value,
+                key=request.id.encode(),
+                max_attempts=asked.attempts,
+                attempt_timeout=config.worker.attempt_timeout,
+                config=config,
+            )
+    except NoOutcomeError as error:
+        raise terminal.FoundWantingError(str(error)) from error
     _tell_what_failed(tried)
-    print(visible_json(document(tried.outcome), indent=2 if sys.stdout.isatty() else None), flush=True)
+    try:
+        text = visible_json(document(tried.outcome), indent=2 if sys.stdout.isatty() else None)
+    except RecursionError as error:
+        raise terminal.FoundWantingError("the response is nested too deeply to be printed") from error
+    print(text, flush=True)
     return 0 if isinstance(tried.outcome, Response) and tried.outcome.completed else 1
 
 
 def document(outcome: Response | DeadLetter) -> dict[str, Any]:
     """Return an outcome as JSON has it: its fields, and its headers as text."""
-    return _texts(asdict(outcome))
-
-
-def _texts(fields: dict[str, Any]) -> dict[str, Any]:
-    found = dict(fields)
-    found["headers"] = {name: value.decode("utf-8", "backslashreplace") for name, value in fields["headers"].items()}
-    if fields.get("response") is not None:
-        found["response"] = _texts(fields["response"])
+    # Field by field, not by `asdict`, which copies the result too: that may be nested as deeply as JSON can be.
+    found = {each.name: getattr(outcome, each.name) for each in fields(outcome)}
+    found["headers"] = {name: value.decode("utf-8", "backslashreplace") for name, value in outcome.headers.items()}
+    if found.get("response") is not None:
+        found["response"] = document(found["response"])
     return found
 
 

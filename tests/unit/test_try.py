@@ -38,6 +38,17 @@ def handle(request):
 
 def compute(payload):
     return payload["rows"]
+
+
+def nested(request):
+    found = []
+    for _ in range(int(request.payload["query"])):
+        found = [found]
+    return found
+
+
+def refused(request):
+    raise TransientError("wait", shared=True)
 """
 
 
@@ -123,6 +134,25 @@ def test_the_exit_code_says_whether_it_was_completed(attempt, deed, code, fields
     assert done.returncode == code
     assert json.loads(done.stdout).items() >= fields.items()
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_deeply_nested_result_is_printed(attempt) -> None:
+    done = attempt("answers:nested", "700")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[") == 701
+
+
+@pytest.mark.parametrize("depth", ["988", "990", "994", "100000"])
+def test_a_result_at_the_edge_of_what_json_takes_is_printed_or_told_to_be_beyond_it(attempt, depth) -> None:
+    done = attempt("answers:nested", depth)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("{") or done.stderr.startswith("error: the response is nested too deeply to be ")
+
+
+def test_a_request_without_an_outcome_is_told_as_such(attempt) -> None:
+    done = attempt("answers:refused", "x")
+    assert done.returncode == 1
+    assert "attempts-exhausted" in done.stdout or done.stderr.startswith("error: no outcome after 1000 calls")
 
 
 @pytest.mark.parametrize(
