@@ -144,7 +144,7 @@ class Worker:
         if self._spans is not None:
             self._spans.close(max(_FLUSH_WITHIN[0], min(_FLUSH_WITHIN[1], self._drain_until - time.monotonic())))
         if self._handler is not None and (engine is None or engine.pool.join(0.5)):
-            _close_handler(self._handler)
+            self._handler.close()
         self._control.close()
         self._side_port.close(time.monotonic() + 1.0)
         self._topics.close()
@@ -313,13 +313,6 @@ class Worker:
     def port(self) -> int:
         """The side port that is listened on."""
         return self._side_port.port
-
-
-def _close_handler(handler: Handler) -> None:
-    try:
-        handler.close()
-    except Exception as error:  # noqa: BLE001  # the work is done; this must not change the exit code
-        log.warning("Handler could not be closed", error=f"{type(error).__name__}: {error}")
 
 
 def _longest_request(config: Config) -> float:

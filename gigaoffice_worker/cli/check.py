@@ -78,7 +78,8 @@ def _handler(config: Config) -> Finding:
         handler = load(name)
     except ConfigurationError as error:
         return Finding("handler", Mark.BAD, str(error), error.hint, error.exit_code)
-    handler.close()
+    if trouble := handler.close():
+        return Finding("handler", Mark.WEAK, f"{name} can be loaded, but not closed: {trouble}", "mend its close()")
     return Finding("handler", Mark.GOOD, f"{name} can be loaded")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry
 
 from gigaoffice_worker.core.errors import ConfigurationError
@@ -23,6 +24,8 @@ BUILT_IN = {
     "gigachat": "gigaoffice_worker.handlers.gigachat:GigaChatHandler",
 }
 
+log = structlog.get_logger(__name__)
+
 _ONE_ARGUMENT = "a handler is a function with one argument, or a class whose __call__ has one"
 
 
@@ -32,12 +35,28 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A handler ready to be called, what frees what it holds, and what adds its metrics to the worker's."""
+    """A handler ready to be called; `holder` is what may have a `close` and a `register_metrics` method."""
 
     name: str
     call: Callable[[Request], Any]
-    close: Callable[[], None]
-    register_metrics: Callable[[CollectorRegistry], None] = _nothing
+    holder: Any
+
+    def close(self) -> str:
+        """Free what the handler holds, and return what went wrong with that, empty if nothing did.
+
+        It never raises: the work is done, and must not be lost for this.
+        """
+        try:
+            getattr(self.holder, "close", _nothing)()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # code of the handler's own runs here
+            told = told_with_place(error)
+            log.warning("Handler could not be closed", error=told)
+            return told
+        return ""
+
+    def register_metrics(self, registry: CollectorRegistry) -> None:
+        """Let the handler add its metrics to the worker's."""
+        getattr(self.holder, "register_metrics", _nothing)(registry)
 
 
 def load(name: str) -> Handler:
@@ -76,9 +95,7 @@ def prepare(found: Any, name: str = "", path: str = "") -> Handler:
         raise ConfigurationError(message, hint=_ONE_ARGUMENT)
     if why := refusal(handler):
         raise ConfigurationError(f"WORKER_HANDLER {name}: {path} {why}", hint=_ONE_ARGUMENT)
-    return Handler(
-        name, adapted(handler), getattr(handler, "close", _nothing), getattr(handler, "register_metrics", _nothing)
-    )
+    return Handler(name, adapted(handler), handler)
 
 
 def _search_the_working_directory() -> None:
@@ -133,13 +150,20 @@ def told_with_place(error: BaseException, module: str = "") -> str:
         file, line, text = error.filename, error.lineno or 0, error.text
         said = f"{type(error).__name__}: {error.msg}"
     else:
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        said = _said(error)
         frame = own_frame(error.__traceback__, module)
         if frame is None:
             return said
         file, line, text = frame.file, frame.line, linecache.getline(frame.file, frame.line)
     shown = f", in {_relative(file)} line {line}"
     return said + (f"{shown}: {text.strip()}" if text and text.strip() else shown)
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    except Exception:  # noqa: BLE001  # code of the handler's own runs here
+        return type(error).__name__
 
 
 def _relative(file: str) -> str:

@@ -356,6 +356,14 @@ def test_check_finds_a_handler_that_cannot_be_loaded():
     assert "✗ handler: " in done.stdout
 
 
+@pytest.mark.parametrize("close", ["close = True", "def close(self): raise OSError('no socket')"])
+def test_check_warns_of_a_handler_that_cannot_be_closed(tmp_path, close):
+    (tmp_path / "mine.py").write_text(f"class Client:\n    def __call__(self, request): ...\n    {close}\n")
+    done = command("check", "--offline", cwd=tmp_path, WORKER_HANDLER="mine:Client")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "! handler: mine:Client can be loaded, but not closed: " in done.stdout
+
+
 def test_check_finds_a_handler_in_the_working_directory(tmp_path):
     (tmp_path / "mine.py").write_text("def handle(request):\n    return {}\n")
     assert command("check", "--offline", cwd=tmp_path, WORKER_HANDLER="mine:handle").returncode == 0

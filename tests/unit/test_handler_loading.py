@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.handlers import echo
@@ -260,3 +261,26 @@ def test_a_handler_that_is_configured_wrongly_speaks_for_itself(write: Write) ->
         "def handle(): raise ConfigurationError('HANDLER_URL is not set', hint='set it')\n"
     )
     assert str(refusal(f"{NAME}:handle")) == "HANDLER_URL is not set"
+
+
+@pytest.mark.parametrize(
+    "close, told",
+    [
+        ("def close(self): raise OSError('no socket')", f"OSError: no socket, in {NAME}.py line 3: "),
+        ("def close(self): raise SystemExit(1)", "SystemExit: 1"),
+        ("def close(self): raise Unreadable", "Unreadable"),
+        ("close = True", "TypeError: 'bool' object is not callable"),
+        ("def close(self, wait): pass", "TypeError: "),
+        ("@property\n    def close(self): raise LookupError", "LookupError"),
+    ],
+)
+def test_a_handler_that_cannot_be_closed_is_warned_of_and_nothing_more(write: Write, close: str, told: str) -> None:
+    write(
+        f"class Client:\n    def __call__(self, request): return 1\n    {close}\n"
+        "class Unreadable(Exception):\n    def __str__(self): raise ValueError\n"
+    )
+    handler = load(f"{NAME}:Client")
+    with capture_logs() as lines:
+        said = handler.close()
+    assert said.startswith(told)
+    assert lines == [{"event": "Handler could not be closed", "log_level": "warning", "error": said}]

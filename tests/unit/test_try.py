@@ -49,6 +49,14 @@ def nested(request):
 
 def refused(request):
     raise TransientError("wait", shared=True)
+
+
+class Stuck:
+    def __call__(self, request):
+        return request.payload
+
+    def close(self):
+        raise OSError("no socket")
 """
 
 
@@ -147,6 +155,14 @@ def test_a_result_at_the_edge_of_what_json_takes_is_printed_or_told_to_be_beyond
     done = attempt("answers:nested", depth)
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("{") or done.stderr.startswith("error: the response is nested too deeply to be ")
+
+
+def test_the_response_is_printed_although_the_handler_cannot_be_closed(attempt) -> None:
+    done = attempt("answers:Stuck", "x")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert "Handler could not be closed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_request_without_an_outcome_is_told_as_such(attempt) -> None:
