@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gigaoffice_worker._version import __version__
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.core.visible import visible, visible_json, visible_lines
@@ -71,14 +72,20 @@ def _findings(config: Config, progress: terminal.Progress, *, offline: bool) -> 
 
 def _handler(config: Config) -> Finding:
     from gigaoffice_worker.handlers.loading import load
+    from gigaoffice_worker.observe.metrics import Metrics
     from gigaoffice_worker.operations.cluster_check import Finding, Mark
 
     name = config.worker.handler
+    trouble = ""
     try:
         handler = load(name)
+        try:
+            handler.register_metrics(Metrics(__version__).registry)
+        finally:
+            trouble = handler.close()
     except ConfigurationError as error:
         return Finding("handler", Mark.BAD, str(error), error.hint, error.exit_code)
-    if trouble := handler.close():
+    if trouble:
         return Finding("handler", Mark.WEAK, f"{name} can be loaded, but not closed: {trouble}", "mend its close()")
     return Finding("handler", Mark.GOOD, f"{name} can be loaded")
 

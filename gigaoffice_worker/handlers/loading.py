@@ -55,8 +55,15 @@ class Handler:
         return ""
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
-        """Let the handler add its metrics to the worker's."""
-        getattr(self.holder, "register_metrics", _nothing)(registry)
+        """Let the handler add its metrics to the worker's. Raises ConfigurationError if it cannot."""
+        try:
+            getattr(self.holder, "register_metrics", _nothing)(registry)
+        except ConfigurationError:
+            raise
+        except (Exception, SystemExit) as error:
+            message = f"WORKER_HANDLER {self.name}: it could not register its metrics: {told_with_place(error)}"
+            hint = "each metric needs a name of its own; the worker's begin with gigaoffice_worker_"
+            raise ConfigurationError(message, hint=hint) from error
 
 
 def load(name: str) -> Handler:

@@ -258,6 +258,25 @@ def test_run_refuses_a_handler_that_cannot_be_loaded():
     assert_stopped(done, 78)
 
 
+TAKEN_NAME = """
+from prometheus_client import Counter
+
+
+class Client:
+    def __call__(self, request): ...
+
+    def register_metrics(self, registry):
+        Counter("gigaoffice_worker_tokens", "Mine.", registry=registry)
+"""
+
+
+def test_run_refuses_a_handler_that_cannot_register_its_metrics(tmp_path):
+    (tmp_path / "mine.py").write_text(TAKEN_NAME)
+    done = command("run", cwd=tmp_path, WORKER_HANDLER="mine:Client")
+    assert_one_message(done, 78, "WORKER_HANDLER mine:Client: it could not register its metrics: Duplicate")
+    assert_stopped(done, 78)
+
+
 def test_run_refuses_a_side_port_that_is_taken(silent_server):
     done = command("run", METRICS_PORT=silent_server.rpartition(":")[2], METRICS_PORT_WAIT="0.3")
     assert_one_message(done, 78, "METRICS_PORT")
@@ -362,6 +381,13 @@ def test_check_warns_of_a_handler_that_cannot_be_closed(tmp_path, close):
     done = command("check", "--offline", cwd=tmp_path, WORKER_HANDLER="mine:Client")
     assert (done.returncode, done.stderr) == (0, "")
     assert "! handler: mine:Client can be loaded, but not closed: " in done.stdout
+
+
+def test_check_finds_a_handler_that_cannot_register_its_metrics(tmp_path):
+    (tmp_path / "mine.py").write_text(TAKEN_NAME)
+    done = command("check", "--offline", cwd=tmp_path, WORKER_HANDLER="mine:Client")
+    assert done.returncode == 78
+    assert "✗ handler: WORKER_HANDLER mine:Client: it could not register its metrics: Duplicate" in done.stdout
 
 
 def test_check_finds_a_handler_in_the_working_directory(tmp_path):

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from gigaoffice_worker.core.errors import ConfigurationError
 from gigaoffice_worker.handlers import echo
 from gigaoffice_worker.handlers.loading import load
+from gigaoffice_worker.observe.metrics import Metrics
 
 Write = Callable[[str], None]
 NAME = "handler_of_this_test"
@@ -284,3 +285,40 @@ def test_a_handler_that_cannot_be_closed_is_warned_of_and_nothing_more(write: Wr
         said = handler.close()
     assert said.startswith(told)
     assert lines == [{"event": "Handler could not be closed", "log_level": "warning", "error": said}]
+
+
+@pytest.mark.parametrize(
+    "register, told",
+    [
+        (
+            "def register_metrics(self, registry): Counter('gigaoffice_worker_tokens', 'Mine.', registry=registry)",
+            "Duplicate",
+        ),
+        ("def register_metrics(self, registry): raise SystemExit(1)", "SystemExit: 1"),
+        ("def register_metrics(self): pass", "TypeError: "),
+        ("register_metrics = True", "TypeError: 'bool' object is not callable"),
+        ("@property\n    def register_metrics(self): raise LookupError", "LookupError"),
+    ],
+)
+def test_a_handler_that_cannot_register_its_metrics_is_a_wrong_configuration(
+    write: Write, register: str, told: str
+) -> None:
+    write(
+        "from prometheus_client import Counter\n"
+        f"class Client:\n    def __call__(self, request): return 1\n    {register}\n"
+    )
+    handler = load(f"{NAME}:Client")
+    with pytest.raises(ConfigurationError) as caught:
+        handler.register_metrics(Metrics("0").registry)
+    assert str(caught.value).startswith(f"WORKER_HANDLER {NAME}:Client: it could not register its metrics: {told}")
+    assert "a name of its own" in caught.value.hint
+
+
+def test_a_handler_says_itself_what_its_metrics_want(write: Write) -> None:
+    write(
+        "from gigaoffice_worker.core.errors import ConfigurationError\n"
+        "class Client:\n    def __call__(self, request): return 1\n"
+        "    def register_metrics(self, registry): raise ConfigurationError('METRICS_PREFIX is not set')\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"\AMETRICS_PREFIX is not set\Z"):
+        load(f"{NAME}:Client").register_metrics(Metrics("0").registry)
