@@ -12,12 +12,19 @@ from kafka.admin import ACLOperation, ConfigResource, ConfigResourceType, NewTop
 
 from gigaoffice_worker.broker.clients import admin_kwargs, constructing, reachable
 from gigaoffice_worker.broker.error_table import to_worker_error
-from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, open_admin_client
+from gigaoffice_worker.broker.kafka_python.administration import (
+    Deadline,
+    PatientAdminClient,
+    open_admin_client,
+    subscription,
+)
 from gigaoffice_worker.config import Config, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, WorkerError
 
 MAX_MESSAGE_BYTES: Final = "max.message.bytes"
 COMMIT_METADATA_BYTES: Final = "offset.metadata.max.bytes"
+CONSUMERS: Final = "consumer"
+"""The protocol type of groups whose members consume topics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +38,23 @@ class TopicState:
     operations: frozenset[str]
 
 
+class Member(NamedTuple):
+    """A member of a group, by the name that it has given itself."""
+
+    client_id: str
+    topics: frozenset[str] | None
+    """What it subscribes to; None for no consumer, for what cannot be read, and while its group rebalances."""
+
+
 class Group(NamedTuple):
-    """A consumer group as its coordinator describes it; `operations` are what we may do with it."""
+    """A group as its coordinator describes it; `operations` are what we may do with it, in Kafka's names."""
 
     state: str
-    members: int
+    protocol_type: str
+    """What its members are: CONSUMERS, or of another kind; empty where there was none yet."""
+    protocol: str
+    """The assignor on which consumers agreed; empty while they rebalance."""
+    members: tuple[Member, ...]
     operations: frozenset[str]
 
 
@@ -124,8 +143,7 @@ class Admin:
 
     def group(self, name: str) -> Group:
         """Ask a consumer group's coordinator about it."""
-        found = self._client.describe_consumer_groups([name])[0]
-        return Group(found.state, len(found.members), frozenset(found.authorized_operations))
+        return _group(self._client.describe_consumer_groups([name])[0])
 
     def committed(self, group: str) -> dict[tuple[str, int], int]:
         """Return the positions that a group has committed, by topic and partition."""
@@ -176,7 +194,21 @@ def _state(topic: Mapping[str, Any]) -> TopicState:
     )
 
 
+def _group(found: Mapping[str, Any]) -> Group:
+    of_consumers = found["protocol_type"] == CONSUMERS
+    return Group(
+        state=found["state"],
+        protocol_type=found["protocol_type"],
+        protocol=found["protocol"],
+        members=tuple(
+            Member(each["client_id"], subscription(each["member_metadata"]) if of_consumers else None)
+            for each in found["members"]
+        ),
+        operations=_operations(found.get("authorized_operations", ())),
+    )
+
+
 def _operations(codes: Iterable[int]) -> frozenset[str]:
-    """Name Kafka's operation codes; 31, which the broker sends for a topic that we may not see, is none."""
+    """Name Kafka's operation codes; 31, which the broker sends for what we may not see, is none."""
     known = {each.value: each.name for each in ACLOperation}
     return frozenset(known[code] for code in codes if code in known)

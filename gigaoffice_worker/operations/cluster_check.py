@@ -274,7 +274,7 @@ def _group(client: Admin, name: str, step: str) -> Finding:
     group = describe_group(client, name, patience=STEP_LIMIT)
     if group.operations and not {"READ", "ALL"} & group.operations:
         return _not_permitted(step, "READ")
-    members = f"members {group.members}, {group.state.lower()}" if group.members else "no member at the moment"
+    members = f"members {len(group.members)}, {group.state.lower()}" if group.members else "no member at the moment"
     return Finding(step, Mark.GOOD, f"{members}, READ permitted")
 
 

@@ -12,7 +12,7 @@ def why_no_answer(config: Config, place: Source, timeout: float) -> str:
     group = config.consumer.group
     try:
         with admin(config, timeout) as client:
-            members = client.group(group).members
+            members = len(client.group(group).members)
             position = client.committed(group).get((place.topic, place.partition))
     except Exception:  # noqa: BLE001  # this only adds to a message
         return ""

@@ -21,6 +21,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.conn import BrokerConnection, ConnectionStates
 from kafka.consumer.fetcher import Fetcher
+from kafka.coordinator.protocol import ConsumerProtocolMemberMetadata_v0
 from kafka.errors import CoordinatorLoadInProgressError
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
@@ -31,7 +32,12 @@ from kafka.record import default_records, legacy_records, memory_records
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from gigaoffice_worker.broker import kafka_python
-from gigaoffice_worker.broker.kafka_python.administration import Deadline, PatientAdminClient, PunctualClient
+from gigaoffice_worker.broker.kafka_python.administration import (
+    Deadline,
+    PatientAdminClient,
+    PunctualClient,
+    subscription,
+)
 from gigaoffice_worker.broker.kafka_python.clock import STEADY
 from gigaoffice_worker.broker.kafka_python.sender import force_stop
 from tests.support.batches import batch
@@ -113,7 +119,6 @@ ON_AN_ADMIN = (
     "_client.api_version",
     "_client.least_loaded_node",
     "_client.poll",
-    "_describe_consumer_groups_process_response",
 )
 ELSEWHERE = ("_buffer", "_unpack_records")
 ON_A_BATCH_BUILDER = (
@@ -227,7 +232,36 @@ def test_error_of_a_groups_description_is_raised_as_it_is(admin):
     with pytest.raises(CoordinatorLoadInProgressError):
         admin._describe_consumer_groups_process_response(loading)
     found = DescribeGroupsResponse[3](throttle_time_ms=0, groups=[(0, "g", "Empty", "consumer", "", [], (3,))])
-    assert admin._describe_consumer_groups_process_response(found).authorized_operations == ["READ"]
+    assert admin._describe_consumer_groups_process_response(found)["authorized_operations"] == (3,)
+
+
+def test_group_of_another_type_is_described_as_it_is(admin):
+    task = ("connect-1-id", "connect-1", "/10.0.0.1", b"\0\1url", b"")
+    response = DescribeGroupsResponse[2](0, [(0, "g", "Stable", "connect", "sessioned", [task])])
+    found = admin._describe_consumer_groups_process_response(response)
+    assert (found["state"], found["protocol_type"], found["protocol"]) == ("Stable", "connect", "sessioned")
+    assert found["members"] == [
+        {
+            "member_id": "connect-1-id",
+            "client_id": "connect-1",
+            "client_host": "/10.0.0.1",
+            "member_metadata": b"\0\1url",
+            "member_assignment": b"",
+        }
+    ]
+
+
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_subscription_is_read_whatever_a_newer_version_adds(version):
+    metadata = ConsumerProtocolMemberMetadata_v0.encode((version, ["b", "a"], b""))
+    assert subscription(metadata + b"\0\0\0\0" * version) == {"a", "b"}
+    assert subscription(ConsumerProtocolMemberMetadata_v0.encode((version, None, None))) == set()
+
+
+def test_subscription_that_cannot_be_read_is_none():
+    whole = ConsumerProtocolMemberMetadata_v0.encode((0, ["requests"], b""))
+    for metadata in (b"", *(whole[:end] for end in range(len(whole))), whole.replace(b"requests", b"\xff" * 8)):
+        assert subscription(metadata) is None
 
 
 @pytest.mark.parametrize("target", SIGNATURES)

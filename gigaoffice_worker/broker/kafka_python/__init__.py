@@ -96,4 +96,8 @@ one try can be asked for |
 `test_clients::test_the_right_to_describe_is_enough_when_nothing_is_to_be_created` | it tells errors by topic |
 | what is wrong with a group comes out as a ValueError, for its rights are not told then | `administration`: looks at \
 the error first | `test_client_wall::test_error_of_a_groups_description_is_raised_as_it_is` | it looks there first |
+| a group of another protocol type, or one damaged member, makes its description end in a TypeError or ValueError | \
+`administration`: hands on what the coordinator tells, and reads subscriptions one by one | \
+`test_client_wall::test_group_of_another_type_is_described_as_it_is`, \
+`test_client_wall::test_subscription_that_cannot_be_read_is_none` | it decodes consumers only, each by itself |
 """

@@ -8,6 +8,7 @@ from typing import Any, Final
 from kafka import errors as kafka_errors
 from kafka.admin import KafkaAdminClient
 from kafka.client_async import KafkaClient
+from kafka.coordinator.protocol import ConsumerProtocolMemberMetadata_v0
 from kafka.protocol.init_producer_id import InitProducerIdRequest
 from kafka.protocol.metadata import MetadataRequest
 
@@ -71,12 +72,18 @@ class PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client 
         found: list[dict[str, Any]] = self.send_request(MetadataRequest[version](**asked)).to_object()["topics"]
         return found
 
-    def _describe_consumer_groups_process_response(self, response: Any) -> Any:
-        """Raise the error of a group's description, before its missing rights make the client trip."""
-        error = kafka_errors.for_code(response.groups[0][0])
+    def _describe_consumer_groups_process_response(self, response: Any) -> dict[str, Any]:
+        """Return a group as its coordinator describes it, by the names of the protocol, or raise the error in there.
+
+        The client decodes more, and trips over what is missing beside an error, over members of a type that is not its
+        own, and over consumers' data that are damaged.
+        """
+        [group] = response.to_object()["groups"]
+        error = kafka_errors.for_code(group["error_code"])
         if error is not kafka_errors.NoError:
-            raise error(f"group {response.groups[0][1]}")
-        return super()._describe_consumer_groups_process_response(response)
+            raise error(f"group {group['group']}")
+        found: dict[str, Any] = group
+        return found
 
     def ask_producer_id(self) -> None:
         """Ask for an idempotent producer's id, and leave it unused. Raises the client's error where it is refused."""
@@ -85,6 +92,18 @@ class PatientAdminClient(KafkaAdminClient):  # type: ignore[misc]  # the client 
         error = kafka_errors.for_code(self.send_request(request).error_code)
         if error is not kafka_errors.NoError:
             raise error
+
+
+def subscription(metadata: bytes) -> frozenset[str] | None:
+    """Return the topics that a consumer's metadata names; None where there are none to read.
+
+    A coordinator tells no metadata while its group rebalances, and members may join with any bytes.
+    """
+    try:
+        topics = ConsumerProtocolMemberMetadata_v0.decode(metadata).topics
+    except ValueError:
+        return None
+    return frozenset(filter(None, topics or ()))
 
 
 def open_admin_client(deadline: Deadline, **configs: Any) -> PatientAdminClient:
