@@ -52,6 +52,10 @@ FETCH: Final = 8 * 1024 * 1024
 RECEIVE: Final = 100 * 1024 * 1024
 """As much as a broker takes in one request by default: no record that could be written is too large to be read."""
 
+_STRATEGY: Final = KafkaConsumer.DEFAULT_CONFIG["partition_assignment_strategy"]
+ASSIGNORS: Final = tuple(str(each.name) for each in _STRATEGY)
+"""What workers offer to a group, by the names that its members agree on one with: the client's own choice."""
+
 IDEMPOTENCE_HINT: Final = (
     "Grant the user IDEMPOTENT_WRITE on the cluster, which brokers before 2.8 ask for, and WRITE on the output topics; "
     "or set KAFKA_PRODUCER_ACKS=1, which may repeat and reorder outcomes."
@@ -115,6 +119,7 @@ def consumer_kwargs(config: Config) -> dict[str, Any]:
         **_common(config, config.kafka.client_id, CONNECT_TIMEOUT),
         "group_id": consumer.group,
         "group_instance_id": consumer.group_instance_id,
+        "partition_assignment_strategy": _STRATEGY,
         "session_timeout_ms": _ms(consumer.session_timeout),
         "heartbeat_interval_ms": _ms(consumer.heartbeat_interval),
         "max_poll_interval_ms": _ms(consumer.max_poll_interval),

@@ -59,6 +59,11 @@ def test_the_consumer_never_commits_creates_or_starts_over_by_itself():
     assert "key_deserializer" not in kwargs
 
 
+def test_the_consumer_offers_the_assignors_that_check_holds_a_group_against():
+    offered = clients.consumer_kwargs(load({}))["partition_assignment_strategy"]
+    assert tuple(each.name for each in offered) == clients.ASSIGNORS == ("range", "roundrobin")
+
+
 @pytest.mark.parametrize("session", ["6000", "10000", "600000", "1800000"])
 def test_the_consumers_times_fit_together_whatever_the_session(session):
     environ = {"KAFKA_CONSUMER_SESSION_TIMEOUT_MS": session, "KAFKA_CONSUMER_MAX_POLL_INTERVAL_MS": "1800000"}
