@@ -17,11 +17,11 @@ from kafka import errors as kafka_errors
 
 from gigaoffice_worker.broker import bootstrap
 from gigaoffice_worker.broker.admin import Admin, Group, TopicState, admin
-from gigaoffice_worker.broker.clients import IDEMPOTENCE_HINT
+from gigaoffice_worker.broker.clients import ASSIGNORS, IDEMPOTENCE_HINT
 from gigaoffice_worker.broker.error_table import BAD_CREDENTIALS, is_fatal, to_worker_error
 from gigaoffice_worker.config import Config, Kafka, TopicSpec
 from gigaoffice_worker.core.errors import AccessError, UnreachableError, WorkerError
-from gigaoffice_worker.operations import limit_advice, topic_advice
+from gigaoffice_worker.operations import group_advice, limit_advice, topic_advice
 
 STEP_LIMIT: Final = 10.0
 """Seconds that one step has at most."""
@@ -153,7 +153,7 @@ def _questions(client: Admin, config: Config, limit: float) -> Iterator[tuple[st
     yield _LIMITS, partial(_limits, client, config)
     if config.producer.acks == "all":
         yield _IDEMPOTENCE, partial(_idempotence, client)
-    yield f"group {config.consumer.group}", partial(_group, client, config.consumer.group)
+    yield f"group {config.consumer.group}", partial(_group, client, config)
 
 
 _CONNECTED: Final = {"reach": "accepts connections", "TLS": "its certificate is trusted"}
@@ -270,12 +270,14 @@ def _idempotence(client: Admin, step: str) -> Finding:
     return Finding(step, Mark.GOOD, "permitted")
 
 
-def _group(client: Admin, name: str, step: str) -> Finding:
-    group = describe_group(client, name, patience=STEP_LIMIT)
+def _group(client: Admin, config: Config, step: str) -> Finding:
+    group = describe_group(client, config.consumer.group, patience=STEP_LIMIT)
     if group.operations and not {"READ", "ALL"} & group.operations:
         return _not_permitted(step, "READ")
-    members = f"members {len(group.members)}, {group.state.lower()}" if group.members else "no member at the moment"
-    return Finding(step, Mark.GOOD, f"{members}, READ permitted")
+    if refused := group_advice.refusal(group, ASSIGNORS):
+        return _bad(step, refused)
+    hint = group_advice.remark(group, config.topics.requests.name)
+    return Finding(step, Mark.WEAK if hint else Mark.GOOD, f"{group_advice.summary(group)}, READ permitted", hint)
 
 
 # How findings are made

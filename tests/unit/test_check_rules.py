@@ -1,13 +1,13 @@
-"""What `check` says of time limits, of the provider's limits and of topics' settings."""
+"""What `check` says of time limits, of the provider's limits, of topics' settings and of a group's members."""
 
 from __future__ import annotations
 
 import pytest
 
-from gigaoffice_worker.broker.admin import TopicState
+from gigaoffice_worker.broker.admin import Group, Member, TopicState
 from gigaoffice_worker.cli import check_times
 from gigaoffice_worker.config import load
-from gigaoffice_worker.operations import limit_advice
+from gigaoffice_worker.operations import group_advice, limit_advice
 from gigaoffice_worker.operations.topic_advice import remarks, summary
 
 STATE = TopicState(partitions=1, replication=1, has_leaders=True, operations=frozenset())
@@ -140,3 +140,68 @@ def test_rate_and_tokens_of_a_group_are_told_as_they_are_spent():
 def test_a_budget_of_tokens_that_nobody_reports_is_a_warning():
     _, (hint,) = limits(3, WORKER_GROUP_TOKENS="120000/60", WORKER_HANDLER="http", HTTP_HANDLER_URL="http://a")
     assert "the handler http reports no tokens" in hint
+
+
+OFFERED = ("range", "roundrobin")
+WORKER = Member("worker", frozenset({"requests"}))
+
+
+def group(*members, state="Stable", kind="consumer", assignor="range"):
+    return Group(state, kind, assignor, members, frozenset())
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        group(WORKER, WORKER),
+        group(WORKER, assignor="roundrobin"),
+        group(Member("worker", None), state="PreparingRebalance", assignor=""),
+        group(state="Dead", kind="", assignor=""),
+        group(state="Empty", assignor=""),
+        # What the last members were binds nobody.
+        group(state="Empty", kind="connect", assignor=""),
+    ],
+)
+def test_a_group_of_workers_or_of_nobody_lets_workers_in(found):
+    assert group_advice.refusal(found, OFFERED) is None
+    assert group_advice.remark(found, "requests") == ""
+
+
+def test_members_that_share_no_assignor_keep_workers_out():
+    refused = group_advice.refusal(group(WORKER, WORKER, assignor="sticky"), OFFERED)
+    assert refused.exit_code == 78
+    assert str(refused) == "members 2, stable, assigned by sticky: workers offer range and roundrobin"
+    assert refused.hint.startswith("Use another KAFKA_CONSUMER_GROUP, or stop those members (worker) first: ")
+    assert refused.hint.endswith(" it takes no worker, unless all of them offer range or roundrobin, too.")
+
+
+@pytest.mark.parametrize("assignor", ["", "range", "sessioned"])
+def test_members_of_another_type_keep_workers_out_whatever_they_agreed_on(assignor):
+    found = group(Member("task-1", None), Member("", None), kind="connect", assignor=assignor)
+    refused = group_advice.refusal(found, OFFERED)
+    assert refused.exit_code == 78
+    assert str(refused) == "members 2, stable, of the protocol type connect: they are no consumers"
+    assert "stop those members (task-1, without a name) first" in refused.hint
+
+
+def test_members_that_do_not_subscribe_to_the_request_topic_alone_are_named_with_their_topics():
+    mailer, reader = Member("mailer", frozenset()), Member("reader", frozenset({"responses", "requests"}))
+    hint = group_advice.remark(group(WORKER, mailer, reader, mailer), "requests")
+    assert hint.startswith(
+        "Members subscribe to something else than requests alone: mailer (nothing), reader (requests, responses). "
+    )
+
+
+def test_of_many_members_and_topics_some_are_named():
+    many = [Member(f"m{number}", frozenset(f"t{each}" for each in range(number))) for number in range(1, 8)]
+    hint = group_advice.remark(group(*many), "requests")
+    assert "m3 (t0, t1, t2), m4 (t0, t1, t2 and 1 more), m5 (t0, t1, t2 and 2 more) and 2 more. " in hint
+
+
+def test_names_of_members_are_cut_and_hold_nothing_that_a_terminal_obeys():
+    odd = Member("\x1b[2J\n" + "x" * 1000, frozenset({"\x1b" * 1000}))
+    refused = group_advice.refusal(group(odd, assignor="\x1b" * 1000), OFFERED)
+    for text in (str(refused), refused.hint, group_advice.remark(group(odd), "requests")):
+        assert text.isprintable()
+        assert "\\u001b" in text
+        assert len(text) < 1500
