@@ -92,7 +92,7 @@ class _Report:
     def verdict(self) -> int:
         """Return the exit code. Raises FoundWantingError where nothing was there, or not everything was replayed."""
         if self._others["skipped"]:
-            print("hint: --restart --max-replays N takes those that were replayed fewer than N times.", file=sys.stderr)
+            terminal.say("hint: --restart --max-replays N takes those that were replayed fewer than N times.")
         if self._others:
             return terminal.FoundWantingError.exit_code
         if self._replayed:
@@ -107,4 +107,4 @@ class _Report:
 
     def _say(self, text: str) -> None:
         self._line.clear()
-        print(text, file=sys.stderr)
+        terminal.say(text)

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # behind the ^C and whatever line it stands in
+            terminal.say("")  # behind the ^C and whatever line it stands in
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone. What is still buffered must not complain when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has gone
         return 1
+    finally:
+        _drop_what_is_not_taken()
 
 
 def _outcome(arguments: Sequence[str] | None) -> int:
@@ -145,3 +145,15 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_what_is_not_taken() -> None:
+    """Empty the outputs, into nothing where they refuse it: the interpreter would try again, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "w") as nothing:  # noqa: PTH123
+                os.dup2(nothing.fileno(), stream.fileno())
+        except ValueError:  # it was closed, and has nothing left
+            continue

@@ -139,7 +139,7 @@ def _no_answer(config: Config, request: Request, place: Source, timeout: float, 
 def _verdict(config: Config, response: Response, seconds: float) -> int:
     if response.completed:
         if sys.stderr.isatty():
-            print(f"completed in {seconds:.3f} s", file=sys.stderr)
+            terminal.say(f"completed in {seconds:.3f} s")
         return 0
     error = response.error
     told = f"{error['type']}: {error['message']}" if error else "no reason given"
@@ -241,7 +241,7 @@ def send_many(
             pending = client.submit(request.id, request.value, key, headers, answers=options.wait, tell=news.put)
             tally.under_way[pending] = False
         _ = given_up or _settle(news, tally, options, 0, until)
-    print(tally.summary(time.monotonic() - started), file=sys.stderr)
+    terminal.say(tally.summary(time.monotonic() - started))
     if unanswered := [pending.request_id for pending in tally.under_way]:
         raise terminal.FoundWantingError(
             f"no further response within {options.timeout:g} s; without an answer: {visible(_some(unanswered))}",

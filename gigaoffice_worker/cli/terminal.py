@@ -75,16 +75,22 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Print on standard error, or nowhere if that takes nothing: the exit code must be the same either way."""
+    with contextlib.suppress(OSError, ValueError):  # its reader is gone, its disk is full, or it was closed
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 def report(error: WorkerError) -> None:
     """Say on standard error what went wrong and what to do."""
-    print(f"error: {visible_lines(str(error))}", file=sys.stderr)
+    say(f"error: {visible_lines(str(error))}")
     if error.hint:
-        print(f"hint: {visible_lines(error.hint)}", file=sys.stderr)
+        say(f"hint: {visible_lines(error.hint)}")
 
 
 def warn(text: str) -> None:
     """Say on standard error what deserves a second look."""
-    print(f"warning: {visible_lines(text)}", file=sys.stderr)
+    say(f"warning: {visible_lines(text)}")
 
 
 class Progress:
@@ -101,12 +107,12 @@ class Progress:
         if self._wanted and time.monotonic() >= self._due:
             self._due = time.monotonic() + _REWRITE
             self._shown = True
-            print(f"{_CLEAR_LINE}{visible(text)}", end="", file=sys.stderr, flush=True)
+            say(f"{_CLEAR_LINE}{visible(text)}", end="")
 
     def clear(self) -> None:
         """Remove the line, before something else is printed; the next one has to wait again."""
         if self._shown:
-            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            say(_CLEAR_LINE, end="")
             self._shown = False
         self._due = time.monotonic() + self._patience
 
