@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
 from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import WorkerError
@@ -20,14 +20,22 @@ class Request(NamedTuple):
     value: bytes
 
 
-def read_requests(lines: Iterable[str]) -> Iterator[Request | WorkerError]:
-    """Read a request from each line that is not blank; a wrong one comes as the error that says so."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
+def read_requests(lines: Iterable[bytes]) -> Iterator[Request | WorkerError]:
+    """Read a request from each line that is not blank; a wrong one comes as the error that says so.
+
+    So does the end of lines that cannot be read to it: nothing here may end what is under way for the requests before.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
             try:
-                yield read_request(line)
+                text = _decoded(line)
+                if text.strip():
+                    yield read_request(text)
             except WorkerError as error:
                 yield terminal.UsageError(f"line {number}: {error}")
+    except OSError as error:
+        yield _unreadable(f"what follows line {number}", error)
 
 
 def read_request(text: str) -> Request:
@@ -60,19 +68,38 @@ def _payload(text: str) -> dict[str, Any]:
 
 def given(request: str | None) -> str:
     """Return the text of a request: an argument, `@FILE`, or what standard input holds. Raises UsageError."""
-    if request is None and sys.stdin.isatty():
-        raise terminal.UsageError("there is no request", hint="Give a REQUEST, as in: 'Sum column A'")
     if request is None or request == "-":
-        return sys.stdin.read()
+        # Python has no standard input where it was closed before it started.
+        if sys.stdin is None or (request is None and sys.stdin.isatty()):
+            raise terminal.UsageError("there is no request", hint="Give a REQUEST, as in: 'Sum column A'")
+        return _text("standard input", sys.stdin.buffer.read)
     if request.startswith("@"):
-        with opened(Path(request[1:])) as file:
-            return file.read()
+        path = Path(request[1:])
+        return _text(str(path), path.read_bytes)
     return request
 
 
-def opened(path: Path) -> TextIO:
-    """Open a text file. Raises UsageError where it cannot be read."""
+def opened(path: Path) -> BinaryIO:
+    """Open a file. Raises UsageError where it cannot be read."""
     try:
-        return path.open(encoding="utf-8-sig")
+        return path.open("rb")
     except OSError as error:
-        raise terminal.UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(str(path), error) from error
+
+
+def _text(name: str, read: Callable[[], bytes]) -> str:
+    try:
+        return _decoded(read())
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> WorkerError:
+    return terminal.UsageError(f"{name} cannot be read: {error.strerror}")
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise terminal.UsageError("the request is not UTF-8 text") from error

@@ -75,14 +75,11 @@ def act(asked: argparse.Namespace) -> int:
     config = load()
     key = None if asked.key is None else os.fsencode(asked.key)
     options = Options(key, dict(asked.header), asked.timeout, wait=not asked.no_wait)
-    try:
-        with terminal.command_logs(config):
-            if asked.file is None:
-                return _send_one(config, read_request(given(asked.request)), options)
-            with opened(asked.file) as lines:
-                return send_many(config, read_requests(lines), options)
-    except UnicodeDecodeError as error:
-        raise terminal.UsageError("what is to be sent is not UTF-8 text") from error
+    with terminal.command_logs(config):
+        if asked.file is None:
+            return _send_one(config, read_request(given(asked.request)), options)
+        with opened(asked.file) as lines:
+            return send_many(config, read_requests(lines), options)
 
 
 # One request

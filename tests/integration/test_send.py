@@ -204,12 +204,14 @@ def test_send_of_a_file_prints_each_response_and_a_summary(cli, responder, tmp_p
 
 def test_send_of_a_file_counts_what_went_wrong(cli, responder, tmp_path):
     file = tmp_path / "requests.jsonl"
-    file.write_text('fine\n{"id": "silent-one", "query": "", "silent": true}\n{"query": "", "fail": true}\n{broken\n')
+    requests = ("fine", '{"id": "silent-one", "query": "", "silent": true}', '{"query": "", "fail": true}', "{broken")
+    file.write_bytes("\n".join(requests).encode() + b"\n\xff\nfine too\n")
     done = cli("send", "--timeout", NONE_IN_TIME, "--file", str(file))
     assert done.returncode == 1
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 3
     assert "line 4: " in done.stderr
-    assert "3 sent, 1 completed, 1 failed, 1 without an answer, 1 not sent in " in done.stderr
+    assert "line 5: the request is not UTF-8 text" in done.stderr
+    assert "4 sent, 2 completed, 1 failed, 1 without an answer, 2 not sent in " in done.stderr
     assert "without an answer: silent-one" in done.stderr
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -616,11 +617,24 @@ def test_what_is_no_request_is_wrong_usage(text, told):
         read_request(text)
 
 
-def test_a_wrong_line_is_named_and_the_others_are_read():
-    first, wrong, last = read_requests(["one\n", "\n", "{two\n", "three\n"])
+def test_each_wrong_line_is_named_and_the_others_are_read():
+    lines = [b"\xef\xbb\xbfone\n", b" \r\n", b"{two\n", b"\xff\n", "drei: größer\n".encode()]
+    first, *wrong, last = read_requests(lines)
     assert json.loads(first.value)["query"] == "one"
-    assert str(wrong).startswith("line 3: ")
-    assert json.loads(last.value)["query"] == "three"
+    assert str(wrong[0]).startswith("line 3: the request begins like a JSON object")
+    assert str(wrong[1]) == "line 4: the request is not UTF-8 text"
+    assert len(wrong) == 2
+    assert json.loads(last.value)["query"] == "drei: größer"
+
+
+def test_lines_that_cannot_be_read_to_their_end_are_told_behind_those_that_were():
+    def lines():
+        yield b"one\n"
+        raise OSError(errno.EIO, "Input/output error")
+
+    first, wrong = read_requests(lines())
+    assert json.loads(first.value)["query"] == "one"
+    assert str(wrong) == "what follows line 1 cannot be read: Input/output error"
 
 
 @pytest.mark.parametrize("arguments", [["@/no/such/file"], ["--file", "/no/such/file"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ FULL = "/dev/full"
 WITHOUT_A_READER = "a pipe without a reader"
 
 
-def command(line: str, output: str = "", errors: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    line: str, output: str = "", errors: str = "", given: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run what a shell makes of `line`, with outputs that are collected, or lead to what refuses them."""
     names = (output, errors)
     descriptors = [refusing(name) if name else subprocess.PIPE for name in names]
@@ -32,10 +35,9 @@ def command(line: str, output: str = "", errors: str = "", **environment: str) -
             ["/bin/sh", "-c", f"exec {sys.executable} -m gigaoffice_worker {line}"],
             env={**ENVIRONMENT, **environment},
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            input=given,
             stdout=descriptors[0],
             stderr=descriptors[1],
-            text=True,
             timeout=60,
             check=False,
         )
@@ -43,8 +45,9 @@ def command(line: str, output: str = "", errors: str = "", **environment: str) -
         for name, descriptor in zip(names, descriptors, strict=True):
             if name:
                 os.close(descriptor)
-    assert "Traceback" not in (done.stdout or "") + (done.stderr or "")
-    return done
+    told = [(each or b"").decode() for each in (done.stdout, done.stderr)]
+    assert "Traceback" not in "".join(told)
+    return subprocess.CompletedProcess(line, done.returncode, *told)
 
 
 def refusing(name: str) -> int:
@@ -76,3 +79,36 @@ def test_run_whose_errors_nobody_reads_says_in_its_log_why_it_stopped():
     for done, code in ((wrong, 78), (unreachable, 69)):
         assert '"event": "Worker stopped"' in done.stdout.splitlines()[-1]
         assert f'"exit_code": {code}' in done.stdout.splitlines()[-1]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("line", ["try echo <&-", "try echo - <&-", "send <&-"])
+def test_without_standard_input_there_is_no_request(line):
+    assert_wrong_usage(command(line), "there is no request")
+
+
+@pytest.mark.parametrize(
+    "line,told",
+    [
+        ("try echo @/proc/self/mem", "/proc/self/mem cannot be read: Input/output error"),
+        ("send @/proc/self/mem", "/proc/self/mem cannot be read: Input/output error"),
+        ("try echo 0>/dev/null", "standard input cannot be read: Bad file descriptor"),
+    ],
+)
+def test_what_cannot_be_read_is_wrong_usage(line, told):
+    assert_wrong_usage(command(line), told)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_request_is_utf_8_in_every_locale(locale):
+    done = command("try echo", given="größer".encode(), LC_ALL=locale)
+    assert json.loads(done.stdout)["result"]["query"] == "größer"
+    assert_wrong_usage(command("try echo", given=b"\xff", LC_ALL=locale), "the request is not UTF-8 text")
+
+
+def assert_wrong_usage(done: subprocess.CompletedProcess[str], told: str) -> None:
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert told in done.stderr
