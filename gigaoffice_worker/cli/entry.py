@@ -14,6 +14,7 @@ from gigaoffice_worker.cli import terminal
 from gigaoffice_worker.core.errors import ConfigurationError, WorkerError
 
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
+FAILED = 1
 WRONG_USAGE = 2
 
 COMMANDS = ("run", "check", "topics", "try", "health", "ctl", "send", "dlq", "dev", "schema")
@@ -43,14 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.say("")  # behind the ^C and whatever line it stands in
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has gone
-        return 1
+        return FAILED
+    except OSError as error:  # a full disk, mostly: never a fault of ours that a traceback would help to find
+        terminal.report(WorkerError(f"reading or writing failed: {_reason(error)}"))
+        return FAILED
     finally:
         _drop_what_is_not_taken()
 
 
 def _outcome(arguments: Sequence[str] | None) -> int:
     parser = build_parser(_named(sys.argv[1:] if arguments is None else arguments))
-    asked = parser.parse_args(arguments)
+    try:
+        asked = parser.parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()  # the help may not have been taken
+        raise
     if "act" not in asked:
         parser.print_help(sys.stderr)
         return WRONG_USAGE
@@ -61,6 +69,12 @@ def _outcome(arguments: Sequence[str] | None) -> int:
     code = int(asked.act(asked))
     sys.stdout.flush()
     return code
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system said, and of which file."""
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {said}" if error.filename else said
 
 
 def _named(arguments: Sequence[str]) -> Sequence[str]:

@@ -112,3 +112,18 @@ def assert_wrong_usage(done: subprocess.CompletedProcess[str], told: str) -> Non
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert told in done.stderr
+
+
+# Writing
+
+
+@pytest.mark.parametrize("line", ["check --offline", "schema request", "schema asyncapi", "try echo hello", "--help"])
+def test_an_output_that_takes_nothing_is_told_in_one_message(line):
+    done = command(line, output=FULL)
+    assert (done.returncode, done.stderr) == (1, "error: reading or writing failed: No space left on device\n")
+
+
+@pytest.mark.parametrize("line", ["check --offline", "schema asyncapi", "try echo hello", "--version"])
+def test_an_output_that_nobody_reads_any_more_ends_a_command_quietly(line):
+    done = command(line, output=WITHOUT_A_READER)
+    assert (done.returncode, done.stderr) == (1, "")
