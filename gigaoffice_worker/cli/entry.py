@@ -64,7 +64,7 @@ def _outcome(arguments: Sequence[str] | None) -> int:
         return WRONG_USAGE
     if asked.command != "health":  # a container may ask for its health from wherever it stands
         _refuse_a_deleted_directory()
-    if asked.env_file:
+    if asked.env_file is not None:
         _take_over(asked.env_file)
     code = int(asked.act(asked))
     sys.stdout.flush()

@@ -24,11 +24,12 @@ def read_env_file(path: str) -> dict[str, str]:
     be read or a line is none of these; it never shows the line, which may hold a secret.
     """
     bindings = list(parse_stream(io.StringIO(_content(path))))
-    wrong = [str(_line(each)) for each in bindings if each.error or (each.key is not None and each.value is None)]
+    wrong = [str(_line(each)) for each in bindings if _is_wrong(each)]
     if wrong:
         raise ConfigurationError(
             f"{path}: line {', '.join(wrong)} is not NAME=value",
-            hint="Comments start with #; a value with blanks or # in it belongs in quotes.",
+            hint="Comments start with #; a value with blanks or # in it belongs in quotes. No name has = in it, and "
+            "nothing a NUL character.",
         )
     return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
 
@@ -37,12 +38,19 @@ def _content(path: str) -> str:
     try:
         content = _read(path, LARGEST_ENV_FILE)
     except ValueError as error:
-        raise ConfigurationError(f"the environment file {path}: {error}") from error
+        raise ConfigurationError(f"the environment file {path!r}: {error}") from error
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         # Without its cause: that would quote the content.
         raise ConfigurationError(f"the environment file {path} is not UTF-8 text") from None
+
+
+def _is_wrong(binding: Binding) -> bool:
+    """Say whether a statement is none, or sets what no environment takes."""
+    if binding.key is None:
+        return binding.error
+    return binding.value is None or "=" in binding.key or "\0" in binding.key + binding.value
 
 
 def _line(binding: Binding) -> int:
@@ -78,7 +86,7 @@ def _read(path: str, most: int) -> bytes:
 def file_trouble(path: str) -> str:
     """Return why a file cannot be read, or nothing."""
     try:
-        if not Path(path).exists():
+        if not path or not Path(path).exists():  # to pathlib, nothing is the working directory
             return "there is no such file"
         if not Path(path).is_file():
             return "must be a regular file"

@@ -168,8 +168,15 @@ def test_no_file_is_read_unasked(tmp_path):
     assert "from-file" not in command("check", "--offline", cwd=tmp_path).stdout
 
 
-def test_an_environment_file_that_cannot_be_read_is_a_wrong_configuration():
-    assert_one_message(command("--env-file", "/no/such/file", "run"), 78, "/no/such/file")
+@pytest.mark.parametrize("path", ["/no/such/file", ""])
+def test_an_environment_file_that_cannot_be_read_is_a_wrong_configuration(path):
+    assert_one_message(command("--env-file", path, "run"), 78, f"{path!r}: there is no such file")
+
+
+def test_an_environment_file_with_what_no_environment_takes_is_a_wrong_configuration(tmp_path):
+    file = tmp_path / "worker.env"
+    file.write_bytes(b"KAFKA_SASL_PASSWORD=a\0b\n")
+    assert_one_message(command("--env-file", str(file), "check", "--offline"), 78, "line 1 is not NAME=value")
 
 
 def test_an_environment_file_that_never_ends_or_never_begins_is_refused_at_once(tmp_path):

@@ -369,13 +369,20 @@ def test_an_env_file_is_read_without_surprises(tmp_path):
 
 
 def test_an_env_file_that_is_missing_or_malformed_is_an_error_that_shows_no_content(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"missing\.env: there is no such file"):
+    with pytest.raises(ConfigurationError, match=r"missing\.env': there is no such file"):
         read_env_file(str(tmp_path / "missing.env"))
+    with pytest.raises(ConfigurationError, match="the environment file '': there is no such file"):
+        read_env_file("")
     file = tmp_path / "worker.env"
     file.write_text("A=1\n\n\nhunter2\nB=2\n'C=3\n")
     with pytest.raises(ConfigurationError) as caught:
         read_env_file(str(file))
     assert "line 4, 6 is not NAME=value" in str(caught.value)
+    assert "hunter2" not in str(caught.value) + caught.value.hint
+    file.write_bytes(b"# any \0\nA='hunter2\0'\nB\0=hunter2\n'C=D'=hunter2\nE=1\n")
+    with pytest.raises(ConfigurationError) as caught:
+        read_env_file(str(file))
+    assert "line 2, 3, 4 is not NAME=value" in str(caught.value)
     assert "hunter2" not in str(caught.value) + caught.value.hint
     file.write_bytes(b"A=\xff")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
