@@ -7,6 +7,7 @@ import http.client
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from gigaoffice_worker.cli import terminal
@@ -86,22 +87,28 @@ def side_port(environ: Mapping[str, str]) -> Place:
 
 
 def ask(side_port: SidePort, path: str, timeout: float) -> Reply:
-    """Return the answer of the worker here. Raises FoundWantingError when none comes in `timeout` seconds."""
+    """Return the answer of the worker here.
+
+    Raises FoundWantingError when none comes in `timeout` seconds, ConfigurationError if the host can be none.
+    """
     host, port = reachable_host(side_port.host), _port(side_port)
     deadline = time.monotonic() + timeout
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)  # which knows no proxies
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return Reply(response.status, _text(response, deadline))
+        with closing(http.client.HTTPConnection(host, port, timeout=timeout)) as connection:  # which knows no proxies
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return Reply(response.status, _text(response, deadline))
+    except (UnicodeError, http.client.InvalidURL) as error:
+        raise ConfigurationError(
+            f"METRICS_HOST={side_port.host[:80]!r}: must be the address or the name of a host",
+            hint="Set METRICS_HOST as it is set for the worker.",
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise terminal.FoundWantingError(
             f"no worker answers at http://{_bracketed(host)}:{port}{path}: {reason.lower()}",
             hint="Is a worker running here, with the same METRICS_HOST and METRICS_PORT? Its log says why it ended.",
         ) from error
-    finally:
-        connection.close()
 
 
 def reachable_host(host: str) -> str:

@@ -517,6 +517,11 @@ def test_health_of_a_port_that_is_none_is_a_wrong_configuration(port):
     assert_one_message(command("health", METRICS_PORT=port), 78, "METRICS_PORT")
 
 
+@pytest.mark.parametrize("host", ["a..b", "a b", "ж" * 64])
+def test_health_of_a_host_that_can_be_none_is_a_wrong_configuration(host):
+    assert_one_message(command("health", METRICS_HOST=host, METRICS_PORT="1"), 78, f"METRICS_HOST={host!r}", "hint: ")
+
+
 def test_health_loads_nothing_that_it_does_not_need():
     script = "import sys; from gigaoffice_worker.cli import main; main(['health']); print(*sys.modules)"
     done = subprocess.run(
