@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gigaoffice_worker.core.dead_letters import Facts, request_headers
+from gigaoffice_worker.core.dead_letters import Facts, number, request_headers
 from gigaoffice_worker.core.records import Record
 from gigaoffice_worker.core.visible import visible, visible_json
 
@@ -82,7 +82,7 @@ def document(dead_letter: Record, said: Facts, *, payload: bool = False) -> dict
     """Return a dead letter as JSON has it; what is not UTF-8 comes in base64, under a name that says so."""
     known = said._asdict()
     del known["timestamp"]
-    known["attempts"] = int(said.attempts) if said.attempts.isdecimal() else None
+    known["attempts"] = number(said.attempts)
     return {
         "dead_letter": said.place,
         "written": time_of(said.timestamp),

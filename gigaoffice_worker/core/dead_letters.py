@@ -121,7 +121,7 @@ def _count_of_original(headers: Headers) -> int:
 
 def _source(said: dict[str, str]) -> Source | None:
     topic, partition, offset = (said.get(name, "") for name in _SOURCE[:3])
-    numbers = _number(partition), _number(offset)
+    numbers = number(partition), number(offset)
     if not topic or numbers[0] is None or numbers[1] is None:
         return None
     return Source(topic, numbers[0], numbers[1])
@@ -135,7 +135,8 @@ def _request_id(dead_letter: Record, source: Source | None) -> str:
         return error.answerable_id or str(original.source)
 
 
-def _number(text: str) -> int | None:
+def number(text: str) -> int | None:
+    """Read a number that a header holds; None where it is none, or longer than any that the worker writes."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 

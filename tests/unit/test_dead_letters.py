@@ -243,6 +243,14 @@ def test_json_lines_hold_exactly_what_the_letter_does(text: str, value: bytes) -
     assert found["source"] == {"topic": "requests", "partition": 0, "offset": 3}
 
 
+@pytest.mark.parametrize(
+    "attempts,told", [(b"5", 5), (b"9" * 5000, None), (b"many", None), ("٣".encode(), None), (None, None)]
+)
+def test_attempts_that_are_no_number_of_ours_are_null_in_json(attempts: bytes | None, told: int | None) -> None:
+    foreign = record(3, headers=[("dlq-attempts", attempts)])
+    assert json.loads(dlq_text.json_line(dlq_text.document(foreign, facts(foreign))))["attempts"] == told
+
+
 def test_a_payload_is_shown_only_when_asked_for() -> None:
     letter = dead(record(3, value=b'{"id": "r", "query": "private"}'))
     said = facts(letter)
