@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -42,16 +43,7 @@ _NODE = 1
 _CONFIGURATION = ConfigurationError.exit_code
 
 # What the local Kafka is: one broker, no TLS, no passwords. Settings made for another cluster would only fail.
-_LOCAL_CLUSTER = {
-    "KAFKA_USE_SSL": "",
-    "KAFKA_SASL_MECHANISM": "",
-    "KAFKA_SASL_USERNAME": "",
-    "KAFKA_SASL_PASSWORD": "",
-    "KAFKA_SASL_PASSWORD_FILE": "",
-    "KAFKA_TOPIC_REQUESTS_REPLICATION": "",
-    "KAFKA_TOPIC_RESPONSES_REPLICATION": "",
-    "KAFKA_TOPIC_DLQ_REPLICATION": "",
-}
+_OTHER_CLUSTER = re.compile(r"KAFKA_USE_SSL|KAFKA_(SSL|SASL)_.+|KAFKA_TOPIC_(REQUESTS|RESPONSES|DLQ)_REPLICATION")
 
 _DESCRIPTION = """\
 Start a real single-node Apache Kafka on this machine, and a worker on it, until Ctrl-C or SIGTERM: then the worker
@@ -200,12 +192,17 @@ def _drain(worker: subprocess.Popen[bytes], limit: float, hurry: Callable[[], bo
 
 def _environment(handler: str | None) -> dict[str, str]:
     """Return the worker's environment; what is empty counts as unset."""
-    environment = {**os.environ, **_LOCAL_CLUSTER}
+    environment = without_another_cluster(os.environ)
     if environment.get("METRICS_PORT", "") in {"", "0"}:
         environment["METRICS_PORT"] = str(_free(_SIDE_PORT) or _picked_port())
     if handler is not None:
         environment["WORKER_HANDLER"] = handler
     return environment
+
+
+def without_another_cluster(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what was set for a cluster that is not the local one."""
+    return {name: text for name, text in environ.items() if not _OTHER_CLUSTER.fullmatch(name)}
 
 
 def _free(port: int) -> int:

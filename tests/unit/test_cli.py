@@ -668,3 +668,9 @@ def test_dev_says_what_is_wrong_before_kafka_is_started():
     done = command("dev", WORKER_CONCURRENCY="many")
     assert_one_message(done, 78, "WORKER_CONCURRENCY")
     assert done.stdout == ""
+
+
+def test_dev_does_not_look_at_the_secrets_of_another_cluster():
+    names = ("KAFKA_SSL_PASSWORD", "KAFKA_SASL_PASSWORD", "KAFKA_SASL_OAUTH_CLIENT_SECRET")
+    done = command("dev", WORKER_CONCURRENCY="many", **{f"{name}_FILE": "/no/such/file" for name in names})
+    assert_one_message(done, 78, "1 setting is wrong", "WORKER_CONCURRENCY")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gigaoffice_worker.cli.dev import without_another_cluster
 from gigaoffice_worker.cli.dev_output import Output
 from gigaoffice_worker.cli.dev_reload import Watch
+from gigaoffice_worker.config import VARIABLES
 
 
 @pytest.fixture
@@ -121,3 +123,11 @@ def test_directories_of_the_path_are_watched_too(watch, tmp_path, monkeypatch) -
     (tmp_path / "lib" / "more.py").write_text("22")
     (tmp_path / "answers.py").write_text("22")
     assert watch(found) == ["lib/more.py"]
+
+
+def test_all_that_says_how_another_cluster_is_reached_is_left_out() -> None:
+    given = {name: "x" for each in VARIABLES for name in ([each.name, each.twin] if each.secret else [each.name])}
+    left_out = given.keys() - without_another_cluster(given).keys()
+    assert "KAFKA_SASL_OAUTH_CLIENT_SECRET_FILE" in left_out
+    of_another = ("KAFKA_USE_SSL", "KAFKA_SSL_", "KAFKA_SASL_")
+    assert left_out == {name for name in given if name.startswith(of_another) or name.endswith("_REPLICATION")}
