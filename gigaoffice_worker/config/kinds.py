@@ -99,6 +99,6 @@ LEVEL: Final = Kind(values.level, one_of(*values.LEVELS).allowed)
 
 # The lower bounds of a topic's numbers, and its name, are checked by the rules, in the words of the service's guide.
 TOPIC: Final = Kind("str", "1 to 249 of A-Z a-z 0-9 . _ -")
-PARTITIONS: Final = Kind("int", "a whole number greater than 0", validate.Range(max=2**31 - 1))
+PARTITIONS: Final = Kind("int", "a whole number greater than 0, at most 2147483647", validate.Range(max=2**31 - 1))
 REPLICATION: Final = Kind("int", "a whole number greater than 0, at most 32767", validate.Range(max=2**15 - 1))
 SETTINGS: Final = Kind(values.topic_settings, "name=value, separated by commas", none={})

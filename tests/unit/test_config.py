@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
-from environs import ValidationError
+from environs import ValidationError, validate
 
 from gigaoffice_worker.config import VARIABLES, Secret, effective, kinds, load, markdown_table, read_env_file
 from gigaoffice_worker.core.errors import ConfigurationError
@@ -110,6 +111,7 @@ def test_topic_names_must_differ():
 @pytest.mark.parametrize(
     "name, value",
     [
+        ("KAFKA_TOPIC_REQUESTS_PARTITIONS", "2147483648"),
         ("KAFKA_TOPIC_DLQ_REPLICATION", "32768"),
         ("KAFKA_TOPIC_CREATION_TIMEOUT", "0"),
         ("KAFKA_TOPIC_CREATION_RETRIES", "-1"),
@@ -138,6 +140,15 @@ def test_topic_names_must_differ():
 )
 def test_a_wrong_value_is_reported_by_name(name, value):
     assert f"{name}={value.strip()!r}: must " in complaint(**{name: value})
+
+
+def test_each_bound_of_a_number_stands_in_what_is_allowed():
+    bounded = [each for each in VARIABLES if isinstance(each.kind.check, validate.Range)]
+    assert len(bounded) > 20
+    for each in bounded:
+        bounds = {each.kind.check.min, each.kind.check.max} - {None}
+        told = {float(number) for number in re.findall(r"[\d.]+", each.kind.allowed)}
+        assert bounds <= told, each.name
 
 
 @pytest.mark.parametrize(
