@@ -32,15 +32,23 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_588
 """Kafka's default, where the cluster does not tell."""
-DEAD_LETTER_ALLOWANCE: Final = 64 * 1024
+_DEAD_LETTER_ALLOWANCE: Final = 64 * 1024
 """What a dead letter needs more than its request: the headers behind the original ones."""
-UNPACKED_ALLOWANCE: Final = 1024 * 1024
+_UNPACKED_ALLOWANCE: Final = 1024 * 1024
 """What it may need more than the largest value, for the original headers too: a request comes compressed, and the codec
 that its dead letter is written with may do worse, or be none."""
 
 _SETTLING: Final = 2.0
 
 Result = TypeVar("Result")
+
+
+def dead_letter_limit(requests: int, largest_value: int) -> int:
+    """Return the max.message.bytes that a dead letter topic needs, for its request packed or unpacked.
+
+    `requests` is the request topic's, `largest_value` what a request's value may have once it is unpacked, in bytes.
+    """
+    return min(max(requests + _DEAD_LETTER_ALLOWANCE, largest_value + _UNPACKED_ALLOWANCE), 2**31 - 1)
 
 
 class _Step(NamedTuple):
@@ -188,7 +196,7 @@ class _Workflow:
         return settings
 
     def _dead_letter_limit(self, client: Admin) -> int:
-        """Return how large a dead letter may be: a request, packed or unpacked, and what is added to it."""
+        """Return how large a dead letter may be with the request topic that there is."""
         requests = self._config.topics.requests
         if not self._dry_run:
             # Created a moment ago, it may not have reached the broker that we ask.
@@ -198,8 +206,7 @@ class _Workflow:
         configured = requests.settings.get(MAX_MESSAGE_BYTES, "")
         if known is None:
             known = int(configured) if configured.isdecimal() else DEFAULT_MAX_MESSAGE_BYTES
-        unpacked = self._config.worker.max_request_bytes + UNPACKED_ALLOWANCE
-        return min(max(known + DEAD_LETTER_ALLOWANCE, unpacked), 2**31 - 1)
+        return dead_letter_limit(known, self._config.worker.max_request_bytes)
 
     def _verified(self, expected: list[str]) -> TopicReport:
         report = self._attempts(

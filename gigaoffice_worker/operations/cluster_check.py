@@ -197,7 +197,7 @@ def _topic(client: Admin, config: Config, spec: TopicSpec, step: str) -> Finding
         remarks.append(topic_advice.Remark("Grant the user DESCRIBE_CONFIGS.", fatal=False))
         return _judged(step, f"{found}, its settings cannot be read", remarks)
     of_requests = settings.get(config.topics.requests.name, {})
-    remarks += topic_advice.remarks(spec, settings[spec.name], of_requests, state)
+    remarks += topic_advice.remarks(spec, settings[spec.name], of_requests, state, config.worker.max_request_bytes)
     if differences := _differences(spec, state):
         hint = f"Configured is {' and '.join(differences)}: alter the topic, or configure what it has."
         remarks.append(topic_advice.Remark(hint, fatal=False))

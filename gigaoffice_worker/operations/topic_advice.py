@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from gigaoffice_worker.broker.admin import MAX_MESSAGE_BYTES, TopicState
+from gigaoffice_worker.broker.topics import dead_letter_limit
 from gigaoffice_worker.config import TopicSpec
 
 _CLEANUP: Final = "cleanup.policy"
@@ -22,8 +23,6 @@ _LOSES: Final = {
     "responses": "a requester that was away misses its answer",
     "dlq": "that is the time to look at a dead letter and replay it",
 }
-# A dead letter is its request with headers behind it, whose error text alone may have 4,000 bytes.
-_DEAD_LETTER_EXTRA: Final = 64 * 1024
 # A failed response with the longest error text that the worker writes.
 _SMALLEST_RESPONSE: Final = 64 * 1024
 
@@ -44,11 +43,14 @@ def summary(settings: Mapping[str, str]) -> str:
 
 
 def remarks(
-    spec: TopicSpec, settings: Mapping[str, str], requests: Mapping[str, str], state: TopicState
+    spec: TopicSpec, settings: Mapping[str, str], requests: Mapping[str, str], state: TopicState, largest_value: int
 ) -> Iterator[Remark]:
-    """Yield what speaks against a topic's settings; `requests` are those of the request topic."""
+    """Yield what speaks against a topic's settings; `requests` are those of the request topic.
+
+    `largest_value` is what a request's value may have once it is unpacked, in bytes.
+    """
     yield from _compacted(spec, settings)
-    yield from _too_small(spec, settings, requests)
+    yield from _too_small(spec, settings, requests, largest_value)
     yield from _kept_too_short(spec, settings)
     in_sync = int(settings.get(_IN_SYNC, 1))
     if spec.role != "requests" and in_sync > state.replication:
@@ -65,13 +67,17 @@ def _compacted(spec: TopicSpec, settings: Mapping[str, str]) -> Iterator[Remark]
     yield Remark(f"Set {_CLEANUP}=delete: with {settings[_CLEANUP]}, {harm}.", fatal=spec.role != "responses")
 
 
-def _too_small(spec: TopicSpec, settings: Mapping[str, str], requests: Mapping[str, str]) -> Iterator[Remark]:
+def _too_small(
+    spec: TopicSpec, settings: Mapping[str, str], requests: Mapping[str, str], largest_value: int
+) -> Iterator[Remark]:
     size, of_requests = int(settings.get(MAX_MESSAGE_BYTES, 0)), int(requests.get(MAX_MESSAGE_BYTES, 0))
-    if spec.role == "dlq" and size < (needed := of_requests + _DEAD_LETTER_EXTRA):
+    if spec.role == "dlq" and size < (needed := dead_letter_limit(of_requests, largest_value)):
         text = (
-            f"Set {MAX_MESSAGE_BYTES} to {needed} or more: a dead letter is its request (up to {of_requests} bytes) "
-            "with headers behind it, and one that does not fit blocks its partition."
+            f"Set {MAX_MESSAGE_BYTES} to {needed} or more: a dead letter is its request (up to {of_requests} bytes as "
+            f"it comes, {largest_value} unpacked) with headers behind it, and one that does not fit blocks its "
+            "partition."
         )
+        # One that is refused is packed again, so only below the size of a packed request is there surely no room.
         yield Remark(text, fatal=size < of_requests)
     if spec.role == "responses" and size < _SMALLEST_RESPONSE:
         text = f"Set {MAX_MESSAGE_BYTES} to {_SMALLEST_RESPONSE} or more: even failed responses may not fit."

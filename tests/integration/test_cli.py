@@ -139,7 +139,7 @@ def test_check_tells_settings_of_topics_that_will_lose_or_block(cli, kafka_boots
     assert "Set cleanup.policy=delete" in requests["hint"]
     assert "retention 1 min" in responses["found"]
     assert "Set retention.ms to 3600000" in responses["hint"]
-    assert "Set max.message.bytes to 1114124 or more" in dlq["hint"]
+    assert "Set max.message.bytes to 9437184 or more" in dlq["hint"]
 
 
 def test_check_tells_time_limits_that_do_not_fit_and_a_handler_that_cannot_be_loaded(cli, made_topics):

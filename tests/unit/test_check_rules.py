@@ -17,13 +17,15 @@ USUAL = {
     "cleanup.policy": "delete",
     "min.insync.replicas": "1",
 }
-LARGER = {**USUAL, "max.message.bytes": "1114124"}
+LARGER = {**USUAL, "max.message.bytes": "9437184"}
 
 
-def said(role, settings=None, requests=USUAL):
-    spec = {each.role: each for each in load({}).topics}[role]
-    usual = LARGER if role == "dlq" else USUAL
-    return [(each.fatal, each.text) for each in remarks(spec, {**usual, **(settings or {})}, requests, STATE)]
+def said(role, settings=None, requests=USUAL, **environment):
+    config = load(environment)
+    spec = {each.role: each for each in config.topics}[role]
+    settings = {**(LARGER if role == "dlq" else USUAL), **(settings or {})}
+    found = remarks(spec, settings, requests, STATE, config.worker.max_request_bytes)
+    return [(each.fatal, each.text) for each in found]
 
 
 @pytest.mark.parametrize("role", ["requests", "responses", "dlq"])
@@ -39,11 +41,25 @@ def test_compaction_is_told_of_any_topic(role, fatal, policy):
     assert "Set cleanup.policy=delete" in text
 
 
-@pytest.mark.parametrize("size,fatal", [("1048588", False), ("1048587", True)])
-def test_dead_letters_need_room_for_a_request_and_its_headers(size, fatal):
+@pytest.mark.parametrize("size,fatal", [("9437183", False), ("1114124", False), ("1048588", False), ("1048587", True)])
+def test_dead_letters_need_room_for_a_request_unpacked_and_its_headers(size, fatal):
     ((found, text),) = said("dlq", {"max.message.bytes": size})
     assert found is fatal
-    assert "1114124 or more" in text
+    assert "9437184 or more" in text
+
+
+def test_dead_letters_need_no_less_room_than_the_requests_of_a_topic_with_a_larger_limit():
+    larger = {**USUAL, "max.message.bytes": "20000000"}
+    ((fatal, text),) = said("dlq", {"max.message.bytes": "20000000"}, requests=larger)
+    assert not fatal
+    assert "20065536 or more" in text
+    assert said("dlq", {"max.message.bytes": "20065536"}, requests=larger) == []
+
+
+def test_dead_letters_need_more_room_where_larger_requests_are_allowed():
+    ((fatal, text),) = said("dlq", WORKER_MAX_REQUEST_BYTES="16777216")
+    assert not fatal
+    assert "17825792 or more" in text
 
 
 @pytest.mark.parametrize("role", ["requests", "responses", "dlq"])
