@@ -220,9 +220,10 @@ class Committer:
         """Return what is committed beside a position, and whether the whole map went in. The mark may have to stay out.
 
         It also does where partitions are handed over with nothing on its way, and the map says something: nobody will
-        have to look for an outcome, and a member of a version that knows no marks can read the map.
+        have to look for an outcome, and a member of a version that knows no marks can read the map. The mark that the
+        partition came with stays: what it is for may not have been found yet.
         """
         text, whole = self._text(found)
-        needless = self._handing_over and text and held.findings is None
+        needless = self._handing_over and text and held.findings is None and mark != held.mark
         marked = with_mark(text, mark)
         return text if needless or len(marked) > self._limit else marked, whole

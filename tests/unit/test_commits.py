@@ -91,6 +91,19 @@ def test_what_is_finished_behind_a_running_request_travels_with_the_commit(scene
     assert CommitMap.decode(metadata, 0) == CommitMap(0, 3, (0,))
 
 
+@pytest.mark.parametrize("looked_up", [False, True], ids=["not looked up yet", "looked up"])
+def test_mark_that_a_partition_came_with_is_handed_on_until_it_was_looked_up(scene, looked_up):
+    held = scene.assignments[0]
+    held.mark = "m1:0.5:0.7"
+    mark = "m1:0.9:0.9" if looked_up else held.mark
+    committer = Committer(scene.cluster, scene.dispatcher, Metrics("0"), 4096, lambda _ours: {0: mark})
+    scene.dispatcher.offer([scene.partitions[0].work()])
+    scene.finish(0)
+    commit_map = scene.assignments[0].tracker.commit_map().encode(4000)[0]
+    assert committer.commit(scene.assignments, 1.0, handing_over=True).landed
+    assert scene.cluster.positions[0] == Committed(0, commit_map if looked_up else f"{commit_map};{mark}")
+
+
 def test_position_that_is_gone_is_not_committed_over_and_its_partition_is_forgotten(scene):
     scene.finish(0, 3)
     scene.finish(1, 2)
