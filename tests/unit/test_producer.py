@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,20 @@ def test_each_record_of_a_batch_hears_where_it_landed(scene):
     assert scene.told == {"d": (1, 40), "e": (1, 41)}
     scene.sender._complete_batch(first, PartitionResponse(error=None, base_offset=7, log_append_time=-1))
     assert [scene.told[name] for name in "abc"] == [(1, 7), (1, 8), (1, 9)]
+
+
+def test_newest_batch_of_a_partition_keeps_nothing_alive_once_it_is_answered(scene):
+    class Outcome:
+        def acknowledged(self, partition, offset):
+            """Somebody's outcome is durable."""
+
+    outcome = Outcome()
+    alive = weakref.ref(outcome)
+    record = OutgoingRecord(AT.topic, b"a", b"x", [], AT.partition)
+    scene.producer.send(record, outcome.acknowledged, pytest.fail)
+    scene.sender._complete_batch(scene.on_the_wire(), PartitionResponse(error=None, base_offset=7, log_append_time=-1))
+    del outcome, record
+    assert alive() is None
 
 
 @pytest.mark.parametrize("refused", [{1: "too old"}, {0: "too old", 1: "too new"}])

@@ -86,6 +86,8 @@ class OpenBatch:
                 acknowledged(partition, first + number if first >= 0 else -1)
             else:
                 failed(error_of(number))
+        # This batch stays the newest of its partition until the next record comes, and would keep their requests alive.
+        self.receipts.clear()
 
 
 class BatchWriter:
