@@ -17,6 +17,7 @@ from gigaoffice_worker.config import kinds
 from gigaoffice_worker.config.kinds import Variable, env, milliseconds, one_of, seconds, whole
 from gigaoffice_worker.config.secret import Secret
 from gigaoffice_worker.core.group_share import Rate
+from gigaoffice_worker.core.messages import LARGEST_REQUEST
 
 
 def _file_of(secret: str) -> Any:
@@ -222,7 +223,7 @@ class Worker:
     max_request_bytes: int = env(
         "WORKER_MAX_REQUEST_BYTES",
         "8388608",
-        whole(1024, 64 * 1024 * 1024),
+        whole(1024, LARGEST_REQUEST),
         "largest value of a request, unpacked; a larger one is an invalid request",
     )
     echo_headers: frozenset[str] = env(

@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 from gigaoffice_worker.core.expiry import EXPIRES_AT, TTL
 from gigaoffice_worker.core.messages import (
+    LARGEST_REQUEST,
     MOST_REPLAYS,
     NULL_HEADERS,
     REPLAYS,
-    InvalidRequestError,
-    decode_request,
+    answerable_id,
     replays_in,
 )
 from gigaoffice_worker.core.records import Headers, Record, Source
@@ -129,10 +129,7 @@ def _source(said: dict[str, str]) -> Source | None:
 
 def _request_id(dead_letter: Record, source: Source | None) -> str:
     original = dead_letter if source is None else dead_letter._replace(**source._asdict())
-    try:
-        return decode_request(original)[0]
-    except InvalidRequestError as error:
-        return error.answerable_id or str(original.source)
+    return answerable_id(original, LARGEST_REQUEST) or str(original.source)
 
 
 def number(text: str) -> int | None:

@@ -21,6 +21,8 @@ from gigaoffice_worker.core.trace import TRACEPARENT, TRACESTATE
 
 MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 """How large a value may be, unless WORKER_MAX_REQUEST_BYTES says otherwise."""
+LARGEST_REQUEST: Final = 64 * 1024 * 1024
+"""The most that WORKER_MAX_REQUEST_BYTES may say."""
 TRACE_HEADERS: Final = frozenset({TRACEPARENT, TRACESTATE})
 REPLAYS: Final = "dlq-replays"
 MOST_REPLAYS: Final = 1000
@@ -31,7 +33,13 @@ _LONGEST_NAME: Final = 200
 _LONGEST_NULL_NAMES: Final = 4096
 _DIGEST_LENGTH: Final = 32
 
+
+class _Named(msgspec.Struct):
+    id: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _decode = msgspec.json.Decoder().decode
+_decode_id = msgspec.json.Decoder(_Named).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -76,12 +84,21 @@ def decode_request(record: Record, most: int = MAX_REQUEST_BYTES) -> tuple[str, 
     raise InvalidRequestError(message, fallback)
 
 
-def answerable_id(record: Record) -> str:
-    """Return the id that a response to a record can carry, empty if there is none."""
+def answerable_id(record: Record, most: int) -> str:
+    """Return the id that a response to a record can carry, empty if there is none.
+
+    That is the one that `decode_request` finds with the same `most`, but for little memory: all else is passed over,
+    and a number among it that is too large for a float goes unnoticed.
+    """
+    key = _text(record.key) or ""
+    if record.value is None or len(record.value) > most:
+        return key
     try:
-        return decode_request(record)[0]
-    except InvalidRequestError as error:
-        return error.answerable_id or ""
+        found = bytes(_decode_id(record.value.decode()).id)
+        request_id = msgspec.json.decode(found) if found.startswith(b'"') else ""
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return key
+    return request_id or key or str(record.source)
 
 
 def encode_response(request_id: str, outcome: Outcome, seconds: float, at: float) -> bytes:

@@ -70,6 +70,7 @@ class Engine:
             metrics,
             on=config.worker.journal,
             timeout=config.worker.journal_timeout,
+            max_request_bytes=config.worker.max_request_bytes,
         )
         self.delivery = self._make_delivery(metrics, spans, died)
         self.consumer = self._make_consumer(metrics, died, map_limit)
@@ -125,6 +126,7 @@ class Engine:
             metrics,
             ttl=config.worker.request_ttl,
             to_dlq=config.worker.expired_to_dlq,
+            max_request_bytes=config.worker.max_request_bytes,
         )
         return ConsumerThread(consumer, self.dispatcher, self.delivery, self.journal, expiry, settings, metrics, died)
 

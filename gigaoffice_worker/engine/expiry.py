@@ -31,12 +31,14 @@ class Expiry:
         *,
         ttl: float | None,
         to_dlq: bool,
+        max_request_bytes: int,
     ) -> None:
         self._dispatcher = dispatcher
         self._delivery = delivery
         self._metrics = metrics
         self._ttl = ttl
         self._to_dlq = to_dlq
+        self._max_request_bytes = max_request_bytes
 
     def note(self, works: Iterable[Work]) -> None:
         """Note until when requests that were received are worth a call."""
@@ -51,7 +53,7 @@ class Expiry:
         """Answer the requests of these partitions that wait and are not worth a call any more."""
         found = self._dispatcher.expire(assignments, time.time())
         for work in found:
-            work.id = work.id or answerable_id(work.record)
+            work.id = work.id or answerable_id(work.record, self._max_request_bytes)
             # One that nobody can be told of would otherwise leave no trace.
             outcome = expired(to_dlq=self._to_dlq or not work.id)
             if self._delivery.deliver(work, outcome):

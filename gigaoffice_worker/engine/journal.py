@@ -44,6 +44,7 @@ class Journal:
         *,
         on: bool,
         timeout: float,
+        max_request_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
@@ -51,6 +52,7 @@ class Journal:
         self._metrics = metrics
         self._wanted = on
         self._timeout = timeout
+        self._max_request_bytes = max_request_bytes
         self._clock = clock
         self._permitted = True
         self._waiting: dict[Assignment, Query] = {}
@@ -150,7 +152,7 @@ class Journal:
             if findings.answered(work.record):
                 known[work] = None
             elif dead := findings.dead_letter(work.record):
-                work.id, work.attempt = answerable_id(work.record), dead.attempts
+                work.id, work.attempt = answerable_id(work.record, self._max_request_bytes), dead.attempts
                 # It runs in its turn, without a call: an earlier request of its key may have no response yet either.
                 work.owed = dead.outcome if work.id else None
                 work.worth_until = math.inf  # its end has come, whatever it would be worth now

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from gigaoffice_worker.core.expiry import Worth, expired, is_expired, worth
 from gigaoffice_worker.core.judgement import Retry
+from gigaoffice_worker.core.messages import MAX_REQUEST_BYTES
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.work import Stage
+from gigaoffice_worker.engine.expiry import Expiry
 from gigaoffice_worker.engine.processor import Processor
+from gigaoffice_worker.observe.metrics import Metrics
 from tests.support.making import Partition, dispatcher, record
 
 WRITTEN = 1_700_000_000.0
@@ -89,6 +93,21 @@ def test_what_waits_is_taken_back_when_its_time_is_up_and_not_before():
     assert scene.expire(1e12) == []
     assert scene.dispatcher.counts().queued == 1
     assert scene.dispatcher.counts().delivering == 2
+
+
+@pytest.mark.parametrize("to_dlq", [False, True])
+def test_what_expired_while_it_waited_is_answered_under_its_id(to_dlq):
+    scene, delivered = Scene(), []
+    delivery = SimpleNamespace(deliver=lambda work, outcome: delivered.append((work, outcome)) or True)
+    expiry = Expiry(
+        scene.dispatcher, delivery, Metrics("0"), ttl=None, to_dlq=to_dlq, max_request_bytes=2 * MAX_REQUEST_BYTES
+    )
+    work = scene.held.work(None, value=b'{"id":"r-1","text":"%s"}' % (b"x" * MAX_REQUEST_BYTES))
+    work.worth_until = 10.0
+    scene.dispatcher.offer([work])
+    expiry.answer_expired([scene.held.assignment])
+    assert delivered == [(work, expired(to_dlq=to_dlq))]
+    assert work.id == "r-1"
 
 
 def test_expired_first_of_its_key_opens_the_way_once_it_is_delivered():

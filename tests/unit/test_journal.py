@@ -17,7 +17,7 @@ from gigaoffice_worker.core.journal import (
     with_mark,
     worth_a_commit,
 )
-from gigaoffice_worker.core.messages import RecordEncoder
+from gigaoffice_worker.core.messages import MAX_REQUEST_BYTES, RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.engine.journal import Journal
 from gigaoffice_worker.engine.journal_reader import Answer, Skipped
@@ -185,7 +185,15 @@ class Scene:
     def __init__(self, *, on=True, partitions=1, **rights):
         self.reader, self.floors, self.metrics = ToldReader(), Floors(), Metrics("1")
         self.now = 0.0
-        self.journal = Journal(self.reader, self.floors, self.metrics, on=on, timeout=10.0, clock=lambda: self.now)
+        self.journal = Journal(
+            self.reader,
+            self.floors,
+            self.metrics,
+            on=on,
+            timeout=10.0,
+            max_request_bytes=MOST_BYTES,
+            clock=lambda: self.now,
+        )
         counts = {TOPIC: partitions, "responses": partitions, "dlq": 1}
         self.journal.know(report(counts, rights), TOPIC, "responses", "dlq")
 
@@ -206,6 +214,8 @@ class Scene:
 
 
 MARK = Mark({0: 5}, {0: 1}).encode()
+# More than the default.
+MOST_BYTES = 16 * 1024 * 1024
 
 
 def test_partition_waits_for_its_answer_and_then_knows_what_is_done():
@@ -230,6 +240,17 @@ def test_dead_letter_that_nobody_can_be_told_of_is_the_whole_outcome():
     work = held.work(None, value=b"no request")
     scene.answer(found=[dead_letter_of(work.record, Reason.INVALID_REQUEST)])
     assert scene.journal.look_up([work]) == {work: None}
+
+
+def test_dead_letter_of_a_large_request_without_a_key_has_its_response_still_owed():
+    scene, held = Scene(), Partition()
+    scene.journal.ask(held.assignment, MARK)
+    work = held.work(None, value=b'{"id":"r-1","text":"%s"}' % (b"x" * (MAX_REQUEST_BYTES + 1)))
+    scene.answer(found=[dead_letter_of(work.record)])
+    assert scene.journal.look_up([work]) == {
+        work: Outcome(failure=Failure("RejectedError", "no"), reason=Reason.REJECTED)
+    }
+    assert work.id == "r-1"
 
 
 def test_next_owner_is_told_to_look_from_the_same_place_until_all_that_was_found_is_received():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gigaoffice_worker.core.documents import read_response
 from gigaoffice_worker.core.messages import (
     InvalidRequestError,
     RecordEncoder,
+    answerable_id,
     decode_request,
     encode_response,
     last_values,
@@ -109,6 +111,40 @@ def test_what_is_no_json_object_can_be_answered_only_under_its_key(
 )
 def test_nesting_without_end_is_no_request(value: bytes) -> None:
     assert refused(value, b"k").answerable_id == "k"
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("id"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.one_of(st.none(), st.binary(max_size=20), ANY_JSON.map(lambda value: json.dumps(value).encode())),
+    st.sampled_from([None, b"", b"key", b"\xff"]),
+    st.booleans(),
+)
+@example(b'{"id":"r-1","s":"\xff"}', b"key", False)
+@example(b'{"id":1,"id":"r-1"}', b"key", False)
+@example(b'{"\\u0069d":"r-1"} ', None, False)
+@example(b'{"id":"r-1",}', None, False)
+def test_the_id_for_an_answer_is_the_same_when_nothing_else_is_decoded(value, key, cut):
+    asked = record(7, key, value, partition=2)
+    most = len(value or b"") - cut
+    try:
+        expected = decode_request(asked, most)[0]
+    except InvalidRequestError as error:
+        expected = error.answerable_id or ""
+    assert answerable_id(asked, most) == expected
+
+
+def test_the_id_of_a_large_request_is_found_without_decoding_it():
+    value = b'{"id":"r-1","rows":[' + b'{"":0},' * 1_000_000 + b"{}]}"
+    tracemalloc.start()
+    assert answerable_id(record(7, None, value), len(value)) == "r-1"
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(value)
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("value", [b'{"secret": tru', b'{"secret": "\xff"}', b'["secret"]', b'{"id": ["secret"]}'])
