@@ -12,7 +12,9 @@ from gigaoffice_worker.core.visible import visible
 from gigaoffice_worker.observe.log_lines import LineFormat
 
 # What a developer wants to see although it is no warning.
-_TOLD: Final = frozenset({"Request answered", "Worker running", "Worker draining", "Worker stopped"})
+_TOLD: Final = frozenset(
+    {"Request answered", "Request ended without a call", "Worker running", "Worker draining", "Worker stopped"}
+)
 # The worker says on standard error why it ends.
 _TOLD_ALREADY: Final = ("error", "Worker stopped")
 _SERIOUS: Final = frozenset({"warning", "error", "critical"})

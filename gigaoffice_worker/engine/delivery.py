@@ -25,6 +25,7 @@ from gigaoffice_worker.core.journal import Floors, Place
 from gigaoffice_worker.core.messages import RecordEncoder
 from gigaoffice_worker.core.records import Failure, Outcome, OutgoingRecord, Reason, Record
 from gigaoffice_worker.core.work import Work
+from gigaoffice_worker.engine.failure_log import tell_dead_without_attempt
 from gigaoffice_worker.engine.output_topic import OutputTopic, PendingOutcome, PendingSend
 from gigaoffice_worker.engine.supervised_producer import SupervisedProducer
 from gigaoffice_worker.observe.metrics import Metrics
@@ -266,7 +267,9 @@ class Delivery:
         if old.outcome.reason is None:
             size = len(pending.record.value or b"")
             message = f"the response of {size} bytes is larger than topic {pending.record.topic} takes"
-            outcome = Outcome(failure=Failure("ResponseTooLarge", message), reason=Reason.RESPONSE_TOO_LARGE)
+            failure = Failure("ResponseTooLarge", message)
+            outcome = Outcome(failure=failure, reason=Reason.RESPONSE_TOO_LARGE)
+            tell_dead_without_attempt(work, failure, Reason.RESPONSE_TOO_LARGE)
             # To the same partition as the response that it stands for: the journal looks for it there.
             replacement = self._pending(work, outcome, pending.record.partition)
             replacement.lane_opened = old.lane_opened

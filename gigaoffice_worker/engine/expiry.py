@@ -9,9 +9,11 @@ import structlog
 
 from gigaoffice_worker.core.expiry import expired, worth
 from gigaoffice_worker.core.messages import answerable_id
+from gigaoffice_worker.core.records import AttemptEnd
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
+from gigaoffice_worker.engine.failure_log import tell_dead_without_attempt, where
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,12 @@ class Expiry:
             work.id = work.id or answerable_id(work.record, self._max_request_bytes)
             # One that nobody can be told of would otherwise leave no trace.
             outcome = expired(to_dlq=self._to_dlq or not work.id)
+            if outcome.failure is not None and outcome.reason is not None:
+                tell_dead_without_attempt(work, outcome.failure, outcome.reason)
+            else:
+                log.debug(
+                    "Request ended without a call", ended=AttemptEnd.EXPIRED.value, request_id=work.id, **where(work)
+                )
             if self._delivery.deliver(work, outcome):
                 self._dispatcher.free(work)
         if found:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import structlog
 
 from gigaoffice_worker.core.messages import last_values
-from gigaoffice_worker.core.records import Attempt, Reason
+from gigaoffice_worker.core.records import Attempt, Failure, Reason
 from gigaoffice_worker.core.results import UnusableResultError
 from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
@@ -65,6 +65,12 @@ class FailureLog:
             return format_traceback(error) if self._tracebacks == "full" else "\n".join(_frames(error))
         except BaseException:  # noqa: BLE001  # an exception of the handler's own may fail in any way when looked at
             return ""
+
+
+def tell_dead_without_attempt(work: Work, failure: Failure, reason: Reason) -> None:
+    """Tell of a dead letter that no attempt has brought about."""
+    facts = {"request_id": work.id, "attempt": work.attempt, "reason": reason.value, **where(work)}
+    log.warning(_DEAD, error_type=failure.type, **facts)
 
 
 def _frames(error: BaseException) -> Iterator[str]:

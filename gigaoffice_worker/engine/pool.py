@@ -209,8 +209,10 @@ class Pool:
     def _tell_failed(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
         if isinstance(judged, Retry):
             self.failures.retried(work, number, made, judged.wait)
-        elif isinstance(judged, Outcome) and judged.reason is not None:
+        elif isinstance(judged, Outcome) and judged.reason is not None and made.failure is not None:
             self.failures.dead(work, number, made, judged.reason)
+        elif isinstance(judged, Outcome):
+            log.debug("Request ended without a call", ended=made.ended.value, request_id=work.id, **where(work))
 
 
 def _facts(work: Work, number: int, made: Attempt) -> dict[str, object]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import errors as kafka_errors
+from structlog.testing import capture_logs
 
 from gigaoffice_worker.broker.errors import HeldBackError, TopicUnavailableError
 from gigaoffice_worker.core.messages import RecordEncoder, last_values
@@ -469,15 +470,18 @@ def test_a_batch_that_is_too_large_is_sent_one_by_one_and_only_the_culprit_is_re
     scene.deliver()
     scene.answer(error=TOO_LARGE)
     seen = []
-    for _ in range(3):
-        scene.turn()
-        seen.append(scene.on_wire())
-        scene.answer(topic=RESPONSES, error=TOO_LARGE if scene.on_wire() == [1] else None)
+    with capture_logs() as logs:
+        for _ in range(3):
+            scene.turn()
+            seen.append(scene.on_wire())
+            scene.answer(topic=RESPONSES, error=TOO_LARGE if scene.on_wire() == [1] else None)
     assert seen == [[0], [1], [2]]
     scene.turn()
     dead = scene.dlq_producer.on_wire[0].record
     assert last_values(dead.headers)["dlq-reason"] == b"response-too-large"
     assert dead.value == b"{}"
+    [told] = [line for line in logs if line["event"] == "Request goes to the dead letter queue"]
+    assert (told["log_level"], told["request_id"], told["reason"]) == ("warning", "r", "response-too-large")
     scene.answer()
     scene.turn()
     small = response(scene.producer.on_wire[0])

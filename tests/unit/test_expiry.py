@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from gigaoffice_worker.core.expiry import Worth, expired, is_expired, worth
 from gigaoffice_worker.core.judgement import Retry
@@ -96,7 +97,7 @@ def test_what_waits_is_taken_back_when_its_time_is_up_and_not_before():
 
 
 @pytest.mark.parametrize("to_dlq", [False, True])
-def test_what_expired_while_it_waited_is_answered_under_its_id(to_dlq):
+def test_what_expired_while_it_waited_is_answered_under_its_id_and_told(to_dlq):
     scene, delivered = Scene(), []
     delivery = SimpleNamespace(deliver=lambda work, outcome: delivered.append((work, outcome)) or True)
     expiry = Expiry(
@@ -105,9 +106,13 @@ def test_what_expired_while_it_waited_is_answered_under_its_id(to_dlq):
     work = scene.held.work(None, value=b'{"id":"r-1","text":"%s"}' % (b"x" * MAX_REQUEST_BYTES))
     work.worth_until = 10.0
     scene.dispatcher.offer([work])
-    expiry.answer_expired([scene.held.assignment])
+    with capture_logs() as logs:
+        expiry.answer_expired([scene.held.assignment])
     assert delivered == [(work, expired(to_dlq=to_dlq))]
     assert work.id == "r-1"
+    [told] = [line for line in logs if line.get("request_id") == "r-1"]
+    assert told["log_level"] == ("warning" if to_dlq else "debug")
+    assert told.get("reason") == ("expired" if to_dlq else None)
 
 
 def test_expired_first_of_its_key_opens_the_way_once_it_is_delivered():
