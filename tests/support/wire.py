@@ -36,6 +36,7 @@ from tests.support.waiting import eventually
 
 LIMIT = 30.0
 _NOT_YET = (
+    KafkaError._UNKNOWN_PARTITION,  # nobody leads it, as far as the brokers have told
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
