@@ -44,10 +44,7 @@ def act(asked: argparse.Namespace) -> int:
     from gigaoffice_worker.testing import NoOutcomeError, Response, trial
 
     config = load()
-    try:
-        request = outgoing.read_request(outgoing.given(asked.request))
-    except UnicodeDecodeError as error:
-        raise terminal.UsageError("the request is not UTF-8 text") from error
+    request = outgoing.read_request(outgoing.given(asked.request))
     try:
         # Standard output is for the result alone.
         with terminal.command_logs(config, least=config.logs.level), contextlib.redirect_stdout(sys.stderr):
@@ -86,7 +83,7 @@ def _tell_what_failed(tried: Trial) -> None:
         told = _told(attempt)
         if told:
             same = told == former and len(tried.attempts) > 1
-            print(f"attempt {attempt.number}: {'failed in the same way' if same else told}", file=sys.stderr)
+            terminal.say(f"attempt {attempt.number}: {'failed in the same way' if same else told}")
         former = told
 
 
