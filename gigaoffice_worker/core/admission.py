@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -121,8 +120,9 @@ class Admission:
         self._in_a_row = 0
         # The request whose refusal alone has cut the calls at once last.
         self._cut_by: Work | None = None
-        # How often each request was refused since a call was answered: when the gate opens, another one tries it first.
-        self._refused: Counter[Work] = Counter()
+        # Whether a request was refused since a call was answered, and not alone. How often, each carries itself: kept
+        # here, those that expire in an outage would stay in memory until it is over.
+        self._refused = False
 
     def opens_at(self, now: float, running: int) -> float:
         """Return when an attempt may start beside `running` ones: at most `now` for at once.
@@ -172,7 +172,8 @@ class Admission:
         return None
 
     def _refused_least(self, work: Work) -> Any:
-        return self._refused[work], work.turn, work.number
+        refusals = work.refusals_since if work.refused_after == self._answered else 0
+        return refusals, work.turn, work.number
 
     @property
     def probing(self) -> bool:
@@ -228,8 +229,7 @@ class Admission:
         """Note a call that the provider has taken, whatever became of it then."""
         self._answered += 1
         self._in_a_row = 0
-        if self._refused:
-            self._refused.clear()
+        self._refused = False
         self.limits.passed(now, work.started_at)
 
     def failed(self, work: Work) -> None:
@@ -250,7 +250,8 @@ class Admission:
         self._in_a_row += not suspect
         few = self._in_a_row <= (1 if self.limits.gate.half_open else _LONE_IN_A_ROW)
         alone = suspect or (few and 0 <= work.refused_after < self._answered)
-        work.refused_after = self._answered
+        if work.refused_after != self._answered:
+            work.refused_after, work.refusals_since = self._answered, 0
         work.lone_refusals += alone
         if suspect or (few and work.lone_refusals):
             cut = work is self._cut_by
@@ -258,7 +259,8 @@ class Admission:
             if cut:
                 self._cut_by = None
             return Refusal(now, work.lone_refusals, alone)
-        self._refused[work] += 1
+        self._refused = True
+        work.refusals_since += 1
         cuts = self.limits.cuts
         until = self.limits.refused(now, work.started_at, running, retry_after, reason)
         self._cut_by = work if self.limits.cuts > cuts else None

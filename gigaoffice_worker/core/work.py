@@ -146,9 +146,11 @@ class Work(msgspec.Struct, eq=False):
     lot: Lot | None = None
     # Counts requests in the order in which they were received.
     number: int = 0
-    # How many calls had been answered when the provider refused this one last (-1: it never did), and how often others
-    # were answered between two of its refusals.
+    # How many calls had been answered when the provider refused this one last (-1: it never did).
     refused_after: int = -1
+    # How often it has refused this one since the last of those answers, times when it refused this one alone left out.
+    refusals_since: int = 0
+    # How often others were answered between two of its refusals.
     lone_refusals: int = 0
     # What its calls have used so far.
     used: tuple[Usage, ...] = ()

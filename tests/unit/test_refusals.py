@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 
@@ -115,6 +116,50 @@ def test_a_lone_refusal_does_not_stop_the_others():
 
     scene.offer(1)
     scene.end(scene.take(), ANSWERED)
+
+
+class Witness:
+    """Lives for as long as the request that refers to it."""
+
+
+def test_nothing_is_kept_of_requests_that_expired_in_an_outage():
+    scene = Scene()
+    wall = 1e10
+    kept: weakref.WeakSet[Witness] = weakref.WeakSet()
+    for _ in range(360):
+        scene.now += 10.0
+        work = scene.partition.work()
+        work.sharing = Witness()
+        kept.add(work.sharing)
+        work.worth_until = wall + scene.now + 60.0
+        scene.dispatcher.offer([work])
+        # The gate opens for one, and that is the one that was refused least: a new one each time.
+        scene.end(scene.take(), refused())
+        scene.dispatcher.settle(scene.dispatcher.expire([scene.partition.assignment], wall + scene.now))
+    del work
+    assert len(kept) <= 7
+
+
+def test_refusals_before_an_answer_say_nothing_of_who_tries_first_after_it():
+    scene = Scene()
+    often, seldom, good, closing = scene.offer(4)
+    admission = scene.dispatcher.admission
+
+    def ends(work: Work, *, taken: bool) -> None:
+        scene.now += 20.0
+        admission.started(work, scene.now)
+        if taken:
+            admission.passed(work, scene.now)
+        else:
+            admission.refused(work, scene.now, 0, 1.0, "RateLimited")
+
+    for work in (often, often, seldom):
+        ends(work, taken=False)
+    assert min([often, seldom], key=admission.preference) is seldom
+
+    ends(good, taken=True)
+    ends(closing, taken=False)
+    assert min([closing, seldom, often], key=admission.preference) is often
 
 
 def test_the_groups_share_bounds_the_calls_at_once():
