@@ -6,11 +6,13 @@ import math
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from gigaoffice_worker.core.work import Work
 
 _WINDOW = 60.0
+_MOST_REMEMBERED: Final = 10_000
+"""So many requests, tenants, keys and partitions are known to have been tried: those of the last day, about."""
 
 
 class Probes:
@@ -25,12 +27,13 @@ class Probes:
         self._running: Work | None = None
         self._next_at = 0.0
         self.failures = 0
-        # How often each request, tenant, key and partition has been tried.
-        self._tried: Counter[object] = Counter()
+        # How often each request, tenant, key and partition has been tried, the one tried last at the end. By hashes,
+        # because these keep nothing in memory.
+        self._tried: dict[int | None, int] = {}
 
     def __contains__(self, work: Work) -> bool:
         """Say whether a request probes, or has done so: its answer may come late."""
-        return work in self._tried
+        return hash(work.record.source) in self._tried
 
     @property
     def next_at(self) -> float:
@@ -38,14 +41,16 @@ class Probes:
         return self._next_at if self._running is None else math.inf
 
     def preference(self, work: Work) -> Any:
-        tried = self._tried
-        of_its_key = tried[work.lane] if work.lane is not None else 0
-        chance = random.random()  # noqa: S311  # no secret
-        return tried[work], tried[work.tenant], of_its_key, tried[work.assignment], chance
+        times = [self._tried.get(each, 0) for each in _hashes(work)]
+        return times, random.random()  # noqa: S311  # no secret
 
     def begin(self, work: Work) -> None:
         self._running = work
-        self._tried.update(kind for kind in (work, work.tenant, work.lane, work.assignment) if kind is not None)
+        for each in _hashes(work):
+            if each is not None:
+                self._tried[each] = self._tried.pop(each, 0) + 1
+        while len(self._tried) > _MOST_REMEMBERED:
+            del self._tried[next(iter(self._tried))]
 
     def failed(self, work: Work, next_at: float) -> None:
         if work is self._running:
@@ -56,6 +61,14 @@ class Probes:
     def forget(self, work: Work) -> None:
         if work is self._running:
             self._running = None
+
+
+def _hashes(work: Work) -> tuple[int, int, int | None, int]:
+    """Return what tells a request, its tenant, its key and its partition from others; None for no key."""
+    record, lane = work.record, work.lane
+    partition = (record.topic, record.partition)
+    key = hash((partition, lane[1])) if lane is not None else None
+    return hash(record.source), hash(work.tenant), key, hash(partition)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gigaoffice_worker.core.gate import Gate
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.storm import StormGuard, StormLimits
+from gigaoffice_worker.core.storm import Probes, StormGuard, StormLimits
+from gigaoffice_worker.core.work import Work
+from tests.support.making import Partition
 
 POLICY = RetryPolicy(delay=1.0, max_delay=8.0)
 
@@ -174,6 +178,51 @@ def test_the_guard_agrees_with_a_list_of_everything_that_finished(
             assert storm.reason in ("A", "B")
             return
     assert storm.reason is None
+
+
+# The probes
+
+
+class Witness:
+    """Lives for as long as the request or the assignment that refers to it."""
+
+
+def probe(probes: Probes, partition: Partition, number: int) -> Work:
+    """Let a request of a tenant and a key of its own probe, in vain."""
+    work = partition.work(b"key %d" % number)
+    work.tenant, work.lane = f"tenant {number}", (work.assignment, work.record.key)
+    probes.begin(work)
+    probes.failed(work, 0.0)
+    return work
+
+
+def test_probes_keep_no_request_and_no_assignment_in_memory() -> None:
+    probes, kept = Probes(), weakref.WeakSet[Witness]()
+    for epoch in range(20):
+        partition = Partition(epoch=epoch)
+        work = probe(probes, partition, epoch)
+        work.sharing, work.assignment.findings = Witness(), Witness()  # type: ignore[assignment]
+        kept.update((work.sharing, work.assignment.findings))
+    del partition, work
+    assert len(kept) == 0
+
+
+def test_of_many_probes_the_last_are_remembered() -> None:
+    probes, partition = Probes(), Partition()
+    works = [probe(probes, partition, number) for number in range(10_000)]
+    last = works[-2_000:]
+    assert all(work in probes for work in last)
+    assert not any(work in probes for work in works[:5_000])
+    assert min([works[0], *last], key=probes.preference) is works[0]
+
+
+def test_a_request_whose_partition_has_returned_is_known_to_have_probed() -> None:
+    probes = Probes()
+    tried = probe(probes, Partition(epoch=1), 1)
+    returned, other = Partition(epoch=2).work(tried.record.key), Partition(1).work(b"another")
+    assert returned in probes
+    assert other not in probes
+    assert min([returned, other], key=probes.preference) is other
 
 
 def test_gate_tells_why_and_for_how_long_no_call_got_through() -> None:
