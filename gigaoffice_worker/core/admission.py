@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.limits import ProviderLimits
+from gigaoffice_worker.core.records import NOT_COUNTED, Attempt
 from gigaoffice_worker.core.storm import Probes, StormGuard
+from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Work
 
 _LET_IN_EVERY, _LET_IN_FOR = 5.0, 1.0
@@ -220,10 +222,14 @@ class Admission:
         self.guard.finished(now, None)
 
     def invalid(self, work: Work, now: float) -> None:
-        """Note a value that is no request: no handler was called, so it tells nothing of the provider."""
-        self.failed(work)
-        self.forget(work)
+        """Note a value that is no request."""
+        self.without_call(work)
         self.guard.finished(now, None)
+
+    def without_call(self, work: Work) -> None:
+        """Note an attempt for which no handler was called: it tells nothing of the provider, and used up nothing."""
+        self.limits.ended(work.started_at, counts=False)
+        self.forget(work)
 
     def let_through(self, work: Work, now: float) -> None:
         """Note a call that the provider has taken, whatever became of it then."""
@@ -266,16 +272,18 @@ class Admission:
         self._cut_by = work if self.limits.cuts > cuts else None
         return Refusal(until, 0, alone=False)
 
-    def lost(self, work: Work, now: float) -> None:
-        """Note an attempt of which nothing counts: its partition is lost."""
-        self.failed(work)
-        self.book(work, now, None)
+    def lost(self, work: Work, made: Attempt, now: float) -> None:
+        """Note an attempt of which nothing is learnt: its partition is lost."""
+        self.limits.ended(work.started_at, counts=made.ended not in NOT_COUNTED)
+        self.book(work, made, now)
         self.forget(work)
 
-    def book(self, work: Work, now: float, tokens: int | None, *, refused: bool = False) -> None:
-        """Charge the group's budgets with what an attempt used; None where it reported nothing."""
+    def book(self, work: Work, made: Attempt, now: float) -> None:
+        """Charge the group's budgets with what an attempt used."""
         if self.group.limited:
-            self.group.ended(now, work.reserved_tokens, tokens, refused=refused)
+            used = summed(made.used) if made.used else None
+            tokens, counts = used.tokens if used else None, made.ended not in NOT_COUNTED
+            self.group.ended(now, work.started_at, work.reserved_tokens, tokens, counts=counts)
             work.reserved_tokens = 0.0  # the late end of a call that was given up is booked again
 
     def forget(self, work: Work) -> None:

@@ -113,7 +113,7 @@ class _Calls:
     They count until the newest of them no longer does.
     """
 
-    ends: float
+    began: float
     newest_at: float = 0.0
     number: int = 0
 
@@ -165,21 +165,21 @@ class RateShare:
         """Take one call from the share."""
         if now < self._spread_until:
             self._spread_at = max(now, self._spread_at) + self._interval
-        if not self._made or self._made[-1].ends <= now:
-            self._made.append(_Calls(now + self._window / _PARTS))
+        if not self._made or self._made[-1].began + self._window / _PARTS <= now:
+            self._made.append(_Calls(now))
         self._made[-1].newest_at = now
         self._made[-1].number += 1
         self._count += 1
 
-    def gave_back(self, now: float) -> None:
-        """Put a call back that the provider refused: it did not count there either."""
-        if now < self._spread_until:
+    def gave_back(self, began: float) -> None:
+        """Put back what began then: the provider does not count it."""
+        if began < self._spread_until:
             self._spread_at -= self._interval
-        if self._made:
-            self._count -= 1
-            self._made[-1].number -= 1
-            if not self._made[-1].number:
-                self._made.pop()
+        for calls in reversed(self._made):
+            if calls.began <= began:
+                self._count -= 1
+                calls.number -= 1
+                return
 
 
 class TokenShare:
@@ -314,9 +314,9 @@ class GroupLimits:
             self._rate.started(now)
         return self._tokens.started(now) if self._tokens else 0.0
 
-    def ended(self, now: float, reserved: float, tokens: float | None, *, refused: bool = False) -> None:
-        """Book what a call used, in tokens; a refused one used nothing."""
-        if refused and self._rate:
-            self._rate.gave_back(now)
+    def ended(self, now: float, began: float, reserved: float, tokens: float | None, *, counts: bool) -> None:
+        """Book what the attempt that began at `began` used, in tokens: nothing where the provider does not count it."""
+        if self._rate and not counts:
+            self._rate.gave_back(began)
         if self._tokens:
-            self._tokens.ended(now, reserved, None if refused else tokens)
+            self._tokens.ended(now, reserved, tokens if counts else None)

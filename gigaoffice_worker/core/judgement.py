@@ -10,7 +10,6 @@ from gigaoffice_worker.core.admission import Admission
 from gigaoffice_worker.core.expiry import expired
 from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
-from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Work
 
 # A call that hangs costs a thread until the process ends: a request gets no third one.
@@ -59,8 +58,7 @@ class Judgement:
         `running` is how many other attempts run now.
         """
         if self._admission.group.limited:
-            used = summed(made.used) if made.used else None
-            self._admission.book(work, now, used.tokens if used else None, refused=made.ended is AttemptEnd.SHARED)
+            self._admission.book(work, made, now)
         match made.ended:
             case AttemptEnd.ANSWERED:
                 self._admission.passed(work, now)
@@ -84,7 +82,7 @@ class Judgement:
 
     def _without_call(self, work: Work, made: Attempt, now: float) -> Outcome | Retry:
         work.attempt -= 1
-        self._admission.lost(work, now)
+        self._admission.without_call(work)
         if work.owed is not None:
             return work.owed
         match made.ended:

@@ -137,6 +137,11 @@ class Pace:
         if self.known:
             self.next_at = max(now, self.next_at) + _MINUTE / self.per_minute
 
+    def take_back(self) -> None:
+        """Let the next call begin in the place of one that was none."""
+        if self.known:
+            self.next_at -= _MINUTE / self.per_minute
+
     def holds_back(self, now: float) -> bool:
         """Say whether the next call has to wait for its turn."""
         if not self.known or now >= self.next_at:
@@ -269,8 +274,11 @@ class ProviderLimits:
             self._forget(began)
             self._let_through(began)
 
-    def ended(self, began: float) -> None:
-        """Note a call that says nothing of the provider: it failed, or was none."""
+    def ended(self, began: float, *, counts: bool = True) -> None:
+        """Note an attempt that says nothing of the provider: its call failed, or with `counts` False there was none."""
+        if not counts:
+            self._starts.take_back(began)
+            self.pace.take_back()
         if self.refusals:
             self._forget(began)
             if began == self.gate.probe_at:

@@ -201,6 +201,8 @@ NO_CALL: Final = frozenset(
     {AttemptEnd.INVALID, AttemptEnd.EXPIRED, AttemptEnd.DUPLICATE, AttemptEnd.WAITS, AttemptEnd.RECOVERED}
 )
 """Ends of an attempt for which no handler was called."""
+NOT_COUNTED: Final = NO_CALL | {AttemptEnd.SHARED}
+"""Ends of an attempt that the provider does not count among the calls in a time: it refused the call, or got none."""
 
 
 class Attempt(NamedTuple):

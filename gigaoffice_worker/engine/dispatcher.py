@@ -154,7 +154,7 @@ class Dispatcher:
 
     def _conclude_lost(self, work: Work, made: Attempt, now: float) -> Late:
         """Drop the result of a run whose partition was lost, unless that has returned and the same request waits."""
-        self.admission.lost(work, now)
+        self.admission.lost(work, made, now)
         heir = self._scheduler.free(work, now)
         self._wake(now)
         if (

@@ -117,9 +117,45 @@ def test_a_refused_call_is_given_back():
         share.started(100.0)
     assert share.next_at(100.1) > 100.1
 
-    share.gave_back(100.1)
+    share.gave_back(100.0)
 
     assert share.next_at(100.1) <= 100.1
+
+
+def test_what_is_given_back_is_what_began_then():
+    share = RateShare(Rate(2, 60), lambda: 0.0)
+    share.owns(0.0, [0], 1)
+    share.started(100.0)
+    share.started(130.0)
+
+    share.gave_back(100.0)
+    share.started(131.0)
+
+    assert share.next_at(170.0) == 190.5, "the call of 130.0 counts, whatever became of the one before it"
+
+
+def test_what_counts_no_more_gives_nothing_back():
+    share = RateShare(Rate(2, 60), lambda: 0.0)
+    share.owns(0.0, [0], 1)
+    share.started(100.0)
+    share.started(130.0)
+    assert share.next_at(161.0) <= 161.0
+    share.started(161.0)
+
+    share.gave_back(100.0)
+
+    assert share.next_at(161.0) == 190.5
+
+
+def test_while_calls_are_spread_one_that_is_given_back_leaves_its_place_to_the_next():
+    share = RateShare(Rate(6, 60), lambda: 0.0)
+    share.owns(100.0, [0], 1)
+    share.started(100.0)
+    assert share.next_at(100.0) == 110.0
+
+    share.gave_back(100.0)
+
+    assert share.next_at(100.0) == 100.0
 
 
 def test_without_a_partition_nothing_starts():

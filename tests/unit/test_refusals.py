@@ -7,10 +7,11 @@ import weakref
 
 import pytest
 
-from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, Rate, RateShare
+from gigaoffice_worker.core.group_share import ConcurrencyShare, GroupLimits, Rate, RateShare, TokenShare
 from gigaoffice_worker.core.judgement import FREE_REFUSALS
-from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome, Reason
+from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Failure, Outcome, Reason
 from gigaoffice_worker.core.retry import RetryPolicy
+from gigaoffice_worker.core.usage import Usage
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.dispatcher import Dispatcher
 from tests.support.making import Partition, dispatcher
@@ -187,3 +188,83 @@ def test_the_groups_rate_spreads_the_calls():
     scene.now += 20.0
     scene.end(scene.take(), refused())
     assert scene.opens_at() <= scene.now + 2.0, "a refused call is not counted by the provider either"
+
+
+NO_CALLS = [Attempt(ended, 0.0, failure=Failure("InvalidRequest", "no")) for ended in sorted(NO_CALL)]
+
+
+def with_group_rate() -> Scene:
+    """A scene that may make 20 calls in 60 s, and has made none for long."""
+    scene = Scene(group=GroupLimits(lambda: 0.0, rate=RateShare(Rate(20, 60), lambda: 0.0)))
+    scene.dispatcher.change(lambda admission, now: admission.owns(now, owned=[0], partitions=1))
+    scene.now += 100.0
+    return scene
+
+
+@pytest.mark.parametrize("made", NO_CALLS, ids=lambda made: made.ended.value)
+def test_an_attempt_without_a_call_uses_up_nothing_of_the_groups_rate(made):
+    scene = with_group_rate()
+    for _ in range(100):
+        scene.offer(1)
+        scene.end(scene.take(), made)
+        scene.now += 0.1
+
+    scene.offer(20)
+    for _ in range(20):
+        scene.take()
+    assert scene.opens_at() > scene.now + 40.0, "all that was let through were calls"
+
+
+def test_an_attempt_without_a_call_uses_up_nothing_where_its_partition_is_lost_meanwhile():
+    scene = with_group_rate()
+    scene.offer(20)
+    running = [scene.take() for _ in range(20)]
+    scene.dispatcher.forget(scene.partition.assignment)
+    for work, made in zip(running, itertools.cycle((*NO_CALLS, refused())), strict=False):
+        scene.end(work, made)
+
+    assert scene.opens_at() <= scene.now
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["held", "lost"])
+@pytest.mark.parametrize("made", [ANSWERED, *NO_CALLS], ids=lambda made: made.ended.value)
+def test_the_groups_tokens_are_used_up_by_calls_also_of_a_lost_partition(made, lost):
+    scene = Scene(group=GroupLimits(lambda: 0.0, tokens=TokenShare(Rate(1200, 60))))
+    scene.dispatcher.change(lambda admission, now: admission.owns(now, owned=[0], partitions=1))
+    scene.now += 100.0
+    scene.offer(1)
+    work = scene.take()
+    if lost:
+        scene.dispatcher.forget(scene.partition.assignment)
+    scene.end(work, made._replace(used=(Usage(input_tokens=600),) if made is ANSWERED else ()))
+
+    assert (scene.opens_at() > scene.now + 10.0) == (made is ANSWERED)
+
+
+@pytest.mark.parametrize("made", NO_CALLS, ids=lambda made: made.ended.value)
+def test_an_attempt_without_a_call_leaves_the_learnt_pace_to_calls(made):
+    scene = Scene()
+    limits = scene.dispatcher.admission.limits
+    limits.started(scene.now)
+    limits.refused(scene.now, scene.now, 0, None)
+    scene.now += 20.0
+    limits.pace.learn(scene.now, 20.0)
+    calls_before = limits._starts.count(scene.now)
+    for _ in range(100):
+        scene.offer(1)
+        scene.end(scene.take(), made)
+
+    assert scene.opens_at() <= scene.now
+    assert limits._starts.count(scene.now) == calls_before
+    scene.offer(1)
+    scene.take()
+    assert scene.opens_at() > scene.now
+
+
+def test_a_call_that_failed_uses_up_the_groups_rate():
+    scene = with_group_rate()
+    scene.offer(20)
+    for _ in range(20):
+        scene.end(scene.take(), Attempt(AttemptEnd.FAILED, 1.0, failure=Failure("ValueError", "bad")))
+
+    assert scene.opens_at() > scene.now + 40.0
