@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gigaoffice_worker.core.work import Lane, Work
+from gigaoffice_worker.core.journal import Identity
+from gigaoffice_worker.core.work import Lane, Stage, Work
 
 _Name = tuple[str, int, bytes | int | None]
 """A lane whatever its assignment; of a request in no lane, its place."""
@@ -19,7 +20,8 @@ class OldRuns:
 
     def __init__(self) -> None:
         self.running: dict[_Name, Work] = {}
-        self._waiting: dict[_Name, Lane] = {}
+        # The lane that waits for each of them, and the request that was received first in it.
+        self._waiting: dict[_Name, tuple[Lane, Work]] = {}
 
     def add(self, works: Iterable[Work]) -> None:
         """Note runs whose assignment is lost."""
@@ -31,8 +33,20 @@ class OldRuns:
         name = _name(work)
         if name not in self.running:
             return None
-        lane = self._waiting[name] = work.lane or (work.assignment, work.record.offset)
+        lane = work.lane or (work.assignment, work.record.offset)
+        self._waiting[name] = lane, work
         return lane
+
+    def heir(self, work: Work) -> Work | None:
+        """Return the same request, received anew, where it waits for an old run and needs the answer to that.
+
+        One that owes its response only has its outcome already.
+        """
+        if (waiting := self._waiting.get(_name(work))) is None:
+            return None
+        first = waiting[1]
+        waits = first.stage is Stage.QUEUED and not first.assignment.lost and first.owed is None
+        return first if waits and Identity.of(first.record) == Identity.of(work.record) else None
 
     def ended(self, work: Work) -> Lane | None:
         """Note that a run is over, or given up; return the lane that waits for it."""
@@ -40,7 +54,8 @@ class OldRuns:
         if self.running.get(name) is not work:
             return None
         del self.running[name]
-        return self._waiting.pop(name, None)
+        lane, _ = self._waiting.pop(name, (None, None))
+        return lane
 
 
 def _name(work: Work) -> _Name:

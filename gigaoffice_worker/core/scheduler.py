@@ -42,7 +42,7 @@ class Scheduler:
         # Ready, and too large to be decoded beside what runs.
         self._too_large: list[Work] = []
         self._decoded = DecodedRoom()
-        self._old_runs = OldRuns()
+        self.old_runs = OldRuns()
         self._numbers = itertools.count()
         self._queued = 0
         self._newest = 0.0
@@ -86,7 +86,7 @@ class Scheduler:
             if lane is not None:
                 lane.append(work)
                 return
-        if self._old_runs.running and (behind := self._old_runs.lane_behind(work)) is not None:
+        if self.old_runs.running and (behind := self.old_runs.lane_behind(work)) is not None:
             work.lane = behind
             self._lanes[behind] = deque([work])
             return
@@ -196,7 +196,7 @@ class Scheduler:
 
         Where the request's assignment is lost, that is the lane which waited for the run.
         """
-        name = self._old_runs.ended(work) if work.assignment.lost else work.lane
+        name = self.old_runs.ended(work) if work.assignment.lost else work.lane
         lane = self._lanes.get(name) if name is not None else None
         if name is None or lane is None:
             return None
@@ -212,7 +212,7 @@ class Scheduler:
 
         Until `free` is called for those that are, nothing runs beside them in their lanes, should the partition return.
         """
-        self._old_runs.add(work for work in running if work.assignment is assignment)
+        self.old_runs.add(work for work in running if work.assignment is assignment)
         self._lanes = {lane: queue for lane, queue in self._lanes.items() if lane[0] is not assignment}
         self._keep(lambda work: work.assignment is not assignment)
 

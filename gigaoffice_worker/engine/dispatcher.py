@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from gigaoffice_worker.core.admission import Admission
-from gigaoffice_worker.core.journal import Identity
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
@@ -37,8 +37,13 @@ class Late(Enum):
 
     ABANDONED = "abandoned"
     LOST = "partition-lost"
-    PASSED_ON = "partition-returned"
-    """The same request was received anew, and is answered with the result."""
+
+
+class PassedOn(NamedTuple):
+    """The result of a run whose partition was lost and has returned: it answers `heir`, the request received anew."""
+
+    heir: Work
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Dispatcher:
         one = idle.calls_are_quick or admission.probing or admission.opens_at(now, len(self._running)) > now
         idle.wake(1 if one else max(1, self._scheduler.ready))
 
-    def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late:
+    def conclude(self, work: Work, run: int, made: Attempt) -> Outcome | Retry | Late | PassedOn:
         """Note what came of run number `run`: an outcome to deliver, a retry, or why it is too late."""
         with self._lock:
             if self._running.get(work) != run:
@@ -152,21 +157,19 @@ class Dispatcher:
                 self._wake(now)
             return self._delivered_next(work, judged)
 
-    def _conclude_lost(self, work: Work, made: Attempt, now: float) -> Late:
+    def _conclude_lost(self, work: Work, made: Attempt, now: float) -> Late | PassedOn:
         """Drop the result of a run whose partition was lost, unless that has returned and the same request waits."""
         self.admission.lost(work, made, now)
-        heir = self._scheduler.free(work, now)
+        heir = self._scheduler.old_runs.heir(work) if made.ended is AttemptEnd.ANSWERED else None
+        self._scheduler.free(work, now)
+        if heir is not None:
+            # It is delivered and never taken: whatever lets no attempt start, the drain too, must not keep it waiting.
+            self._scheduler.withdraw(heir)
         self._wake(now)
-        if (
-            heir is None
-            or made.ended is not AttemptEnd.ANSWERED
-            or Identity.of(heir.record) != Identity.of(work.record)
-        ):
+        if heir is None:
             return Late.LOST
-        # The journal has not found its outcome, and it is ours again: a second call would only be paid for once more.
         heir.id, heir.seconds, heir.used = work.id, work.seconds + made.seconds, work.used + made.used
-        heir.owed, heir.worth_until = Outcome(made.result, made.failure), math.inf
-        return Late.PASSED_ON
+        return PassedOn(heir, self._delivered_next(heir, Outcome(made.result, made.failure)))
 
     def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
         """Take the result of a run that was given up, if the next one has not begun: it is paid for."""

@@ -191,7 +191,7 @@ class Journal:
 
 def _owes_a_response(held: Assignment) -> bool:
     """Say whether a request in hand waits for the response to a dead letter that was found."""
-    return any(work.owed is not None and work.owed.reason is not None for work in held.tracker)
+    return any(work.owed is not None for work in held.tracker)
 
 
 def _places(report: TopicReport, topic: str) -> tuple[Place, ...]:

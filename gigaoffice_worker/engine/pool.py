@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -13,7 +14,7 @@ from gigaoffice_worker.core.judgement import Retry
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.call_stack import call_stack
-from gigaoffice_worker.engine.dispatcher import Dispatcher, Late
+from gigaoffice_worker.engine.dispatcher import Dispatcher, Late, PassedOn
 from gigaoffice_worker.engine.failure_log import FailureLog, where
 from gigaoffice_worker.engine.processor import Processor, overdue
 from gigaoffice_worker.observe.metrics import Metrics
@@ -25,6 +26,10 @@ log = structlog.get_logger(__name__)
 TELL_FROM = 0.1
 # So many calls are told with their stacks when the worker stops and has to wait for them.
 _MAX_TOLD = 10
+
+Judged = Outcome | Retry | Late | PassedOn
+# What is not for the request that ran.
+_NOT_ITS_OWN: Final = (Late, PassedOn)
 
 
 class Pool:
@@ -172,8 +177,8 @@ class Pool:
             if judged is Late.ABANDONED or work.overdue_run == run:
                 self._end_late(work, number, made, judged)
                 return  # Another thread has taken its place.
-            if isinstance(judged, Late):
-                self._end_lost(work, number, made, judged)
+            if isinstance(judged, _NOT_ITS_OWN):
+                done = self._end_lost(work, number, made, judged)
                 continue
             if made.ended not in NO_CALL:
                 self._metrics.attempt_ended(made.ended, made.seconds)
@@ -185,14 +190,16 @@ class Pool:
             if isinstance(judged, Outcome) and self._deliver(work, judged):
                 done = work
 
-    def _end_lost(self, work: Work, number: int, made: Attempt, judged: Late) -> None:
-        if judged is Late.PASSED_ON:
-            log.info("Result kept: its partition was lost and has returned", **_facts(work, number, made))
-            self._metrics.attempt_ended(made.ended, made.seconds)
-        else:
+    def _end_lost(self, work: Work, number: int, made: Attempt, judged: Late | PassedOn) -> Work | None:
+        """Deliver what a run of a lost partition has brought for an heir; return that if its lane may be opened now."""
+        if isinstance(judged, Late):
             self._drop(work, number, judged)
+            return None
+        log.info("Result kept: its partition was lost and has returned", **_facts(work, number, made))
+        self._metrics.attempt_ended(made.ended, made.seconds)
+        return judged.heir if self._deliver(judged.heir, judged.outcome) else None
 
-    def _end_late(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
+    def _end_late(self, work: Work, number: int, made: Attempt, judged: Judged) -> None:
         """Deliver what an overdue call has brought after all, if it came in time for its request."""
         if isinstance(judged, Late):
             self._drop(work, number, judged)
@@ -206,7 +213,7 @@ class Pool:
         self._metrics.late_results_dropped.inc()
         log.warning("Late result dropped", reason=why.value, request_id=work.id, attempt=number, **where(work))
 
-    def _tell_failed(self, work: Work, number: int, made: Attempt, judged: Outcome | Retry | Late) -> None:
+    def _tell_failed(self, work: Work, number: int, made: Attempt, judged: Judged) -> None:
         if isinstance(judged, Retry):
             self.failures.retried(work, number, made, judged.wait)
         elif isinstance(judged, Outcome) and judged.reason is not None and made.failure is not None:

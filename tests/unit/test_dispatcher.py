@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import random
 import threading
@@ -19,8 +18,9 @@ from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Outcome
 from gigaoffice_worker.core.retry import RetryPolicy
 from gigaoffice_worker.core.scheduler import Ordering
 from gigaoffice_worker.core.storm import StormLimits
+from gigaoffice_worker.core.usage import Usage
 from gigaoffice_worker.core.work import Stage, Work
-from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late
+from gigaoffice_worker.engine.dispatcher import Counts, Dispatcher, Late, PassedOn
 from tests.support.making import Partition, dispatcher
 from tests.support.waiting import eventually
 
@@ -361,19 +361,50 @@ def test_a_lane_waits_for_a_run_that_outlasts_two_ownerships() -> None:
     assert scene.take() is newest
 
 
-def test_the_result_of_an_earlier_ownership_answers_its_request_without_a_second_call() -> None:
+@pytest.mark.parametrize("key", [b"k", None])
+def test_the_result_of_an_earlier_ownership_answers_its_request_also_where_no_attempt_may_start(
+    key: bytes | None,
+) -> None:
+    scene = Scene()
+    scene.offer(key)
+    old = scene.take()
+    old.id = "r"
+    heir, behind = returned(scene, key, key)
+    scene.dispatcher.hold("draining")
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) == PassedOn(heir, Outcome(b'{"a":1}'))
+    assert (heir.id, heir.seconds, heir.stage) == ("r", 1.0, Stage.DELIVERING)
+    assert scene.dispatcher.counts() == Counts(1, 0, 0, 1)
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.dispatcher.settle([heir])
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
+    assert scene.partition.assignment.tracker.committable == 1
+    scene.dispatcher.release("draining")
+    assert scene.idle == (key is not None)
+    scene.dispatcher.free(heir)
+    assert scene.take() is behind
+
+
+def test_what_the_calls_of_an_earlier_ownership_used_is_told_with_the_answer() -> None:
     scene = Scene()
     scene.offer(b"k")
     old = scene.take()
-    old.id = "r"
-    (heir,) = returned(scene, b"k")
-    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.PASSED_ON
-    assert heir.worth_until == math.inf  # what is paid for does not expire
-    assert scene.take() is heir
-    assert scene.dispatcher.conclude(heir, heir.run, Attempt(AttemptEnd.RECOVERED, 0.0)) == Outcome(b'{"a":1}')
-    assert (heir.id, heir.seconds) == ("r", 1.0)
-    scene.dispatcher.settle([heir])
-    assert scene.partition.assignment.tracker.committable == 1
+    returned(scene, b"k")
+    passed = scene.dispatcher.conclude(old, old.run, ANSWERED._replace(used=(Usage(input_tokens=7),)))
+    assert isinstance(passed, PassedOn)
+    assert passed.outcome.usage == b'{"input_tokens":7}'
+
+
+def test_a_request_that_owes_its_response_only_takes_no_result_of_an_earlier_ownership() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    scene.dispatcher.forget(scene.partition.assignment)
+    scene.partition = Partition(0, epoch=2)
+    owing = scene.partition.work(b"k")
+    owing.owed = Outcome(failure=FAILED.failure, reason=Reason.REJECTED)
+    scene.dispatcher.offer([owing])
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.LOST
+    assert scene.take() is owing
 
 
 def test_the_result_of_an_earlier_ownership_answers_no_other_request() -> None:
@@ -390,7 +421,6 @@ def test_the_result_of_an_earlier_ownership_answers_no_other_request() -> None:
     scene.dispatcher.offer([created_again])
     assert scene.dispatcher.conclude(behind, behind.run, ANSWERED) is Late.LOST
     assert scene.take() is created_again
-    assert created_again.owed is None
 
 
 def test_a_request_without_a_key_waits_for_its_own_run_of_an_earlier_ownership_only() -> None:

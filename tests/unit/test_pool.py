@@ -364,6 +364,24 @@ def test_a_result_answers_its_request_where_the_lost_partition_has_returned(key:
         assert "Result kept: its partition was lost and has returned" in [line["event"] for line in logs]
 
 
+def test_a_result_is_delivered_to_a_returned_partition_also_while_the_worker_drains() -> None:
+    with running(1) as scene:
+        scene.offer(b"k")
+        call = scene.call()
+        scene.dispatcher.forget(scene.partition.assignment)
+        scene.partition = Partition(0, epoch=2)
+        scene.offer(b"k", b"k")
+        scene.dispatcher.hold("draining")
+        call.answer("paid for")
+        assert scene.outcome() == (0, answered("paid for"))
+        eventually(lambda: scene.dispatcher.in_hand.wait_quiet(0.0), "nothing is in flight", interval=0.001)
+        assert scene.partition.assignment.tracker.committable == 1
+        assert scene.metrics.handler_calls.count_and_sum()[0] == 1
+        scene.dispatcher.release("draining")
+        scene.call().answer("the second")
+        assert scene.outcome() == (1, answered("the second"))
+
+
 def test_a_bug_of_ours_in_a_handler_thread_is_reported() -> None:
     def breaks(_work: Work, _verdict: Outcome) -> bool:
         raise LookupError("a bug of ours")

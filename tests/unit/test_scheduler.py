@@ -193,7 +193,7 @@ class Model(RuleBasedStateMachine):
         assert not any(self.lanes.values())
         assert (self.scheduler.queued, self.scheduler.waiting_retry, self.scheduler.ready) == (0, 0, 0)
         assert not self.scheduler._lanes
-        assert not self.scheduler._old_runs.running
+        assert not self.scheduler.old_runs.running
 
 
 class PartitionModel(Model):
