@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple
@@ -95,6 +95,7 @@ class Answers:
         self._clock = clock
         self._forgotten = forgotten
         self._lock = threading.Lock()
+        # Each is in hand, or runs although its partition is lost: its answer counts still if that returns.
         self._running: dict[_Name, _Running] = {}
         # The oldest first.
         self._answered: OrderedDict[_Name, _Answered] = OrderedDict()
@@ -126,6 +127,16 @@ class Answers:
             del self._running[name]
             if value is not None:
                 self._keep(name, Answer(value, work.record.source, running.digest), self._clock() + self.window)
+
+    def forget(self, works: Iterable[Work]) -> None:
+        """Let go of requests of a lost partition that do not run, or no more: nothing comes of them here."""
+        with self._lock:
+            for work in works:
+                name = (work.record.partition, work.id)
+                running = self._running.get(name)
+                # The same request may have been received anew, and run by now.
+                if running is not None and running.work is work:
+                    del self._running[name]
 
     def restore(self, found: Found) -> None:
         """Note an answer that was found in the response topic."""

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.dedupe import Answers
 from gigaoffice_worker.core.judgement import Judgement, Retry
 from gigaoffice_worker.core.parking import Sweep
 from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
@@ -69,12 +70,14 @@ class Dispatcher:
         scheduler: Scheduler,
         admission: Admission,
         judgement: Judgement,
+        answers: Answers | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self.admission = admission
         self._judgement = judgement
+        self._answers = answers
         self._clock = clock
         self._lock = threading.Lock()
         self._idle = IdleThreads(self._lock)
@@ -266,7 +269,10 @@ class Dispatcher:
         with self._lock:
             assignment.lost = True
             self._scheduler.forget(assignment, self._running)
+            waited = [work for work in assignment.tracker if work.stage in _WAITING]
             self.in_hand.changed()
+        if self._answers is not None:
+            self._answers.forget(waited)
 
     def expire(self, assignments: Iterable[Assignment], now: float) -> list[Work]:
         """Take back what waits and is not worth a call any more at `now` (seconds since the epoch), for delivery.

@@ -60,9 +60,9 @@ class Engine:
         self._config = config
         self.tells_tenants = config.worker.tenant_field is not None
         self.started = time.monotonic()
-        self.dispatcher = _dispatcher(config)
-        self._floors = Floors()
         self._answers = _answers(config, metrics)
+        self.dispatcher = _dispatcher(config, self._answers)
+        self._floors = Floors()
         self._journal_reader = JournalReader(lambda timeout: LogReader(config, "journal", timeout), died, self._answers)
         self.journal = Journal(
             self._journal_reader,
@@ -192,7 +192,7 @@ def _answers(config: Config, metrics: Metrics) -> Answers | None:
     return Answers(worker.dedupe_window, worker.dedupe_bytes, time.time, metrics.answers_forgotten.inc)
 
 
-def _dispatcher(config: Config) -> Dispatcher:
+def _dispatcher(config: Config, answers: Answers | None) -> Dispatcher:
     worker = config.worker
     policy = RetryPolicy(worker.max_attempts, worker.retry_delay, worker.retry_max_delay)
     limits = ProviderLimits(worker.concurrency, policy.ceiling, random.random, adaptive=worker.adaptive)
@@ -200,7 +200,7 @@ def _dispatcher(config: Config) -> Dispatcher:
     admission = Admission(limits, _group_limits(config), StormGuard(storm))
     ready = ByTenant(worker.priority_aging) if _urgency(config).known else ByArrival()
     judgement = Judgement(policy, admission, expired_to_dlq=worker.expired_to_dlq)
-    return Dispatcher(Scheduler(worker.ordering, ready), admission, judgement)
+    return Dispatcher(Scheduler(worker.ordering, ready), admission, judgement, answers)
 
 
 def _group_limits(config: Config) -> GroupLimits:

@@ -119,6 +119,7 @@ class Pool:
             self._replace(thread)
             self._metrics.attempt_ended(AttemptEnd.TIMED_OUT, limit)
             if judged is Late.LOST:
+                self._processor.forget(work)
                 continue  # Another member answers it.
             if work.overdue == 1:
                 facts = {"request_id": work.id, "attempt": number, "at": at, "seconds": limit, **where(work)}
@@ -193,6 +194,7 @@ class Pool:
     def _end_lost(self, work: Work, number: int, made: Attempt, judged: Late | PassedOn) -> Work | None:
         """Deliver what a run of a lost partition has brought for an heir; return that if its lane may be opened now."""
         if isinstance(judged, Late):
+            self._processor.forget(work)
             self._drop(work, number, judged)
             return None
         log.info("Result kept: its partition was lost and has returned", **_facts(work, number, made))

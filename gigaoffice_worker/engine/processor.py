@@ -114,6 +114,11 @@ class Processor:
                 structlog.contextvars.unbind_contextvars(*trace)
         return made._replace(used=request.used) if request.used else made
 
+    def forget(self, work: Work) -> None:
+        """Let nobody wait for the answer to a request whose run is over and whose partition is lost."""
+        if self._answers is not None:
+            self._answers.forget((work,))
+
 
 def overdue(limit: float, at: str) -> Attempt:
     """Return what came of a call that hangs: it was given up after `limit` seconds, in the frame `at`."""

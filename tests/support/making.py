@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from gigaoffice_worker.broker.verification import TopicReport
 from gigaoffice_worker.core.admission import Admission
+from gigaoffice_worker.core.dedupe import Answers
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.judgement import Judgement
 from gigaoffice_worker.core.limits import ProviderLimits
@@ -69,12 +70,14 @@ def dispatcher(
     adaptive: bool = False,
     threads: int = _THREADS,
     group: GroupLimits | None = None,
+    answers: Answers | None = None,
 ) -> Dispatcher:
     """Return a dispatcher, without a storm guard unless `storm` has its limits."""
     policy = policy or RetryPolicy()
     limits = ProviderLimits(threads, policy.ceiling, rng, adaptive=adaptive)
     admission = Admission(limits, group or GroupLimits(time.time), StormGuard(storm or StormLimits(enabled=False)))
-    return Dispatcher(scheduler or Scheduler(ordering), admission, Judgement(policy, admission, rng=rng), clock=clock)
+    judgement = Judgement(policy, admission, rng=rng)
+    return Dispatcher(scheduler or Scheduler(ordering), admission, judgement, answers, clock=clock)
 
 
 def report(partitions: Mapping[str, int], operations: Mapping[str, Iterable[str]]) -> TopicReport:

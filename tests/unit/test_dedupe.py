@@ -7,7 +7,8 @@ import pytest
 from gigaoffice_worker.core.dedupe import Answers, Verdict, read_answer
 from gigaoffice_worker.core.judgement import Retry
 from gigaoffice_worker.core.messages import RecordEncoder, digest
-from gigaoffice_worker.core.records import Answer, AttemptEnd, Outcome, Record, Source
+from gigaoffice_worker.core.records import Answer, Attempt, AttemptEnd, Failure, Outcome, Record, Source
+from gigaoffice_worker.engine.dispatcher import Late
 from gigaoffice_worker.engine.processor import Processor
 from tests.support.making import TOPIC, Partition, dispatcher, record
 
@@ -101,6 +102,18 @@ def test_nobody_waits_for_a_request_of_a_lost_partition():
     assert scene.begin()[1] is Verdict.RUN
 
 
+def test_run_of_a_lost_partition_that_has_ended_lets_go_of_its_own_entry_only():
+    scene = Scene()
+    first, _ = scene.begin()
+    first.assignment.lost = True
+    scene.held = Partition(epoch=2)
+    anew, _ = scene.begin()
+    scene.answers.forget([first])
+    scene.answers.ended(anew, VALUE)
+    scene.held = Partition(epoch=3, position=1)
+    assert scene.begin()[1] == Answer(VALUE, anew.record.source, digest(b"{}"))
+
+
 # What is read back
 
 
@@ -164,3 +177,24 @@ def test_duplicate_needs_no_call_and_one_that_waits_looks_again():
     judged = queue.conclude(second, second.run, processor.attempt(second))
     assert judged.copied == Answer(VALUE, first.record.source, digest(value))
     assert second.attempt == 0
+
+
+def test_requests_of_a_lost_partition_are_let_go_of_once_they_run_no_more():
+    """Each would keep its partition in memory, with all that was in hand of it."""
+    scene = Scene()
+    queue = dispatcher(answers=scene.answers)
+    works = [scene.held.work(None, request_id=name) for name in ("waits for a retry", "runs", "delivered", "queued")]
+    queue.offer(works)
+    for work in works[:3]:
+        assert queue.take() is work
+        scene.answers.begin(work, b"digest")
+    retried, running, delivered, _ = works
+    failed = Attempt(AttemptEnd.FAILED, 1.0, failure=Failure("ValueError", "bad"))
+    assert isinstance(queue.conclude(retried, retried.run, failed), Retry)
+    assert isinstance(queue.conclude(delivered, delivered.run, Attempt(AttemptEnd.ANSWERED, 1.0, b"{}")), Outcome)
+    queue.forget(scene.held.assignment)
+    assert [found.work for found in scene.answers._running.values()] == [running, delivered]
+    scene.answers.ended(delivered, VALUE)
+    assert queue.conclude(running, running.run, failed) is Late.LOST
+    Processor(lambda _request: None, 10.0, answers=scene.answers).forget(running)
+    assert scene.answers._running == {}

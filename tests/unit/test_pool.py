@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gigaoffice_worker.core.dedupe import Answers
 from gigaoffice_worker.core.errors import TransientError
 from gigaoffice_worker.core.records import Outcome, Reason, Request
 from gigaoffice_worker.core.retry import RetryPolicy
@@ -61,6 +62,7 @@ class Scene:
         attempts: int = 3,
         delay: float = 0.0,
         deliver: Callable[[Work, Outcome], bool] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.passed = 0.0
         policy = RetryPolicy(attempts, delay, max_delay=delay)
@@ -74,7 +76,7 @@ class Scene:
         self.pool = Pool(
             size,
             self.dispatcher,
-            Processor(self._handler, 30.0, 300.0),
+            Processor(self._handler, 30.0, 300.0, answers=answers),
             deliver or self._deliver,
             self.metrics,
             FailureLog(attempts),
@@ -340,6 +342,21 @@ def test_a_result_for_a_lost_partition_is_dropped_and_its_thread_goes_on() -> No
         assert scene.outcome() == (1, answered(1))
         assert scene.dropped() == 1
         assert {"event": "Late result dropped", "reason": "partition-lost"}.items() <= logs[0].items()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_nothing_is_remembered_of_a_run_whose_partition_is_lost(hangs: bool) -> None:  # noqa: FBT001
+    answers = Answers(60.0, 1 << 20, time.time)
+    with running(1, answers=answers) as scene:
+        scene.offer(None)
+        call = scene.call()
+        scene.dispatcher.forget(scene.partition.assignment)
+        assert len(answers._running) == 1
+        if hangs:
+            scene.overdue()
+        else:
+            call.answer("for nobody")
+        eventually(lambda: answers._running == {}, "it is let go of", interval=0.001)
 
 
 @pytest.mark.parametrize("key", [b"k", None])
