@@ -81,7 +81,7 @@ class Dispatcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle = IdleThreads(self._lock)
-        self.in_hand = InHand(self._lock, clock)
+        self.in_hand = InHand(self._lock, clock, scheduler.old_runs.heir)
         self._running, self._delivering = self.in_hand.running, self.in_hand.delivering
         # When the first of what is in hand expires, at the earliest, in seconds since the epoch.
         self._next_expiry = math.inf
@@ -265,11 +265,15 @@ class Dispatcher:
                 self._idle.wake_leader()
 
     def forget(self, assignment: Assignment) -> None:
-        """Drop what is queued of a lost partition; results that are still to come will be dropped too."""
+        """Drop what is queued of a lost partition; results that are still to come will be dropped too.
+
+        Nobody waits for its outcomes that are on their way: they may arrive, and settle nothing.
+        """
         with self._lock:
             assignment.lost = True
             self._scheduler.forget(assignment, self._running)
             waited = [work for work in assignment.tracker if work.stage in _WAITING]
+            self._delivering.difference_update(assignment.tracker)
             self.in_hand.changed()
         if self._answers is not None:
             self._answers.forget(waited)

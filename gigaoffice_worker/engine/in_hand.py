@@ -16,13 +16,19 @@ _HIGHEST = Floor(1 << 62, {})
 
 
 class InHand:
-    """The attempts that run, by request with the number of their run, and the requests that delivery has."""
+    """The attempts that run, by request with the number of their run, and the requests of ours that delivery has.
 
-    def __init__(self, lock: threading.Lock, clock: Callable[[], float]) -> None:
+    `heir_of` returns the request that waits for the run of a lost partition, to take its result; None where none does.
+    """
+
+    def __init__(
+        self, lock: threading.Lock, clock: Callable[[], float], heir_of: Callable[[Work], Work | None]
+    ) -> None:
         self.running: dict[Work, int] = {}
         self.delivering: set[Work] = set()
         self._lock = lock
         self._clock = clock
+        self._heir_of = heir_of
         self._changed = threading.Condition(lock)
         # Whether anybody waits for a change, which is seldom: to notify nobody takes longer than to look.
         self.observed = False
@@ -50,10 +56,18 @@ class InHand:
         return oldest
 
     def wait_quiet(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered."""
+        """Wait up to `timeout` seconds for a change; True when no attempt runs and no outcome is undelivered.
+
+        What is of a lost partition counts no more, but for a run whose result somebody waits for.
+        """
         with self._lock:
-            if self.running or self.delivering:
+            if not self._quiet():
                 self.observed = True
                 self._changed.wait(timeout)
                 self.observed = False
-            return not self.running and not self.delivering
+            return self._quiet()
+
+    def _quiet(self) -> bool:
+        return not self.delivering and all(
+            work.assignment.lost and self._heir_of(work) is None for work in self.running
+        )

@@ -10,7 +10,7 @@ Three states, and only they decide whether a new record is sent:
 
 While a topic is in trouble one record probes it; once that is acknowledged the others follow in their first order. A
 record that its topic refuses for its size, and that nothing can take the place of, is set aside: it holds nobody back,
-and the smallest of those is tried again now and then.
+and the smallest of those is tried again now and then, as long as its partition is ours.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class OutputTopic:
         self._wake = wake
         self.max_message_bytes = 1 << 62
         self.partitions = 0
-        # Bytes of all records that were ever taken, less those that something else took the place of.
+        # Bytes of all records that were ever taken, less those that were dropped or that something took the place of.
         self.taken_bytes = 0
         self.state = State.OPEN
         self._numbers = itertools.count()
@@ -287,6 +287,8 @@ class OutputTopic:
 
     def mend(self, now: float) -> None:
         """Send again what is due, or open the topic when nothing is left."""
+        if self._set_aside and not self._probing_aside:
+            self._drop_lost()
         if self.state is State.OPEN:
             if not self._set_aside or now < self._retries_aside.due:
                 return
@@ -347,6 +349,14 @@ class OutputTopic:
         smallest = min(self._set_aside, key=lambda pending: pending.size)
         self._set_aside.remove(smallest)
         return [smallest]
+
+    def _drop_lost(self) -> None:
+        """Drop what was set aside of lost partitions: whoever owns them now writes dead letters of its own."""
+        with self._lock:
+            lost = [pending for pending in self._set_aside if pending.outcome.work.assignment.lost]
+            self._set_aside = [pending for pending in self._set_aside if pending not in lost]
+            self.taken_bytes -= sum(pending.size for pending in lost)
+        self._refused = max((pending.size for pending in self._set_aside), default=0)
 
     def forget_size(self, pending: PendingSend) -> None:
         """Count a record no more: something else takes its place."""

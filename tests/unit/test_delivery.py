@@ -643,6 +643,42 @@ def test_a_refused_dead_letter_is_tried_as_soon_as_its_topic_is_known_to_take_mo
     assert scene.on_wire(DLQ) == [0]
 
 
+def test_a_refused_dead_letter_of_a_lost_partition_is_dropped_and_those_of_ours_stay() -> None:
+    scene, lost, ours = Scene(), Partition(0), Partition(1, position=10)
+    for scene.partition in (lost, ours):
+        refused_dead_letter(scene)
+    lost.assignment.lost = True
+    scene.turn()
+    [letter] = scene.delivery._dlq._set_aside
+    assert (letter.outcome.work.assignment, scene.delivery.unsettled_bytes) == (ours.assignment, letter.size)
+    ours.assignment.lost = True
+    scene.turn(6)
+    assert scene.delivery.unsettled_bytes == 0
+    assert scene.delivery.trouble() == {}
+    scene.turn(60)
+    assert scene.in_flight() == []
+    assert (scene.freed, scene.ended) == ([], [])
+
+
+def test_a_refused_dead_letter_whose_partition_is_lost_while_it_is_tried_again_is_dropped_behind_that() -> None:
+    scene = Scene()
+    refused_dead_letter(scene)
+    scene.turn(10)
+    assert scene.on_wire(DLQ) == [0]
+    scene.partition.assignment.lost = True
+    scene.turn(6)
+    assert "raise its max.message.bytes" in scene.delivery.trouble()[DLQ]
+    scene.partition = Partition(1, position=1)
+    scene.deliver(DEAD)
+    scene.answer(error=TOO_LARGE, topic=DLQ)
+    scene.turn()
+    scene.turn()
+    assert scene.on_wire(DLQ) == [1]
+    scene.let_all_through()
+    assert scene.ended == [Ended(1, Reason.ATTEMPTS_EXHAUSTED)]
+    assert scene.delivery.unsettled_bytes == 0
+
+
 def test_a_refused_dead_letter_shares_no_batch_when_it_is_tried_again() -> None:
     scene = Scene()
     refused_dead_letter(scene)

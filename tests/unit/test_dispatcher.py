@@ -475,15 +475,51 @@ def test_what_is_held_is_counted_until_it_is_settled() -> None:
     assert (held.held_records, held.held_bytes, held.tracker.committable) == (0, 0, 2)
 
 
-def test_an_outcome_of_a_lost_partition_settles_nothing() -> None:
-    scene = Scene()
+def test_an_outcome_of_a_lost_partition_settles_nothing_and_nobody_waits_for_it() -> None:
+    scene, kept = Scene(), Partition(1)
     scene.offer(b"a")
     work, _ = scene.run(ANSWERED)
+    scene.offer(b"a", partition=kept)
+    ours, _ = scene.run(ANSWERED)
     scene.dispatcher.forget(scene.partition.assignment)
     assert not scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.dispatcher.settle([ours])
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
+    assert scene.dispatcher.counts() == Counts(0, 0, 0, 0)
     scene.dispatcher.settle([work])
     assert scene.partition.assignment.tracker.committable == 0
+
+
+def test_nobody_waits_for_a_run_of_a_lost_partition_unless_its_request_is_back() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    old = scene.take()
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.dispatcher.forget(scene.partition.assignment)
     assert scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.partition = Partition(0, epoch=2)
+    scene.offer(b"k", b"k")
+    assert not scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.dispatcher.forget(scene.partition.assignment)  # lost once more
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
+    scene.partition = Partition(0, epoch=3, position=1)
+    (behind,) = scene.offer(b"k")  # which needs the end of the run, and not its result
+    assert scene.dispatcher.in_hand.wait_quiet(0.0)
+    assert scene.dispatcher.conclude(old, old.run, ANSWERED) is Late.LOST
+    assert scene.take() is behind
+
+
+def test_whoever_waits_for_quiet_hears_that_what_runs_is_lost() -> None:
+    scene = Scene()
+    scene.offer(b"k")
+    scene.take()
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(scene.dispatcher.in_hand.wait_quiet(20)))
+    waiting.start()
+    eventually(lambda: scene.dispatcher.in_hand.observed, "it waits", interval=0.001)
+    scene.dispatcher.forget(scene.partition.assignment)
+    waiting.join(10)
+    assert found == [True]
 
 
 def test_it_is_quiet_when_nothing_runs_and_every_outcome_is_durable() -> None:
