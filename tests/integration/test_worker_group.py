@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 
@@ -73,8 +74,8 @@ def test_running_calls_on_partitions_that_stay_are_not_repeated_by_a_member_that
     assert stays.stop() == 0
 
 
-def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_and_returns(scene):
-    """Another member had it in between, so it is read anew; what then waits is answered with what was paid for."""
+def running_for_one_that_moved_and_returned(scene):
+    """Return a worker with calls that run until a file is gone: some are of a partition that was away meanwhile."""
     scene.make(requests=2)
     gate = scene.file("gate")
     stays = scene.ready("stays", WORKER_REBALANCE_WAIT="0.3")
@@ -94,6 +95,12 @@ def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_a
         "what moved to be read anew",
         timeout=20,
     )
+    return stays, gate
+
+
+def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_and_returns(scene):
+    """Another member had it in between, so it is read anew; what then waits is answered with what was paid for."""
+    stays, gate = running_for_one_that_moved_and_returned(scene)
     time.sleep(1.0)  # for calls that must not be made
     mine = [call for call in scene.journal() if call.pid == stays.pid]
     assert overlapping(mine, lambda call: (call.partition, call.key, call.key or call.id)) == []
@@ -104,6 +111,42 @@ def test_calls_are_not_made_beside_those_that_still_run_when_a_partition_moves_a
     mine = [call.id for call in scene.journal() if (call.pid, call.moment) == (stays.pid, "start")]
     assert sorted(mine) == sorted(everything)
     assert stays.metric("late_results_dropped_total") == 0
+    assert stays.stop() == 0
+
+
+def test_stop_delivers_what_still_runs_for_a_partition_that_has_moved_and_returned(scene):
+    stays, gate = running_for_one_that_moved_and_returned(scene)
+    stays.signal(signal.SIGTERM)
+    eventually(lambda: "drain" in stays.ask("/readyz")[1], "the worker to drain")
+    gate.unlink()
+    assert stays.wait(40) == 0
+    paid = [f"{key}-{n}" for key in ("k", "other", None) for n in range(2)]
+    behind = [f"behind-{n}" for n in range(2)]
+    check_once(scene.responses(), paid)
+    follows = scene.ready("follows")
+    check_once(scene.wait_responses(8), [*paid, *behind])
+    assert sorted(call.id for call in follows.calls() if call.pid == follows.pid) == behind
+    assert follows.stop() == 0
+
+
+def test_stop_does_not_wait_for_a_call_whose_partition_has_moved(scene):
+    scene.make(requests=2)
+    gates = [scene.file(f"gate-{n}") for n in range(2)]
+    leaves = scene.ready("leaves", WORKER_REBALANCE_WAIT="0.3")
+    for n, gate in enumerate(gates):
+        scene.send(ask(f"running-{n}", do="hang", file=str(gate)), partition=n)
+    scene.wait_started("running-0", "running-1")
+    stays = scene.ready("stays")
+    share(2, leaves, stays)
+    [moved] = partitions(stays)
+    gates[1 - moved].unlink()
+    scene.wait_answered(f"running-{1 - moved}")
+    asked = time.monotonic()
+    assert leaves.stop() == 0
+    assert time.monotonic() - asked < 10  # the drain may take 25 s, and the call goes on
+    gates[moved].unlink()
+    check_once(scene.wait_responses(2), ["running-0", "running-1"])
+    scene.wait_committed()
     assert stays.stop() == 0
 
 
