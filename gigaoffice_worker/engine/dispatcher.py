@@ -119,7 +119,7 @@ class Dispatcher:
                 returning = False
                 if self._scheduler.ready:
                     admission.waits(now)
-                idle.wait(_nap(admission.opens_at(now, len(self._running)), self._scheduler, now))
+                idle.wait(now, _nap(admission.opens_at(now, len(self._running)), self._scheduler, now))
                 now = self._clock()
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 # A call quicker than this is worth no thread of its own: threads that fight for the interpreter cost more than it.
@@ -20,7 +21,8 @@ class IdleThreads:
         self._leader = threading.Condition(lock)
         self._followers = threading.Condition(lock)
         self.has_leader = False
-        # Whether the leader wakes by itself within QUICK_CALL, so that nobody need wake it.
+        # When the leader wakes by itself, and whether that is within QUICK_CALL, so that nobody need wake it.
+        self._looks_at = math.inf
         self.looks_soon = False
         self.following = 0
         # Followers that were called and have not woken up yet.
@@ -49,15 +51,20 @@ class IdleThreads:
         self._call_seconds += 0.2 * (seconds - self._call_seconds)
         self.calls_are_quick = self._call_seconds < QUICK_CALL
 
-    def wait(self, nap: float | None) -> None:
+    def wait(self, now: float, nap: float | None) -> None:
         """Wait as the leader, for `nap` seconds at most (None: until woken), or as a follower until called."""
+        look_at = math.inf if nap is None else now + nap
         if self.has_leader:
+            if look_at + QUICK_CALL < self._looks_at:
+                # It fell asleep before something changed, the end of a call that leaves room for another, say.
+                self._leader.notify()
             self.following += 1
             self._followers.wait()
             self.following -= 1
             self.called = max(0, self.called - 1)
             return
         self.has_leader = True
+        self._looks_at = look_at
         self.looks_soon = nap is not None and nap <= QUICK_CALL
         self._leader.wait(nap)
         self.has_leader = self.looks_soon = False

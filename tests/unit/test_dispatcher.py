@@ -882,6 +882,21 @@ def test_work_behind_a_call_that_turns_slow_is_taken_by_another_thread() -> None
         assert len({pool.next() for _ in range(3)}) == 3
 
 
+def test_room_that_a_thread_makes_and_may_not_use_itself_is_used_by_another() -> None:
+    scene = Scene(clock=time.monotonic)
+    scene.dispatcher.change(lambda admission, _: admission.limit_running(1))
+    first, second = scene.offer(None, None)
+    assert scene.take() is first
+    with takers(scene, 1) as pool:
+        scene.dispatcher.conclude(first, first.run, ANSWERED._replace(seconds=0.0))
+        with scene.dispatcher.locked():
+            scene.dispatcher._idle.took(0, time.monotonic() + 0.02)  # calls are quick, and another thread goes on
+        turned_away = threading.Thread(target=scene.dispatcher.take, args=(first,), kwargs={"returning": True})
+        turned_away.start()
+        assert pool.next() is second
+    turned_away.join(20)
+
+
 def test_an_idle_pool_wakes_for_a_retry_that_becomes_due() -> None:
     scene = Scene(clock=time.monotonic)
     (work,) = scene.offer(None)
