@@ -6,6 +6,7 @@ import importlib
 import linecache
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,18 +42,27 @@ class Handler:
     call: Callable[[Request], Any]
     holder: Any
 
-    def close(self) -> str:
+    def close(self, within: float = 5.0) -> str:
         """Free what the handler holds, and return what went wrong with that, empty if nothing did.
 
-        It never raises: the work is done, and must not be lost for this.
+        It never raises, and takes `within` seconds at most: the work is done, and must not be lost for this.
         """
-        try:
-            getattr(self.holder, "close", _nothing)()
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # code of the handler's own runs here
-            told = told_with_place(error)
+        failures: list[str] = []
+
+        def close() -> None:
+            try:
+                getattr(self.holder, "close", _nothing)()
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # code of the handler's own runs here
+                failures.append(told_with_place(error))
+
+        closing = threading.Thread(target=close, name="handler-close", daemon=True)
+        closing.start()
+        closing.join(within)
+        if closing.is_alive():
+            failures.append(f"it did not come back within {within:g} seconds")
+        for told in failures:
             log.warning("Handler could not be closed", error=told)
-            return told
-        return ""
+        return "".join(failures)
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
         """Let the handler add its metrics to the worker's. Raises ConfigurationError if it cannot."""

@@ -287,6 +287,19 @@ def test_a_handler_that_cannot_be_closed_is_warned_of_and_nothing_more(write: Wr
     assert lines == [{"event": "Handler could not be closed", "log_level": "warning", "error": said}]
 
 
+def test_a_handler_whose_close_hangs_is_warned_of_and_left_behind(write: Write) -> None:
+    write(
+        "import threading\nlet_go = threading.Event()\n"
+        "class Client:\n    def __call__(self, request): return 1\n    def close(self): let_go.wait(60)\n"
+    )
+    handler = load(f"{NAME}:Client")
+    with capture_logs() as lines:
+        said = handler.close(within=0.05)
+    assert said == "it did not come back within 0.05 seconds"
+    assert lines == [{"event": "Handler could not be closed", "log_level": "warning", "error": said}]
+    sys.modules[NAME].let_go.set()
+
+
 @pytest.mark.parametrize(
     "register, told",
     [
