@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -45,8 +46,8 @@ _LOOK_EVERY = 1.0
 _CLOSE_WITHIN = 4.0
 # A stop that takes longer than this says which calls it waits for.
 _TELL_WAIT_AFTER = 1.0
-# Seconds for the last spans: at least, and at most if the drain leaves so many.
-_FLUSH_WITHIN = (0.5, 5.0)
+# Seconds for the last spans, and for what the handler holds: at least, and at most if the drain leaves so many.
+_FREE_WITHIN = (0.5, 5.0)
 
 
 class HangingHandlersError(WorkerError):
@@ -68,6 +69,8 @@ class Worker:
         self._given_handler = handler
         self._handler: Handler | None = None
         self._stop = threading.Event()
+        # What signals put into it: also from within a call of its own, so nothing may have a lock here that they need.
+        self._asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._signals = 0
         # How many calls hang, once they are too many to go on.
         self._hanging = 0
@@ -105,7 +108,6 @@ class Worker:
 
     def run(self) -> int:
         """Start, serve until asked to stop, drain, and return the exit code. Expected failures raise WorkerError."""
-        self._listen_to_signals()
         with self._logins:
             try:
                 self.start()
@@ -123,6 +125,9 @@ class Worker:
         self._control.start()
         self._handler = handler = self._handler_to_use()
         handler.register_metrics(self._metrics.registry)
+        # Not before: until here a signal ends the process at once (`cli/run.py`), however long the handler takes to be
+        # loaded; and whatever its module did to the signals is undone.
+        self._listen_to_signals()
         self._enter(State.VERIFYING_TOPICS)
         if self._topics.ensure(self._stop, self._wait_for_topics):
             self._start_engine(handler)
@@ -135,32 +140,44 @@ class Worker:
             self._engine.hurry()
 
     def close(self) -> None:
-        """Free what the process holds. Never raises, never waits for a handler."""
+        """Free what the process holds. Never raises, never waits long for a handler."""
         self._observer.state = State.STOPPED
         self._topics.stop()
         engine = self._engine
         if engine is not None:
             engine.close()
         if self._spans is not None:
-            self._spans.close(max(_FLUSH_WITHIN[0], min(_FLUSH_WITHIN[1], self._drain_until - time.monotonic())))
-        if self._handler is not None and (engine is None or engine.pool.join(0.5)):
-            self._handler.close()
+            self._spans.close(self._left())
         self._control.close()
         self._side_port.close(time.monotonic() + 1.0)
         self._topics.close()
+        if self._handler is not None and (engine is None or engine.pool.join(0.5)):
+            self._handler.close(self._left())
+        self._asked.put(None)
+
+    def _left(self) -> float:
+        """Return how many seconds there are for what is to be freed at the end."""
+        return max(_FREE_WITHIN[0], min(_FREE_WITHIN[1], self._drain_until - time.monotonic()))
 
     # Starting
 
     def _listen_to_signals(self) -> None:
+        """Let a thread act on signals: Python handles them within whatever the main thread does, holding a lock say."""
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def ask(_number: int, _frame: FrameType | None) -> None:
-            self.stop()
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self._asked.put(number)
 
+        def act() -> None:
+            for _ in iter(self._asked.get, None):
+                self.stop()
+
+        threading.Thread(target=act, name="signals", daemon=True).start()
         signal.signal(signal.SIGTERM, ask)
         signal.signal(signal.SIGINT, ask)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _handler_to_use(self) -> Handler:
         if self._given_handler is not None:
@@ -223,7 +240,10 @@ class Worker:
 
     def _tell_of_the_login(self, refusal: str | None) -> None:
         if refusal and not self._told_refusal:
-            hint = f"{BAD_CREDENTIALS.hint} A new password in KAFKA_SASL_PASSWORD_FILE is taken without a restart."
+            hint = (
+                f"{BAD_CREDENTIALS.hint} A new password in KAFKA_SASL_PASSWORD_FILE is taken without a restart, "
+                "but systemd's LoadCredential copies the file at the start only."
+            )
             log.error("Authentication lost: the cluster refuses new connections", error=refusal, hint=hint)
         elif self._told_refusal and not refusal:
             log.info("Authenticated again")

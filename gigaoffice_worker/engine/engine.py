@@ -168,7 +168,7 @@ class Engine:
         self.consumer.drain(deadline)
 
     def hurry(self) -> None:
-        """Drain no longer. For a signal handler: it takes no lock."""
+        """Drain no longer."""
         self.consumer.drain(time.monotonic())
 
     def close(self) -> None:
