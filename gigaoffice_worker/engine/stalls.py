@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from gigaoffice_worker.broker.consumer import Consumer
 
@@ -37,6 +38,13 @@ class Stall:
         return now - self.since >= _TELL_AFTER
 
 
+class Behind(NamedTuple):
+    """Since when (monotonic seconds) there is more behind the `position` of a partition."""
+
+    position: int
+    since: float
+
+
 class StallWatch:
     """Looks at where each partition is read, how far its log reaches, and whether it has a leader."""
 
@@ -45,6 +53,8 @@ class StallWatch:
         self._next_look = 0.0
         # Replaced and never changed, so that observers may read it without a lock.
         self.held: Mapping[int, Stall] = {}
+        # The same for partitions whose log goes on while nothing is read, whatever the reason.
+        self.behind: Mapping[int, Behind] = {}
 
     def look(self, partitions: Collection[int], paused: Collection[int]) -> None:
         """Note which of the partitions stand still. One that is paused by us does not, unless it has no leader."""
@@ -52,17 +62,20 @@ class StallWatch:
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_EVERY
-        found = {}
+        found, behind = {}, {}
         for partition in partitions:
             position = self._consumer.position(partition)
             if position is None:
                 continue
+            if (self._consumer.watermark(partition) or 0) > position:
+                known = self.behind.get(partition)
+                behind[partition] = known if known and known.position == position else Behind(position, now)
             cause = self._cause(partition, position, paused=partition in paused)
             if cause is not None:
                 before = self.held.get(partition)
                 since = before.since if before is not None and before.position == position else now
                 found[partition] = Stall(position, since, cause)
-        self.held = found
+        self.held, self.behind = found, behind
 
     def to_ask_about(self) -> list[int]:
         """Return the partitions for which the end of what is readable should be asked."""

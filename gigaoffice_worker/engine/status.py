@@ -98,6 +98,8 @@ class Observer:
             ("consumer", engine.consumer.thread, engine.consumer.last_turn),
             ("delivery", engine.delivery.thread, engine.delivery.last_turn),
         ):
+            if thread.ident is None:
+                continue  # The engine is just starting it.
             if not thread.is_alive() and not self.state.is_ending:
                 yield Trouble(f"{name}-dead", f"the {name} thread has ended")
             elif thread.is_alive() and now - last_turn > STANDSTILL:
@@ -177,6 +179,8 @@ class Observer:
             waits = 0.0 if known else unreachable
             if stall is not None:
                 waits = max(waits, now - stall.since)
+            if oldest is None and (behind := intake.stalls.behind.get(partition)) is not None:
+                waits = max(waits, now - behind.since)
             found.append(
                 PartitionStatus(
                     partition=partition,

@@ -6,6 +6,7 @@ so they cannot be stale and a partition that is gone leaves nothing behind.
 
 from __future__ import annotations
 
+import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -40,13 +41,25 @@ _MOST_MODELS = 20
 _REASONS = frozenset(reason.value for reason in Reason)
 
 
+class ProcessStatistics(ProcessCollector):
+    """The library's metrics of the process, also where systemd's ProcSubset=pid hides `/proc/stat`.
+
+    Without that file the library leaves all of them out. It looks there only for the moment of the machine's start,
+    which the clocks tell, too.
+    """
+
+    def _boot_time(self) -> float:
+        since_start = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the first one is Linux's alone
+        return time.time() - time.clock_gettime(since_start)
+
+
 class Metrics:
     """The worker's counters and histograms in a registry of their own."""
 
     def __init__(self, version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's function has no annotations
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        ProcessStatistics(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._version = version

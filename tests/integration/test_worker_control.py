@@ -20,6 +20,8 @@ def test_intake_is_paused_and_resumed_and_the_membership_is_kept(scene):
     assert worker.ask("/livez")[0] == 200
     scene.send(ask("r-1"))
     eventually(lambda: worker.status()["partitions"][0]["paused"] == "operator", "intake to stop")
+    waits = lambda: worker.metric("consumer_lag_seconds", partition="0") > 0.5  # noqa: E731
+    eventually(waits, "the time to be told for which it waits")
     assert scene.responses() == []
     done = worker.ctl("resume")
     assert (done.returncode, done.stdout) == (0, "running\n")

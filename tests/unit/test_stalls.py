@@ -52,6 +52,22 @@ def test_records_that_do_not_come_are_a_stall(log, watch):
     assert look(watch) is None
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_waits_behind_a_position_is_timed_whether_it_is_paused_or_not(log, watch, paused):
+    look(watch, paused=paused)
+    first = watch.behind[0]
+    log.end = 9
+    look(watch, paused=paused)
+    assert watch.behind == {0: first}
+    log.read_to = 6
+    look(watch, paused=paused)
+    assert watch.behind[0].position == 6
+    assert watch.behind[0].since > first.since
+    log.read_to = 9
+    look(watch, paused=paused)
+    assert watch.behind == {}
+
+
 def test_partition_that_is_readable_only_up_to_here_waits_behind_an_open_transaction(log, watch):
     log.readable = 5
     assert look(watch) is Cause.OPEN_TRANSACTION
