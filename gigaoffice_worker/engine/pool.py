@@ -48,7 +48,7 @@ class Pool:
         failures: FailureLog,
         died: Callable[[BaseException], None],
     ) -> None:
-        self._size = size
+        self._size = self._largest = size
         self._dispatcher = dispatcher
         self._processor = processor
         self._deliver = deliver
@@ -79,7 +79,7 @@ class Pool:
 
     def resize(self, size: int) -> None:
         """Let `size` handler calls run at once. Threads are added, never taken away: idle ones cost next to nothing."""
-        self._size = size
+        self._size, self._largest = size, max(size, self._largest)
         self._dispatcher.change(lambda admission, _: admission.limit_running(size))
         for _ in range(size - len(self._threads)):
             self._start_thread()
@@ -93,8 +93,8 @@ class Pool:
 
     @property
     def too_many_hang(self) -> bool:
-        """Whether more than twice as many threads hang in abandoned calls as the pool has."""
-        return self.abandoned > 2 * self._size
+        """Whether more than twice as many threads hang in abandoned calls as the pool has, or had before it shrank."""
+        return self.abandoned > 2 * self._largest
 
     def join(self, timeout: float) -> bool:
         """Wait for the threads that are not abandoned; False when one is still busy after `timeout` seconds."""

@@ -254,6 +254,17 @@ def test_hanging_calls_are_counted_until_there_are_more_than_twice_the_threads()
         eventually(lambda: not scene.pool.too_many_hang, "some have come back", interval=0.001)
 
 
+def test_a_pool_that_is_made_smaller_lets_no_more_hanging_calls_end_the_worker() -> None:
+    with running(4) as scene:
+        scene.offer(*[None] * 3)
+        for _ in range(3):
+            scene.call()
+        scene.overdue()
+        scene.pool.resize(1)
+        assert scene.pool.abandoned == 3
+        assert not scene.pool.too_many_hang
+
+
 def test_a_result_that_comes_before_the_retry_is_delivered_and_its_thread_ends() -> None:
     with running(1, delay=600.0) as scene, capture_logs() as logs:
         scene.offer(b"k", b"k")
