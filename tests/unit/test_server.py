@@ -427,12 +427,12 @@ def test_close_is_quick_with_idle_connections_and_can_be_repeated():
 
 def test_nothing_is_left_open():
     before = open_files()
-    for _ in range(3):
+    for _ in range(20):
         with opened() as side_port:
             get(side_port.port)
             get(side_port.port, "/broken")
-    # Others may close theirs meanwhile, and what is listed has a number of its own.
-    assert open_files() - before == set()
+    # Clients of Kafka that other tests have left to this process open and close a few of theirs meanwhile.
+    assert len(open_files() - before) < 20
 
 
 def open_files() -> set[str]:
