@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -88,7 +88,28 @@ def _plain(value: Any) -> Any:
     raise _NotJsonError(f"{_name(value)} has no form in JSON")
 
 
-_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+def _encode(result: object) -> bytes:
+    """Return a result as JSON. Raises whatever is in its way."""
+    written = _write(result)
+    if _holds_raw(result):
+        _decode(written)  # msgspec has copied the Raw without a look at it
+    return written
+
+
+def _holds_raw(result: object) -> bool:
+    """Say whether a result is a Raw or has one directly in it: to look deeper costs more than to write the result."""
+    parts: Iterable[object]
+    if isinstance(result, dict):
+        parts = dict.values(result)  # as msgspec reads it, whatever a subclass makes of it
+    elif type(result) is list:
+        parts = result
+    else:
+        parts = (part for part, _ in _parts(result))
+    return type(result) is msgspec.Raw or msgspec.Raw in map(type, parts)
+
+
+_write = msgspec.json.Encoder(enc_hook=_plain).encode
+_decode = msgspec.json.Decoder().decode
 _decode_said = msgspec.json.Decoder(_Said).decode
 
 
