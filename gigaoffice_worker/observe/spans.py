@@ -30,6 +30,8 @@ Handler = Callable[[Request], Any]
 _SERVICE: Final = "gigaoffice-worker"
 # The engine holds fewer requests than that at once.
 _REMEMBERED: Final = 10_000
+# An id may be as long as a request, and the queue holds 2048 spans.
+_LONGEST_ID: Final = 256
 
 
 def exporting(environ: Mapping[str, str], version: str) -> TracerProvider:
@@ -140,7 +142,7 @@ class Spans:
                 "messaging.destination.partition.id": str(request.partition),
                 "messaging.kafka.offset": request.offset,
                 "messaging.consumer.group.name": self._group,
-                "messaging.message.conversation_id": request.id,
+                "messaging.message.conversation_id": request.id[:_LONGEST_ID],
                 "gigaoffice.attempt": request.attempt,
             },
             _links(created),

@@ -43,9 +43,9 @@ class Stage:
         return self.exporter.get_finished_spans()
 
 
-def request(headers=None, attempt=1, seconds=30.0):
+def request(headers=None, attempt=1, seconds=30.0, request_id="r-1"):
     deadline = Deadline(time.monotonic() + seconds)
-    return Request({"query": "secret"}, "r-1", b"k", headers or {}, attempt, deadline, "requests", 2, 7, 0.0)
+    return Request({"query": "secret"}, request_id, b"k", headers or {}, attempt, deadline, "requests", 2, 7, 0.0)
 
 
 def hexed(context):
@@ -72,6 +72,13 @@ def test_an_attempt_is_a_child_of_the_requests_context_and_linked_to_it():
         "gigaoffice.attempt": 3,
     }
     assert span.status.status_code is StatusCode.UNSET
+
+
+def test_a_span_holds_no_more_of_an_id_than_256_characters():
+    stage, asked = Stage(), request(request_id="я" * 100_000)
+    assert len(stage.spans.around(lambda asked: asked.id)(asked)) == 100_000
+    (span,) = stage.found()
+    assert span.attributes["messaging.message.conversation_id"] == "я" * 256
 
 
 def test_the_handler_is_given_a_traceparent_and_a_log_context_that_name_the_span():
