@@ -41,6 +41,7 @@ _SERVERS: Final = "KAFKA_BOOTSTRAP_SERVERS"
 _LOOK: Final = 0.2  # seconds that one look for responses may take
 _RETRY: Final = 0.5
 _CLOSE_LIMIT: Final = 2.0
+_CLOSED: Final = "the client is closed"
 # Responses that may come before the cluster's acknowledgement of their request; all but a few are of other requesters.
 _MOST_EARLY: Final = 10_000
 
@@ -97,9 +98,9 @@ class Pending:
     def note(
         self, *, place: Source | None = None, response: Response | None = None, error: WorkerError | None = None
     ) -> None:
-        """Take note of what has become known; for the client."""
+        """Take note of what has become known; for the client. The first error stands: others come of it."""
         self.place = place or self.place
-        self.response, self.error = response or self.response, error or self.error
+        self.response, self.error = response or self.response, self.error or error
         self.seconds = time.monotonic() - self._handed_over
         if self.place is not None or self.error is not None:
             self._acknowledged.set()
@@ -211,7 +212,7 @@ class Client:
         read, which only concerns a request whose response is waited for (`answers`).
         """
         if self._closed.is_set():
-            raise WorkerError("the client is closed")
+            raise WorkerError(_CLOSED)
         if answers:
             self._read_responses()
         pending = Pending(request_id, tell, answers=answers)
@@ -229,7 +230,7 @@ class Client:
             self._waiting.acknowledged(pending, None)
             pending.note(error=told(error, f"sending request {request_id}"))
 
-        self._waiting.handed_over()
+        self._waiting.handed_over(pending)
         try:
             self._producer.send(record, acknowledged, failed)
         except TopicUnavailableError as error:
@@ -245,8 +246,8 @@ class Client:
     def close(self) -> None:
         """Free the connections; for who still waits that is an error."""
         self._closed.set()
-        for pending in self._waiting.all():
-            pending.note(error=WorkerError("the client was closed"))
+        for pending in self._waiting.close():
+            pending.note(error=WorkerError(_CLOSED))
         if self._thread is not None:
             self._thread.join(_LOOK + _CLOSE_LIMIT)
         self._producer.force_stop(_CLOSE_LIMIT)
@@ -306,19 +307,22 @@ class Waiting:
     def __init__(self, most_early: int = _MOST_EARLY) -> None:
         self._lock = threading.Lock()
         self._most_early = most_early
+        self._closed = False
+        self._unacknowledged: set[Pending] = set()
         self._by_place: dict[Source, Pending] = {}
-        self._unacknowledged = 0
         self._early: OrderedDict[Source, Record] = OrderedDict()
 
-    def handed_over(self) -> None:
-        """Note that a request is about to be written."""
+    def handed_over(self, pending: Pending) -> None:
+        """Note that a request is about to be written. Raises WorkerError after `close`, which would not see it."""
         with self._lock:
-            self._unacknowledged += 1
+            if self._closed:
+                raise WorkerError(_CLOSED)
+            self._unacknowledged.add(pending)
 
     def acknowledged(self, pending: Pending, place: Source | None) -> Record | None:
         """Note where a request stands, None where it was not written; return its response if that was here first."""
         with self._lock:
-            self._unacknowledged -= 1
+            self._unacknowledged.discard(pending)
             early = self._early.pop(place, None) if place is not None else None
             if place is not None and early is None and pending.waits:
                 self._by_place[place] = pending
@@ -350,9 +354,15 @@ class Waiting:
                 self._by_place.pop(pending.place, None)
 
     def all(self) -> list[Pending]:
-        """Return the requests that wait."""
+        """Return the requests that wait for their acknowledgement, and those that wait for their response."""
         with self._lock:
-            return list(self._by_place.values())
+            return [*self._unacknowledged, *self._by_place.values()]
+
+    def close(self) -> list[Pending]:
+        """Take no more requests; return those that still wait."""
+        with self._lock:
+            self._closed = True
+        return self.all()
 
 
 def _encoded(payload: Mapping[str, Any], key: bytes | None) -> tuple[str, bytes, bytes]:

@@ -24,7 +24,7 @@ def acknowledged(waiting: Waiting, one: Pending, place: Source) -> Record | None
 
 def test_a_response_behind_the_acknowledgement_finds_its_request_once() -> None:
     waiting, one = Waiting(), pending()
-    waiting.handed_over()
+    waiting.handed_over(one)
     assert acknowledged(waiting, one, PLACE) is None
     assert waiting.all() == [one]
     assert waiting.arrived(OTHER, ANSWER) is None
@@ -35,7 +35,7 @@ def test_a_response_behind_the_acknowledgement_finds_its_request_once() -> None:
 
 def test_a_response_before_the_acknowledgement_is_kept_for_it() -> None:
     waiting, one = Waiting(), pending()
-    waiting.handed_over()
+    waiting.handed_over(one)
     assert waiting.arrived(PLACE, ANSWER) is None
     assert acknowledged(waiting, one, PLACE) is ANSWER
     assert waiting.all() == []
@@ -44,18 +44,18 @@ def test_a_response_before_the_acknowledgement_is_kept_for_it() -> None:
 def test_nothing_is_kept_when_every_request_is_acknowledged() -> None:
     waiting, one, two = Waiting(), pending(), pending()
     assert waiting.arrived(PLACE, ANSWER) is None
-    waiting.handed_over()
+    waiting.handed_over(one)
     assert acknowledged(waiting, one, PLACE) is None
     assert waiting.arrived(OTHER, ANSWER) is None
-    waiting.handed_over()
+    waiting.handed_over(two)
     assert acknowledged(waiting, two, OTHER) is None
     assert waiting.all() == [one, two]
 
 
 def test_no_more_is_kept_than_is_allowed_and_the_newest_of_it() -> None:
     waiting, first, last = Waiting(most_early=2), pending(), pending()
-    waiting.handed_over()
-    waiting.handed_over()
+    waiting.handed_over(first)
+    waiting.handed_over(last)
     for offset in range(3):
         waiting.arrived(Source("requests", 0, offset), ANSWER)
     assert acknowledged(waiting, first, Source("requests", 0, 0)) is None
@@ -64,10 +64,10 @@ def test_no_more_is_kept_than_is_allowed_and_the_newest_of_it() -> None:
 
 def test_a_request_that_was_forgotten_is_not_waited_for_when_it_is_acknowledged_late() -> None:
     waiting, early, late = Waiting(), pending(), pending()
-    waiting.handed_over()
+    waiting.handed_over(early)
     acknowledged(waiting, early, PLACE)
     waiting.forget(early)
-    waiting.handed_over()
+    waiting.handed_over(late)
     waiting.forget(late)
     acknowledged(waiting, late, OTHER)
     assert waiting.all() == []
@@ -75,7 +75,7 @@ def test_a_request_that_was_forgotten_is_not_waited_for_when_it_is_acknowledged_
 
 def test_a_request_goes_on_waiting_after_what_was_no_response() -> None:
     waiting, one = Waiting(), pending()
-    waiting.handed_over()
+    waiting.handed_over(one)
     acknowledged(waiting, one, PLACE)
     assert waiting.arrived(PLACE, ANSWER) is one
     waiting.goes_on(one)
@@ -84,9 +84,27 @@ def test_a_request_goes_on_waiting_after_what_was_no_response() -> None:
 
 def test_a_request_that_was_not_written_waits_for_nothing() -> None:
     waiting, one = Waiting(), pending()
-    waiting.handed_over()
+    waiting.handed_over(one)
     waiting.arrived(PLACE, ANSWER)
     assert waiting.acknowledged(one, None) is None
+    assert waiting.all() == []
+
+
+def test_closing_finds_who_waits_for_the_acknowledgement_and_who_for_the_response() -> None:
+    waiting, written, answered, under_way = Waiting(), pending(), pending(), pending(answers=False)
+    for each in (written, answered, under_way):
+        waiting.handed_over(each)
+    acknowledged(waiting, written, PLACE)
+    acknowledged(waiting, answered, OTHER)
+    waiting.arrived(OTHER, ANSWER)
+    assert waiting.close() == [under_way, written]
+
+
+def test_nothing_is_handed_over_once_the_client_is_closed() -> None:
+    waiting, late = Waiting(), pending()
+    assert waiting.close() == []
+    with pytest.raises(WorkerError, match="the client is closed"):
+        waiting.handed_over(late)
     assert waiting.all() == []
 
 
@@ -110,6 +128,7 @@ def test_whoever_waits_gets_the_response_or_the_error() -> None:
     assert told == [one, one]
     two = pending()
     two.note(error=WorkerError("no"))
+    two.note(error=WorkerError("what comes of it"))
     with pytest.raises(WorkerError, match="no"):
         two.wait(0)
     with pytest.raises(WorkerError, match="no"):
