@@ -21,12 +21,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-import structlog
 
 from gigaoffice_worker.broker.admin import require_topics
 from gigaoffice_worker.broker.errors import TopicUnavailableError
 from gigaoffice_worker.broker.producer import Producer
 from gigaoffice_worker.broker.requester import ResponseReader, request_writer, told
+from gigaoffice_worker.broker.response_thread import ResponseThread
 from gigaoffice_worker.config import Config, load
 from gigaoffice_worker.core.documents import Response, read_response
 from gigaoffice_worker.core.errors import UnreachableError, WorkerError
@@ -35,12 +35,9 @@ from gigaoffice_worker.core.records import Headers, OutgoingRecord, Record, Sour
 
 __all__ = ["Client", "Pending", "Response", "ResponseTimeoutError", "WorkerError", "read_response"]
 
-log = structlog.get_logger(__name__)
-
 _SERVERS: Final = "KAFKA_BOOTSTRAP_SERVERS"
-_LOOK: Final = 0.2  # seconds that one look for responses may take
-_RETRY: Final = 0.5
 _CLOSE_LIMIT: Final = 2.0
+_MOMENT: Final = 5.0  # seconds in which what has the same limit tells that it was reached
 _CLOSED: Final = "the client is closed"
 # Responses that may come before the cluster's acknowledgement of their request; all but a few are of other requesters.
 _MOST_EARLY: Final = 10_000
@@ -143,12 +140,12 @@ class Client:
         require_topics(config, {self._topics[0]: "WRITE"}, timeout)
         self._producer: Producer = request_writer(config, timeout)
         self._waiting = Waiting()
-        self._opening = threading.Lock()
-        self._reader: ResponseReader | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
-        # Why responses could not be read at last; empty while they can.
-        self.trouble = ""
+        self._responses = ResponseThread(self._reader, self._take)
+
+    @property
+    def trouble(self) -> str:
+        """Why responses could not be read at last; empty while they can."""
+        return self._responses.trouble
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +171,7 @@ class Client:
         """
         until = time.monotonic() + timeout
         extended = {TTL: b"%d" % round(timeout * 1000), **(headers or {})}
-        pending = self.submit(*_encoded(payload, key), extended)
+        pending = self.submit(*_encoded(payload, key), extended, within=timeout)
         response = pending.wait(until - time.monotonic())
         if response is None:
             self.forget(pending)
@@ -191,8 +188,7 @@ class Client:
     ) -> str:
         """Send a request, wait until the cluster has it, and return its id. Raises WorkerError."""
         pending = self.submit(*_encoded(payload, key), headers or {}, answers=False)
-        # The producer has the same limit, and a moment more to tell that it was reached.
-        if pending.wait_acknowledged(self._timeout + 5.0) is None:
+        if pending.wait_acknowledged(self._timeout + _MOMENT) is None:
             raise UnreachableError(f"the cluster did not acknowledge the request within {self._timeout:g} s")
         return pending.request_id
 
@@ -205,16 +201,16 @@ class Client:
         *,
         answers: bool = True,
         tell: Callable[[Pending], object] | None = None,
+        within: float | None = None,
     ) -> Pending:
         """Hand an encoded request over, and return at once.
 
         `tell` is called, on threads of the client, with each news of it. Raises WorkerError if responses cannot be
-        read, which only concerns a request whose response is waited for (`answers`).
+        read, which only concerns a request whose response is waited for (`answers`): the first of them waits until
+        they are, for at most `within` seconds (unless given, as long as connecting may take).
         """
-        if self._closed.is_set():
-            raise WorkerError(_CLOSED)
         if answers:
-            self._read_responses()
+            self._responses.wait_reading(self._timeout + _MOMENT if within is None else within)
         pending = Pending(request_id, tell, answers=answers)
         topic = self._topics[0]
         record = OutgoingRecord(topic, key, value, list(headers.items()))
@@ -245,42 +241,17 @@ class Client:
 
     def close(self) -> None:
         """Free the connections; for who still waits that is an error."""
-        self._closed.set()
         for pending in self._waiting.close():
             pending.note(error=WorkerError(_CLOSED))
-        if self._thread is not None:
-            self._thread.join(_LOOK + _CLOSE_LIMIT)
+        self._responses.close()
         self._producer.force_stop(_CLOSE_LIMIT)
 
     # Responses
 
-    def _read_responses(self) -> None:
-        """Begin to read responses, before the first request whose response is waited for is written."""
-        with self._opening:
-            if self._thread is not None:
-                return
-            partitions = require_topics(self._config, {self._topics[1]: "READ"}, self._timeout)
-            self._reader = ResponseReader(self._config, partitions[self._topics[1]], self._timeout)
-            self._thread = threading.Thread(
-                target=self._read, args=(self._reader,), name="gigaoffice-responses", daemon=True
-            )
-            self._thread.start()
-
-    def _read(self, reader: ResponseReader) -> None:
-        while not self._closed.is_set():
-            try:
-                records = reader.poll(_LOOK)
-            except Exception as error:  # noqa: BLE001  # told once; the cluster may come back
-                if str(error) != self.trouble:
-                    log.warning("Responses cannot be read", error=str(error))
-                self.trouble = str(error)
-                self._closed.wait(_RETRY)
-                continue
-            if records:
-                self.trouble = ""
-            for record in records:
-                self._take(record)
-        reader.close()
+    def _reader(self) -> ResponseReader:
+        """Connect to read responses, to requests that are written from now on."""
+        partitions = require_topics(self._config, {self._topics[1]: "READ"}, self._timeout)
+        return ResponseReader(self._config, partitions[self._topics[1]], self._timeout)
 
     def _take(self, record: Record) -> None:
         place = _source_of(record.headers)
