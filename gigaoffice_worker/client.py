@@ -18,7 +18,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -41,6 +41,7 @@ _MOMENT: Final = 5.0  # seconds in which what has the same limit tells that it w
 _CLOSED: Final = "the client is closed"
 # Responses that may come before the cluster's acknowledgement of their request; all but a few are of other requesters.
 _MOST_EARLY: Final = 10_000
+_MOST_EARLY_BYTES: Final = 64 * 1024 * 1024
 
 
 class ResponseTimeoutError(TimeoutError):
@@ -268,37 +269,48 @@ class Client:
             pending.note(response=response)
 
 
+class _Early(NamedTuple):
+    """A response that nobody waits for yet, and how many requests had been handed over when it came."""
+
+    record: Record
+    behind: int
+
+
 class Waiting:
     """Which request waits for the response to which record. Thread-safe.
 
-    A response may be read before the cluster's acknowledgement says where its request stands, so what comes is kept
-    while any request is not acknowledged.
+    A response may be read before the cluster's acknowledgement says where its request stands. So what has come since
+    the oldest request without one was handed over is kept, as far as `most_early` records and `most_early_bytes` go.
     """
 
-    def __init__(self, most_early: int = _MOST_EARLY) -> None:
+    def __init__(self, most_early: int = _MOST_EARLY, most_early_bytes: int = _MOST_EARLY_BYTES) -> None:
         self._lock = threading.Lock()
         self._most_early = most_early
+        self._most_early_bytes = most_early_bytes
         self._closed = False
-        self._unacknowledged: set[Pending] = set()
+        self._handed_over = 0
+        # Each with its number among those that were handed over, oldest first.
+        self._unacknowledged: OrderedDict[Pending, int] = OrderedDict()
         self._by_place: dict[Source, Pending] = {}
-        self._early: OrderedDict[Source, Record] = OrderedDict()
+        self._early: OrderedDict[Source, _Early] = OrderedDict()
+        self._early_bytes = 0
 
     def handed_over(self, pending: Pending) -> None:
         """Note that a request is about to be written. Raises WorkerError after `close`, which would not see it."""
         with self._lock:
             if self._closed:
                 raise WorkerError(_CLOSED)
-            self._unacknowledged.add(pending)
+            self._handed_over += 1
+            self._unacknowledged[pending] = self._handed_over
 
     def acknowledged(self, pending: Pending, place: Source | None) -> Record | None:
         """Note where a request stands, None where it was not written; return its response if that was here first."""
         with self._lock:
-            self._unacknowledged.discard(pending)
-            early = self._early.pop(place, None) if place is not None else None
+            self._unacknowledged.pop(pending, None)
+            early = self._take_early(place) if place is not None else None
             if place is not None and early is None and pending.waits:
                 self._by_place[place] = pending
-            if not self._unacknowledged:
-                self._early.clear()
+            self._drop_early()
             return early
 
     def arrived(self, place: Source, record: Record) -> Pending | None:
@@ -306,10 +318,28 @@ class Waiting:
         with self._lock:
             pending = self._by_place.pop(place, None)
             if pending is None and self._unacknowledged:
-                self._early[place] = record
-                if len(self._early) > self._most_early:
-                    self._early.popitem(last=False)
+                self._take_early(place)
+                self._early[place] = _Early(record, self._handed_over)
+                self._early_bytes += record.size
+                self._drop_early()
             return pending
+
+    def _take_early(self, place: Source) -> Record | None:
+        early = self._early.pop(place, None)
+        if early is None:
+            return None
+        self._early_bytes -= early.record.size
+        return early.record
+
+    def _drop_early(self) -> None:
+        """Drop what came before the oldest request in doubt was handed over, and the oldest of what is too much."""
+        oldest = next(iter(self._unacknowledged.values()), self._handed_over + 1)
+        while self._early:
+            place, early = next(iter(self._early.items()))
+            much = len(self._early) > self._most_early or self._early_bytes > self._most_early_bytes
+            if early.behind >= oldest and not much:
+                return
+            self._take_early(place)
 
     def goes_on(self, pending: Pending) -> None:
         """Let a request wait on."""
@@ -321,6 +351,8 @@ class Waiting:
         """Let a request wait no longer, also if it is acknowledged only now."""
         with self._lock:
             pending.waits = False
+            self._unacknowledged.pop(pending, None)
+            self._drop_early()
             if pending.place is not None:
                 self._by_place.pop(pending.place, None)
 

@@ -62,6 +62,49 @@ def test_no_more_is_kept_than_is_allowed_and_the_newest_of_it() -> None:
     assert acknowledged(waiting, last, Source("requests", 0, 2)) is ANSWER
 
 
+def test_no_more_bytes_are_kept_than_are_allowed_and_the_newest_of_them() -> None:
+    waiting, first, last = Waiting(most_early_bytes=250), pending(), pending()
+    waiting.handed_over(first)
+    waiting.handed_over(last)
+    for offset in range(3):
+        waiting.arrived(Source("requests", 0, offset), record(offset, value=b"x" * 100))
+    assert acknowledged(waiting, first, Source("requests", 0, 0)) is None
+    assert acknowledged(waiting, last, Source("requests", 0, 2)) == record(2, value=b"x" * 100)
+
+
+def test_bytes_of_what_is_taken_replaced_or_dropped_are_free_again() -> None:
+    waiting, large = Waiting(most_early_bytes=250), record(value=b"x" * 100)
+    for offset in range(10):
+        one = pending()
+        waiting.handed_over(one)
+        for _ in range(3):
+            waiting.arrived(Source("requests", 0, offset), large)
+        waiting.arrived(Source("requests", 1, offset), large)
+        assert acknowledged(waiting, one, Source("requests", 0, offset)) is large
+
+
+def test_what_came_before_the_oldest_request_in_doubt_is_dropped() -> None:
+    waiting, first, second, third = Waiting(), pending(), pending(), pending()
+    waiting.handed_over(first)
+    waiting.arrived(PLACE, ANSWER)
+    waiting.handed_over(second)
+    waiting.arrived(OTHER, ANSWER)
+    acknowledged(waiting, first, Source("requests", 0, 1))
+    waiting.handed_over(third)
+    assert acknowledged(waiting, third, PLACE) is None
+    assert acknowledged(waiting, second, OTHER) is ANSWER
+
+
+def test_nothing_is_kept_for_a_request_that_was_forgotten() -> None:
+    waiting, forgotten, one = Waiting(), pending(), pending()
+    waiting.handed_over(forgotten)
+    waiting.arrived(PLACE, ANSWER)
+    waiting.handed_over(one)
+    waiting.forget(forgotten)
+    assert acknowledged(waiting, one, PLACE) is None
+    assert waiting.all() == [one]
+
+
 def test_a_request_that_was_forgotten_is_not_waited_for_when_it_is_acknowledged_late() -> None:
     waiting, early, late = Waiting(), pending(), pending()
     waiting.handed_over(early)
