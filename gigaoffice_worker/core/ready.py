@@ -138,7 +138,7 @@ class ByTenant:
         self._queue.ended(work.tenant, seconds)
 
     def keep(self, wanted: Callable[[Work], bool]) -> None:
-        self._queue.keep([self._entry(work) for work in self._queue if wanted(work)])
+        self._queue.keep(wanted)
 
     def _entry(self, work: Work) -> tuple[str, float, int, Work]:
         return work.tenant, rank(work.turn, work.priority, self._aging), work.number, work

@@ -132,11 +132,99 @@ def test_one_item_can_be_taken_out_of_its_turn():
     assert len(queue) == 0
 
 
-def test_a_tenant_that_is_done_is_forgotten():
+def come_once(pool: Pool, until: float) -> None:
+    """Let as many new tenants come in each second as are served in it, each with one request of a second."""
+    for second in range(int(pool.now), int(until)):
+        for number in range(pool.threads):
+            pool.add(f"a-{second}-{number}", 1)
+        pool.run(float(second + 1))
+
+
+def ends(pool: Pool, name: str) -> list[float]:
+    return [at for at, tenant, _ in pool.done if tenant == name]
+
+
+def test_of_tenants_who_come_once_the_oldest_goes_first_whatever_its_name():
+    pool = Pool(FairQueue(), 10, lambda _: 1.0)
+    pool.add("zz", 1)
+    for number in range(500):
+        pool.add(f"a{number}", 1)
+    come_once(pool, 100.0)
+
+    assert ends(pool, "zz") == [1.0]
+    assert ends(pool, "a499") == [51.0]
+
+
+@pytest.mark.parametrize("backlog", [20, 500])
+def test_tenants_who_come_once_cannot_keep_off_who_comes_back(backlog):
+    """Ten rounds of the others are what its first call of ten seconds took from them."""
+    pool = Pool(FairQueue(), 10, lambda tenant: 10.0 if tenant == "back" else 1.0)
+    for number in range(backlog):
+        pool.add(f"a{number}", 1)
+    pool.add("back", 2)
+    come_once(pool, 2000.0)
+
+    first, second = ends(pool, "back")
+    assert first <= backlog / 10 + 11
+    assert second - first < 10 * 2 * max(backlog, 100) / 10
+
+
+def test_who_comes_back_gains_nothing_by_being_forgotten():
+    queue: FairQueue[str] = FairQueue()
+    numbers = itertools.count()
+
+    def call(tenant: str, seconds: float) -> None:
+        queue.add(tenant, -1.0, next(numbers), tenant)
+        assert queue.pop() == tenant
+        queue.ended(tenant, seconds)
+
+    for number in range(100):
+        queue.add(f"waits-{number}", 0.0, next(numbers), "waits")
+    call("back", 50.0)
+    for number in range(100):
+        call(f"once-{number}", 100.0)
+    assert "back" not in queue._idle
+    queue.add("back", -1.0, next(numbers), "back")
+
+    assert [queue.pop() for _ in range(101)] == ["waits"] * 100 + ["back"]
+
+
+def test_nobody_owes_anything_once_nobody_waits():
+    queue: FairQueue[str] = FairQueue()
+    queue.add("A", 0.0, 0, "slow")
+    queue.add("B", 0.0, 1, "hangs")
+    queue.pop()
+    queue.pop()
+    queue.ended("A", 3600.0)
+    queue.ended("B", 1.0)
+    queue.add("A", 0.0, 2, "older")
+    queue.add("C", 1.0, 3, "newer")
+
+    assert queue.pop() == "older"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 100.0])
+def test_tenants_who_are_done_are_forgotten(seconds):
+    """Where others always have something to do, as many are remembered as those are, and no more than sixty-four."""
+    queue: FairQueue[int] = FairQueue()
+    queue.add("busy", 0.0, -1, -1)
+    assert queue.pop() == -1
+    for number in range(20_000):
+        queue.add(f"tenant-{number}", 0.0, number, number)
+        assert queue.pop() == number
+        queue.ended(f"tenant-{number}", seconds)
+    assert len(queue._tenants) + len(queue._idle) <= 1 + 64
+    assert len(queue._waiting) <= 1
+
+    queue.ended("busy", 1.0)
+    assert len(queue._tenants) + len(queue._idle) == 0
+
+
+def test_tenants_of_whom_nothing_is_kept_are_forgotten():
     queue: FairQueue[int] = FairQueue()
     for number in range(1000):
         queue.add(f"tenant-{number}", 0.0, number, number)
-        assert queue.pop() == number
-        queue.ended(f"tenant-{number}", 0.0)
+    queue.keep(lambda number: number in {3, 5})
 
-    assert len(queue._tenants) <= 2
+    assert len(queue) == len(list(queue)) == len(queue._tenants) == 2
+    assert [queue.pop(), queue.pop(), queue.pop()] == [3, 5, None]
