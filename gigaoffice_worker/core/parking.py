@@ -2,18 +2,20 @@
 
 A *parked* record is known by its offset only; it is read again, by a *sweep*, when its turn comes. Parking begins where
 the window of a partition is full and stays full because somebody holds more than a small part of it. From then on the
-frontier goes on through the log: what is within its lot's share is held, the rest is parked, and sweeps fetch what is
+frontier goes on through the log: what is within somebody's share is held, the rest is parked, and sweeps fetch what is
 due of each lot, lowest offsets first.
 
-A *lot* is what shares: a tenant's requests of one priority, or a key where neither is configured. A key's requests stay
-in one lot as long as any of them are here, whoever else they are for, so that they are taken in their order.
+Tenants share the window, or keys where neither tenant nor priority is configured. A *lot* is what is taken in its
+order: a tenant's requests of one priority, or a key. A tenant's lots divide what it may hold: its share where it has
+one, about twice that where it has many. A key's requests stay in one lot as long as any of them are here, whoever else
+they are for, so that they are taken in their order.
 
 Not thread-safe: the dispatcher's lock guards it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,9 +25,11 @@ from gigaoffice_worker.core.arrival import ArrivalClock
 UNIT: Final = 4096
 """Bytes that count as one request; a larger one counts as several."""
 LEAST: Final = 16
-"""What every lot may hold, in units, where the window has so much for it."""
+"""What everybody may hold, in units, where the window has so much for it."""
 _FEW: Final = 4
 _STARVED_EVERY: Final = 1.0
+_OLDEST_EVERY: Final = 4
+"""One in so many sweeps for who starves is for the oldest, or endless urgent ones would keep off the rest for good."""
 _FIRST_PATIENCE: Final = 0.25
 _LONGEST_PATIENCE: Final = 1.0
 _MOST_LANES: Final = 100_000
@@ -38,15 +42,36 @@ def units(size: int) -> int:
 
 
 @dataclass(eq=False, slots=True)
-class Lot:
-    """What one tenant (or key) has here: units held in memory, and offsets that are parked, rising."""
+class Sharer:
+    """A tenant or key with something here: units held in all its lots, and how many these are."""
 
     name: Hashable
+    held: int = 0
+    lots: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Lot:
+    """What is taken in its order: units held in memory, and offsets that are parked, rising."""
+
+    name: Hashable
+    sharer: Sharer
     held: int = 0
     parked: deque[int] = field(default_factory=deque)
     # When it may be the reason for a sweep again (monotonic seconds), and how long it waited for that.
     not_before: float = 0.0
     patience: float = 0.0
+
+    def part(self, share: int) -> int:
+        """Return what it may hold of a share: all of it where its tenant has no other lot."""
+        return 2 * share // (self.sharer.lots + 1)
+
+    def short(self, share: int) -> bool:
+        """Say whether it holds next to nothing, so that it gets more although its tenant has much.
+
+        An urgent request need not wait for the many others of its tenant, unless the tenant has too many priorities.
+        """
+        return self.held < _FEW and (self.sharer.lots * _FEW <= 2 * share or self.sharer.held < 2 * share)
 
 
 @dataclass(eq=False, slots=True)
@@ -69,10 +94,12 @@ class Parking:
     def __init__(self, window: int) -> None:
         self.window = window
         self.held = 0
+        self._sharers: dict[Hashable, Sharer] = {}
         self._lots: dict[Hashable, Lot] = {}
         self._waiting: set[Lot] = set()
         self._lanes: dict[bytes, _Lane] = {}
         self._last_for_starved = -_STARVED_EVERY
+        self._sweeps_for_starved = 1
         # How many requests were settled since keys were last forgotten.
         self._settled = 0
 
@@ -84,8 +111,8 @@ class Parking:
 
     @property
     def share(self) -> int:
-        """What one lot may hold."""
-        return max(self.least, min(self.window // 4, 2 * self.window // (len(self._lots) + 1)))
+        """What one tenant, or key, may hold in one lot; in all its lots about twice as much."""
+        return max(self.least, min(self.window // 4, 2 * self.window // (len(self._sharers) + 1)))
 
     def resize(self, window: int) -> None:
         """Take over what may be held now; where more is held already, beside that there is room for others."""
@@ -94,7 +121,7 @@ class Parking:
     @property
     def crowded(self) -> bool:
         """Whether somebody holds more than everybody may."""
-        return any(lot.name is not None and lot.held >= self.least for lot in self._lots.values())
+        return any(sharer.name is not None and sharer.held >= self.least for sharer in self._sharers.values())
 
     @property
     def done(self) -> bool:
@@ -110,30 +137,42 @@ class Parking:
         return self._settled < _PURGE_AFTER or self._purge() > _MOST_LANES
 
     def waiting(self) -> dict[Hashable, int]:
-        """Return how many requests each lot has parked."""
-        return {lot.name: len(lot.parked) for lot in self._waiting}
+        """Return how many requests each tenant, or key, has parked."""
+        waiting = Counter[Hashable]()
+        for lot in self._waiting:
+            waiting[lot.sharer.name] += len(lot.parked)
+        return waiting
 
     def holds(self, name: Hashable, lane: bytes | None, size: int) -> bool:
         """Say whether the next request at the frontier is to be held; otherwise it is to be parked."""
         place = self._place(lane)
         lot = place.lot if place is not None else self._lots.get(name)
-        if lot is None or (lot.name is None and not lot.parked):
-            return True
+        sharer = lot.sharer if lot is not None else self._sharers.get(_whose(name))
+        if lot is not None and lot.parked:
+            return False
         # Who has next to nothing is never parked: once the window is full the frontier waits instead.
-        return not lot.parked and (lot.held < self.least or self.has_room(lot, size))
+        if sharer is None or sharer.name is None or sharer.held < self.least:
+            return True
+        return self.has_room(lot if lot is not None else Lot(name, sharer), size)
 
     def has_room(self, lot: Lot, size: int) -> bool:
         """Say whether one more request of a lot, of so many bytes, may be held."""
-        # The last sixteenth of the window is for those who have next to nothing in it.
-        if lot.held < self.least:
+        if lot.sharer.held < self.least:
             return self.held < self.window
-        return lot.held + units(size) <= self.share and self.held <= self.window * 15 // 16
+        # The last sixteenth of the window is for those who have next to nothing in it.
+        if self.held > self.window * 15 // 16:
+            return False
+        share = self.share
+        fits = lot.held + units(size) <= max(self.least, lot.part(share)) and lot.sharer.held < 2 * share
+        return fits or lot.short(share)
 
     def hold(self, name: Hashable, lane: bytes | None, size: int) -> Lot:
         """Note that a request is held; return its lot."""
         lot = self.lot_of(name, lane)
-        lot.held += units(size)
-        self.held += units(size)
+        taken = units(size)
+        lot.held += taken
+        lot.sharer.held += taken
+        self.held += taken
         if lane is not None:
             self._lanes.setdefault(lane, _Lane(lot)).held += 1
         return lot
@@ -149,8 +188,10 @@ class Parking:
     def settled(self, lot: Lot, lane: bytes | None, size: int) -> None:
         """Note that a request that was held is settled."""
         self._settled += 1
-        lot.held -= units(size)
-        self.held -= units(size)
+        taken = units(size)
+        lot.held -= taken
+        lot.sharer.held -= taken
+        self.held -= taken
         if lane is not None and (place := self._lanes.get(lane)) is not None:
             place.held -= 1
             if not place.held and not place.waits:
@@ -164,7 +205,10 @@ class Parking:
             return place.lot
         lot = self._lots.get(name)
         if lot is None:
-            lot = self._lots[name] = Lot(name)
+            whose = _whose(name)
+            sharer = self._sharers.setdefault(whose, Sharer(whose))
+            sharer.lots += 1
+            lot = self._lots[name] = Lot(name, sharer)
         return lot
 
     def _place(self, lane: bytes | None) -> _Lane | None:
@@ -181,6 +225,9 @@ class Parking:
             self._waiting.discard(lot)
             if lot.held <= 0 and self._lots.get(lot.name) is lot:
                 del self._lots[lot.name]
+                lot.sharer.lots -= 1
+                if not lot.sharer.lots:
+                    del self._sharers[lot.sharer.name]
 
     def _purge(self) -> int:
         """Forget the keys of which nothing is here, and return how many are left."""
@@ -196,19 +243,29 @@ class Parking:
             return None
         roomy, nearly_empty, share = self.held <= self.window // 2, self.held < self.window // 16, self.share
         starving = now - self._last_for_starved >= _STARVED_EVERY
-        due = set()
+        due = set[Lot]()
+        # Of each tenant one: its lots are taken up to offsets far apart, and a sweep for all of them reads all between.
+        choice = _most_urgent if self._sweeps_for_starved % _OLDEST_EVERY else _oldest
+        starved: dict[Sharer, Lot] = {}
         for lot in self._waiting:
             if now < lot.not_before and not nearly_empty:
                 continue
-            if roomy and lot.held * 8 < share:
+            if roomy and lot.sharer.held * 8 < share:
                 due.add(lot)
-            elif starving and lot.held < _FEW:
-                due.add(lot)
-                self._last_for_starved = now
+            elif starving and lot.short(share):
+                starved[lot.sharer] = choice(lot, starved.get(lot.sharer, lot))
+        if starved:
+            due.update(starved.values())
+            self._last_for_starved = now
+            self._sweeps_for_starved += 1
         if not due:
             return None
         # Who will be due soon is served along, or the same part of the log would be read again for each.
-        due |= {lot for lot in self._waiting if lot.held * 2 < share and now >= lot.not_before}
+        due |= {
+            lot
+            for lot in self._waiting
+            if lot.sharer.held * 2 < share and lot.held * 2 < lot.part(share) and now >= lot.not_before
+        }
         return Sweep(self, min(lot.parked[0] for lot in due), end, frozenset(due), due)
 
     def removed_below(self, position: int) -> list[int]:
@@ -287,3 +344,16 @@ class Sweep:
             else:
                 lot.patience = min(_LONGEST_PATIENCE, max(_FIRST_PATIENCE, 2 * lot.patience))
                 lot.not_before = now + lot.patience
+
+
+def _whose(lot: Hashable) -> Hashable:
+    """Return whose a lot is: the tenant of (tenant, priority); a key is its own."""
+    return lot[0] if isinstance(lot, tuple) else lot
+
+
+def _most_urgent(*lots: Lot) -> Lot:
+    return max(lots, key=lambda lot: lot.name[1] if isinstance(lot.name, tuple) else 0)
+
+
+def _oldest(*lots: Lot) -> Lot:
+    return min(lots, key=lambda lot: lot.parked[0])

@@ -210,7 +210,7 @@ def _tenants(engine: Engine) -> list[TenantStatus]:
             for held in engine.consumer.ownership.assignments.values():
                 waiting.update(work.tenant for work in held.tracker if work.stage in _WAITING)
                 for name, count in (held.parking.waiting() if held.parking is not None else {}).items():
-                    parked[name[0] if isinstance(name, tuple) else str(name)] += count
+                    parked[str(name)] += count
     most = (waiting + parked).most_common(_MOST_TENANTS)
     return [TenantStatus(name[:_LONGEST_TENANT], count, parked[name]) for name, count in most]
 

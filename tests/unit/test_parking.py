@@ -48,7 +48,8 @@ class Log:
     def __init__(self, random: Random, keys: int, tenants: int, window: int) -> None:
         self.random = random
         self.window = window
-        self.records: dict[int, tuple[str, bytes | None]] = {}
+        # Tenant, priority and key by offset.
+        self.records: dict[int, tuple[str, int, bytes | None]] = {}
         self.end = 0
         self.keys, self.tenants = keys, tenants
         self.assignment = assignment()
@@ -75,11 +76,12 @@ class Log:
             self.end += self.random.choice([1, 1, 1, 3])
             tenant = min(self.random.randrange(self.tenants), self.random.randrange(self.tenants))
             key = self.random.choice([None, b"%d" % self.random.randrange(self.keys)])
-            self.records[self.end - 1] = (f"tenant-{tenant}", key)
+            priority = self.random.randrange(self.random.choice([1, 3, 40]))
+            self.records[self.end - 1] = (f"tenant-{tenant}", priority, key)
 
     def work(self, offset: int) -> Work:
-        tenant, key = self.records[offset]
-        return Work(record(offset, key), self.assignment, 10, 0.0, tenant=tenant, sharing=(tenant, 0))
+        tenant, priority, key = self.records[offset]
+        return Work(record(offset, key), self.assignment, 10, 0.0, tenant=tenant, sharing=(tenant, priority))
 
     def read(self, count: int) -> None:
         """Read at the frontier, unless it waits."""
@@ -168,6 +170,7 @@ class Log:
         assert not unfinished or self.tracker.committable <= min(unfinished)
         assert self.parking.held == sum(units(work.size) for work in self.in_hand)
         assert sum(self.parking.waiting().values()) == len(parked)
+        assert sum(sharer.held for sharer in self.parking._sharers.values()) == self.parking.held
         last: dict[bytes, int] = {}
         for key, offset in self.taken:
             if key is not None:
@@ -238,6 +241,63 @@ def test_window_that_is_full_of_small_ones_stops_the_frontier_instead_of_parking
         parking.hold(f"tenant-{number}", None, 10)
     assert parking.full(paused=False)
     assert not parking.crowded
+
+
+@pytest.mark.parametrize("priorities", [12, 100, 1000])
+def test_one_tenant_with_many_priorities_leaves_room_for_others(priorities: int) -> None:
+    """Each of its priorities holds next to nothing, and all of them together most of the window."""
+    parking = Parking(1142)
+    lots = [parking.hold(("A", number % priorities), None, 10) for number in range(1000)]
+    assert parking.crowded
+    for number in range(20_000):
+        if parking.holds(("A", number % priorities), None, 10):
+            lots.append(parking.hold(("A", number % priorities), None, 10))
+        elif number % 2:
+            parking.settled(lots.pop(0), None, 10)
+    assert not parking.full(paused=False)
+    assert parking.held < 1142 * 3 // 4
+    for _ in range(LEAST):
+        assert parking.holds(("B", 0), None, 10)
+        parking.hold(("B", 0), None, 10)
+
+
+def test_urgent_request_is_held_although_its_tenant_has_much() -> None:
+    parking = Parking(1142)
+    for _ in range(1000):
+        parking.hold(("A", 0), None, 10)
+    assert not parking.holds(("A", 0), None, 10)
+    assert parking.holds(("A", 5), None, 10)
+
+
+def test_of_a_tenants_priorities_that_have_next_to_nothing_left_the_highest_is_fetched_first() -> None:
+    parking = Parking(1142)
+    for _ in range(500):
+        parking.hold(("A", 0), None, 10)
+    for offset in range(500, 600):
+        parking.park(("A", 1 if offset < 550 else 5), None, offset)
+    parking.park(("B", 0), None, 600)
+    starts = []
+    for second in range(8):
+        sweep = parking.next_sweep(float(second), 700)
+        assert sweep is not None
+        assert {lot.name for lot in sweep.due} in ({("A", 1), ("B", 0)}, {("A", 5), ("B", 0)})
+        starts.append(sweep.start)
+    assert starts == [550, 550, 550, 500] * 2, "the oldest must have its turn, however much is more urgent"
+
+
+def test_large_request_of_one_priority_need_not_wait_for_all_others_to_end() -> None:
+    parking = Parking(1142)
+    for number in range(285):
+        parking.hold(("A", number % 20), None, 10)
+    assert parking.holds(("A", 20), None, 8 << 20)
+
+
+def test_priorities_of_a_tenant_are_told_as_one() -> None:
+    parking = Parking(160)
+    for offset in range(6):
+        parking.park(("A", offset % 3), None, offset)
+    parking.park("key", None, 6)
+    assert parking.waiting() == {"A": 6, "key": 1}
 
 
 def test_records_without_a_key_are_nobodys_and_never_parked() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -39,10 +39,11 @@ class LogConsumer:
         self.broken: int | None = None
         self.refused = 0
 
-    def write(self, tenant: str, count: int, key: str | None = None) -> None:
-        for _ in range(count):
+    def write(self, tenant: str, count: int, key: str | None = None, priorities: Sequence[int] = (0,)) -> None:
+        for number in range(count):
             named = None if key is None else key.encode()
-            headers = [("tenant", tenant.encode())]
+            priority = priorities[number % len(priorities)]
+            headers = [("tenant", tenant.encode()), ("priority", b"%d" % priority)]
             self.log.append(Record("requests", 0, len(self.log), time.time(), named, b"{}", headers))
 
     def poll(self, timeout: float, limit: int) -> dict[int, list[Record]]:
@@ -122,7 +123,7 @@ class Worker:
             max_poll_records=POLL,
             map_limit=lambda: map_limit,
             parks=True,
-            read_urgency=Urgency("header:tenant").reader() if tenants else None,
+            read_urgency=Urgency("header:tenant", "header:priority").reader() if tenants else None,
         )
         self.done: list[Record] = []
 
@@ -174,6 +175,31 @@ def test_small_tenant_behind_a_large_one_is_seen_and_served(flooded):
     for _ in range(60):
         flooded.turn(calls=1)
     assert flooded.tenants()["B"] == 20
+
+
+def test_small_tenant_behind_a_large_one_with_many_priorities_is_seen_and_served():
+    worker = Worker()
+    worker.consumer.write("A", 20_000, priorities=range(1000))
+    worker.consumer.write("B", 20)
+    worker.turn_until(lambda: worker.assignment.tracker.position == 20_020, limit=10)
+    for _ in range(60):
+        worker.turn(calls=1)
+    assert worker.tenants()["B"] == 20
+    worker.turn_until(lambda: len(worker.done) == 20_020, calls=200)
+    assert worker.assignment.tracker.committable == 20_020
+
+
+def test_urgent_requests_behind_the_backlog_of_their_own_tenant_are_served_soon():
+    worker = Worker()
+    worker.consumer.write("A", 20_000)
+    worker.consumer.write("A", 40, priorities=[5])
+    worker.turn_until(lambda: worker.assignment.tracker.position == 20_040)
+
+    def urgent() -> int:
+        return sum(record.offset >= 20_000 for record in worker.done)
+
+    worker.turn_until(lambda: urgent() == 40, calls=1, limit=20)
+    assert len(worker.done) < 10_000
 
 
 def test_all_of_it_is_served_in_order_and_read_about_twice(flooded):
