@@ -7,15 +7,18 @@ msgspec 0.20 and CPython 3.11). Ordinary requests take three to five times their
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+Who = TypeVar("Who", bound=Hashable)
 
 LARGE: Final = 16 * 1024
 """From this size on a value is looked at: smaller ones take less than a megabyte, whatever is in them."""
 MOST_DECODED: Final = 128 * 1024 * 1024
 """Bytes that the large values of all running calls may take together; a single larger one runs alone."""
+LONGEST_WAIT: Final = 30.0
+"""Seconds after which no other large value passes one that waits for room."""
 
 # Bytes of memory for what a character of JSON begins, a little more than was measured.
 _OBJECT: Final = 210
@@ -53,19 +56,42 @@ def decode_at_once(decode: Callable[[bytes], T], value: bytes) -> T:
         gc.enable()
 
 
-class DecodedRoom:
-    """How much of what may be decoded at once is taken. Not thread-safe: the dispatcher's lock guards it."""
+class DecodedRoom(Generic[Who]):
+    """How much of what may be decoded at once is taken. Not thread-safe: the dispatcher's lock guards it.
+
+    What has no room lets others pass, but not for ever: where large values come without end, there would never be room
+    for one that is larger than all of it.
+    """
 
     def __init__(self, most: int = MOST_DECODED) -> None:
         self._most = most
         self._taken = 0
+        # Since when each has waited for room, the first one first.
+        self.waiting: dict[Who, float] = {}
 
-    def fits(self, size: int) -> bool:
+    def fits(self, who: Who, size: int, now: float) -> bool:
         """Say whether one more value has room; one that is larger than all of it has, once nothing else is there."""
-        return not size or not self._taken or self._taken + size <= self._most
+        if not size:
+            return True
+        return self.due(now) in {None, who} and (not self._taken or self._taken + size <= self._most)
 
-    def take(self, size: int) -> None:
+    def due(self, now: float) -> Who | None:
+        """Return who has waited for so long that no other large value may pass."""
+        for who, since in self.waiting.items():
+            return who if now - since > LONGEST_WAIT else None
+        return None
+
+    def wait(self, who: Who, now: float) -> None:
+        """Note that somebody found no room."""
+        self.waiting.setdefault(who, now)
+
+    def take(self, who: Who, size: int) -> None:
         self._taken += size
+        self.waiting.pop(who, None)
 
     def free(self, size: int) -> None:
         self._taken -= size
+
+    def keep(self, wanted: Callable[[Who], bool]) -> None:
+        """Wait no more for all others."""
+        self.waiting = {who: since for who, since in self.waiting.items() if wanted(who)}

@@ -41,7 +41,7 @@ class Scheduler:
         self._retries: list[_Retry] = []
         # Ready, and too large to be decoded beside what runs.
         self._too_large: list[Work] = []
-        self._decoded = DecodedRoom()
+        self._decoded = DecodedRoom[Work]()
         self.old_runs = OldRuns()
         self._numbers = itertools.count()
         self._queued = 0
@@ -102,11 +102,11 @@ class Scheduler:
         """
         if self._retries:
             self._promote_due(now)
-        work = self._pop_fitting() if preference is None else self._pop_preferred(preference)
+        work = self._pop_fitting(now) if preference is None else self._pop_preferred(preference, now)
         if work is None:
             return None
         if work.decoded:
-            self._decoded.take(work.decoded)
+            self._decoded.take(work, work.decoded)
         self._queued -= 1
         work.stage = Stage.RUNNING
         work.attempt += 1
@@ -116,15 +116,21 @@ class Scheduler:
             work.first_at = now
         return work
 
-    def _pop_fitting(self) -> Work | None:
+    def _pop_fitting(self, now: float) -> Work | None:
         """Take off what runs next, and set aside what is too large beside what runs: the others don't wait for it."""
-        while (work := self._ready.pop()) is not None and work.decoded and not self._decoded.fits(work.decoded):
+        room = self._decoded
+        if room.waiting:
+            due = room.due(now)
+            if due is not None and room.fits(due, due.decoded, now) and self._ready.remove(due):
+                return due
+        while (work := self._ready.pop()) is not None and work.decoded and not room.fits(work, work.decoded, now):
             self._ready.put_back(work)
             self._too_large.append(work)
+            room.wait(work, now)
         return work
 
-    def _pop_preferred(self, preference: Callable[[Work], Any]) -> Work | None:
-        fitting = [work for work in self._ready if self._decoded.fits(work.decoded)]
+    def _pop_preferred(self, preference: Callable[[Work], Any], now: float) -> Work | None:
+        fitting = [work for work in self._ready if self._decoded.fits(work, work.decoded, now)]
         if not fitting:
             return None
         work = min(fitting, key=preference)
@@ -166,6 +172,7 @@ class Scheduler:
 
     def withdraw(self, work: Work) -> None:
         """Take back a request that waits for its next attempt, because it needs none; its lane stays closed."""
+        self._decoded.waiting.pop(work, None)
         if self._ready.remove(work):
             self._ready.put_back(work)
             self._queued -= 1
@@ -220,6 +227,7 @@ class Scheduler:
         """Drop all that is not `wanted` and waits for a thread or for its time; the lanes are the caller's."""
         self._ready.keep(wanted)
         self._too_large = list(filter(wanted, self._too_large))
+        self._decoded.keep(wanted)
         self._retries = [retry for retry in self._retries if wanted(retry.work)]
         heapq.heapify(self._retries)
         self._queued = self.ready + len(self._too_large) + sum(map(len, self._lanes.values()))
