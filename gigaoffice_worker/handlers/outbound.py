@@ -147,6 +147,10 @@ class _Body(httpx.SyncByteStream):
         self._max_bytes = max_bytes
 
     def __iter__(self) -> Iterator[bytes]:
+        # Of a refusal only status and headers count: whatever is odd about its body must not hide them. Closing the
+        # answer closes the connection, so what is left unread is never taken for the next answer.
+        if not 200 <= self._answer.status < 300:
+            return
         headers = {name.lower(): value.strip().lower() for name, value in self._answer.headers}
         # None was asked for, and a small compressed answer can unfold to any size.
         if headers.get(b"content-encoding", b"identity") not in {b"identity", b""}:

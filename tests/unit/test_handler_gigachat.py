@@ -439,6 +439,46 @@ def test_limits_close_the_gate_and_failures_are_tried_again(
     assert len(service.asked) == (1 if half == "auth" else 2)
 
 
+def _compressed(exchange, status, headers):
+    exchange.reply(status, b"\x1f\x8b", {**headers, "Content-Encoding": "gzip"})
+
+
+def _too_large(exchange, status, headers):
+    exchange.reply(status, b"x" * 5_000_000, headers)
+
+
+def _broken_off(exchange, status, headers):
+    exchange.start(status, {**headers, "Content-Length": "100"})
+    exchange.connection.sendall(b"x")
+    exchange.hang_up()
+
+
+def _stalled(exchange, status, headers):
+    exchange.start(status, {**headers, "Content-Length": "100"})
+    exchange.connection.sendall(b"x")
+    exchange.pause(30)
+
+
+@pytest.mark.parametrize("odd", [_compressed, _too_large, _broken_off, _stalled])
+@pytest.mark.parametrize(
+    "status, headers, expected, wait",
+    [
+        (429, {"Retry-After": "20"}, RateLimitedError, 20.0),
+        (503, {"Retry-After": "20"}, RateLimitedError, 20.0),
+        (500, {}, ServiceError, None),
+        (401, {}, AccessRefusedError, None),
+        (400, {}, RejectedError, None),
+    ],
+)
+def test_a_refusal_is_heard_at_once_whatever_its_body(service, make, odd, status, headers, expected, wait):
+    service.chat = lambda exchange: odd(exchange, status, headers)
+    asked = request(60)
+    error = failure(make(), asked)
+    assert type(error) is expected
+    assert getattr(error, "retry_after", None) == wait
+    assert asked.deadline.remaining() > 45
+
+
 @pytest.mark.parametrize(
     "answer",
     [
