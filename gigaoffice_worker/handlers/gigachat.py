@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 from gigaoffice_worker.core.records import Request
 from gigaoffice_worker.handlers.answers import NotUsableError, result_of
 from gigaoffice_worker.handlers.environment import Environment
+from gigaoffice_worker.handlers.failures import UnusableAnswerError
 from gigaoffice_worker.handlers.prompts import Chat, Completion, Message, Prompts
 from gigaoffice_worker.observe.metrics import PREFIX
 
@@ -72,6 +73,9 @@ class GigaChatHandler:
         )
         for name, kind in _KINDS.items():
             self._tokens.labels(self._model.name, kind).inc(max(0, answered.usage.get(name, 0)))
+        # Only now, because its tokens are paid for all the same.
+        if not answered.has_answer:
+            raise UnusableAnswerError("the model answered nothing")
         return answered
 
     def register_metrics(self, registry: CollectorRegistry) -> None:

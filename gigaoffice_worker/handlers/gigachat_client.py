@@ -99,10 +99,10 @@ class Model:
         """Ask the model. Raises RejectedError or TransientError."""
         with self._transport.within(self._deadline(request.deadline)):
             found = contextvars.copy_context().run(self._ask, messages, request)
-        if not found.choices:
-            raise UnusableAnswerError("the model answered nothing")
-        choice = found.choices[0]
         usage = found.usage.model_dump(exclude_none=True)
+        if not found.choices:
+            return Completion("", found.model, "", usage, has_answer=False)
+        choice = found.choices[0]
         return Completion(choice.message.content or "", found.model, choice.finish_reason or "", usage)
 
     def _ask(self, messages: list[Message], request: Request) -> ChatCompletion:

@@ -39,12 +39,13 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Completion(NamedTuple):
-    """What a model answered; `usage` counts tokens by kind."""
+    """What a model answered; `usage` counts tokens by kind. Without `has_answer` there are only those."""
 
     answer: str
     model: str
     finish_reason: str
     usage: dict[str, int]
+    has_answer: bool = True
 
 
 class Chat(NamedTuple):

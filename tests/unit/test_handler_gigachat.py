@@ -623,6 +623,16 @@ def test_tokens_are_counted_in_the_workers_registry(make):
     assert b"gigaoffice_worker_gigachat_tokens_total" in generate_latest(registry)
 
 
+def test_tokens_of_an_answer_without_choices_are_counted_too(service, make):
+    service.chat = completion(choices=[])
+    handler, asked, registry = make(), request(), CollectorRegistry()
+    handler.register_metrics(registry)
+    assert type(failure(handler, asked)) is UnusableAnswerError
+    assert [(used.input_tokens, used.output_tokens) for used in asked.used] == [(7, 3)]
+    labels = {"model": "GigaChat-2", "kind": "prompt"}
+    assert registry.get_sample_value("gigaoffice_worker_gigachat_tokens_total", labels) == 7
+
+
 def test_dry_run_asks_nobody(service, make):
     handler = make(GIGACHAT_MODE="dryrun", GIGACHAT_CREDENTIALS="", GIGACHAT_MODEL="")
     result = handler(request())
