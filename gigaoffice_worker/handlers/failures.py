@@ -80,14 +80,15 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     asked = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", asked):
         return float(asked)
-    until = _moment(asked)
+    until = moment(asked)
     if until is None:
         return None
-    there = _moment(headers.get("date", ""))
+    there = moment(headers.get("date", ""))
     return max(0.0, until - (there if there is not None else now))
 
 
-def _moment(text: str) -> float | None:
+def moment(text: str) -> float | None:
+    """Return the seconds since the epoch that a header's date stands for; None where it is none."""
     try:
         return parsedate_to_datetime(text).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):

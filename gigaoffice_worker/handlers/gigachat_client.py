@@ -13,7 +13,6 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 
 import httpx
 import pydantic
@@ -31,7 +30,7 @@ from gigaoffice_worker.core.errors import HandlerError, RejectedError
 from gigaoffice_worker.core.records import Deadline, Request
 from gigaoffice_worker.core.trace import trace_context
 from gigaoffice_worker.handlers.environment import Environment
-from gigaoffice_worker.handlers.failures import AccessRefusedError, UnusableAnswerError, from_status
+from gigaoffice_worker.handlers.failures import AccessRefusedError, UnusableAnswerError, from_status, moment
 from gigaoffice_worker.handlers.outbound import Transport, header_text
 from gigaoffice_worker.handlers.prompts import Completion, Message
 
@@ -157,10 +156,7 @@ class _Client(GigaChatSyncClient):
         return token is not None and (token.expires_at == 0 or time.monotonic() < self._usable_until)
 
     def _note_time(self, response: httpx.Response) -> None:
-        try:
-            self._service_time = parsedate_to_datetime(response.headers["Date"]).timestamp()
-        except (KeyError, ValueError):
-            self._service_time = None
+        self._service_time = moment(response.headers.get("Date", ""))
 
     def _fetch_token(self) -> None:
         began = time.monotonic()

@@ -363,6 +363,22 @@ def test_a_clock_of_this_machine_that_is_wrong_costs_no_tokens(service, make, ah
     assert (service.count("/oauth"), len(service.chats)) == (1, 60)
 
 
+@pytest.mark.parametrize(
+    "date", ["", "soon", "Thu, 99 Foo 1970 00:00:00 GMT", f"Thu, {'9' * 20} Jan 2026 10:00:00 GMT"]
+)
+def test_a_date_of_the_service_that_is_none_does_no_harm(service, make, date):
+    answer = service.answer
+
+    def dated(exchange):
+        exchange.date_time_string = lambda: date
+        answer(exchange)
+
+    service.answer = dated
+    handler = make()
+    assert [text(handler(request())) for _ in range(2)] == ["42", "42"]
+    assert service.count("/oauth") == 1
+
+
 @pytest.mark.parametrize("expires_at", [1, -5, 2**62])
 def test_an_expiry_that_makes_no_sense_still_lets_one_token_serve(service, make, expires_at):
     service.auth = answers(200, {"access_token": "tell-nobody-token", "expires_at": expires_at})
