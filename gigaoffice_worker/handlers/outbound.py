@@ -38,6 +38,8 @@ _LONGEST_HEADERS = 256 * 1024
 _MOST_SMALL_PARTS = 10_000
 _SMALL_PART = 16
 _LONGEST_HEADER = 256
+_ENCODING = b"content-encoding"
+_NOT_ENCODED = frozenset({b"identity", b""})
 # All that is visible in ASCII but the percent sign, which marks what is encoded.
 _PLAIN = "".join(chr(code) for code in range(0x21, 0x7F)).replace("%", "")
 
@@ -151,9 +153,10 @@ class _Body(httpx.SyncByteStream):
         # answer closes the connection, so what is left unread is never taken for the next answer.
         if not 200 <= self._answer.status < 300:
             return
-        headers = {name.lower(): value.strip().lower() for name, value in self._answer.headers}
-        # None was asked for, and a small compressed answer can unfold to any size.
-        if headers.get(b"content-encoding", b"identity") not in {b"identity", b""}:
+        # None was asked for, and a small compressed answer can unfold to any size. httpx unfolds what any of several
+        # such headers names.
+        encodings = {value.strip().lower() for name, value in self._answer.headers if name.lower() == _ENCODING}
+        if not encodings <= _NOT_ENCODED:
             raise UnusableAnswerError("the service sent a compressed answer, which was not asked for")
         size = 0
         for parts, part in enumerate(self._answer.iter_stream(), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -132,6 +133,16 @@ def test_compressed_answers_are_not_asked_for_and_not_unfolded(service, make):
     service.answer = answers(200, b"\x1f\x8b", {"Content-Encoding": "gzip"})
     assert type(failure(make())) is UnusableAnswerError
     assert service.asked[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encodings", [("gzip", "identity"), ("identity", "gzip"), ("", "deflate"), ("GZIP", "")])
+def test_no_second_header_hides_that_an_answer_is_compressed(service, make, encodings):
+    first, second = encodings
+    headers = {"Content-Encoding": first, "content-encoding": second}
+    service.answer = answers(200, gzip.compress(b"1" * 1000), headers)
+    assert type(failure(make(HTTP_HANDLER_MAX_RESPONSE_BYTES="100"))) is UnusableAnswerError
+    service.answer = answers(200, {"answer": "yes"}, dict.fromkeys(headers, "identity"))
+    assert make()(request()) == {"answer": "yes"}
 
 
 def test_answer_may_have_as_many_bytes_as_allowed(service, make):
