@@ -58,6 +58,7 @@ _MAX_BYTES = 4 * 1024 * 1024
 _CONNECT_TIMEOUT = 10.0
 # Seconds: a token is not used for more than a day, lives for half an hour by default, and is renewed a minute early.
 _LONGEST_TOKEN, _USUAL_TOKEN, _TOKEN_MARGIN = 86_400.0, 1800.0, 60.0
+_CONNECTIONS_HINT = "set WORKER_CONCURRENCY, or WORKER_GROUP_CONCURRENCY for all workers together, to no more"
 _ACCESS_HINT = "see to the GIGACHAT_ credentials and to what they are allowed and have left"
 
 
@@ -72,6 +73,7 @@ class Model:
         url = httpx.URL(settings.base_url)
         proxy = env.proxy(f"{PREFIX}USE_ENV_PROXY", url.scheme, url.host)
         concurrency = env.int("WORKER_CONCURRENCY", 16, validate=validate.Range(min=1))
+        of_the_group = env.int("WORKER_GROUP_CONCURRENCY", None, validate=validate.Range(min=1))
         limits = {
             "max_tokens": env.int(f"{PREFIX}MAX_TOKENS", None, validate=validate.Range(min=1)),
             "temperature": env.float(f"{PREFIX}TEMPERATURE", None, validate=validate.Range(min=0, max=2)),
@@ -80,11 +82,14 @@ class Model:
         env.hint_at_others(PREFIX, _KNOWN, _OF_THE_SERVICE)
         env.check()
         self.name = settings.model or ""
+        connections = min(concurrency, settings.max_connections or concurrency)
+        if connections < min(concurrency, of_the_group or concurrency):
+            log.warning("Fewer connections than calls at once", connections=connections, hint=_CONNECTIONS_HINT)
         # A time that somebody has set bounds a call too; the SDK's default would cut off slow answers.
         self._longest = settings.timeout if "timeout" in settings.model_fields_set else None
         self._transport = Transport(
             context,
-            connections=min(concurrency, settings.max_connections or concurrency),
+            connections=connections,
             connect_timeout=_CONNECT_TIMEOUT,
             max_bytes=_MAX_BYTES,
             proxy=proxy,
@@ -230,6 +235,8 @@ def _settings(env: Environment, *, mutual_tls: bool) -> Settings:
             env.wrong(f"{PREFIX}{name}: must begin with https:// or http://")
     if not (settings.model or "").strip():
         env.wrong(f"{PREFIX}MODEL: must be set to the name of a model")
+    if settings.max_connections is not None and settings.max_connections < 1:
+        env.wrong(f"{PREFIX}MAX_CONNECTIONS: must be at least 1")
     if mutual_tls:
         env.need([f"{PREFIX}CERT_FILE", f"{PREFIX}KEY_FILE"], f"with {PREFIX}MODE=mtls")
     elif not (settings.credentials or settings.access_token or (settings.user and settings.password)):

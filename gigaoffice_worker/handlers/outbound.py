@@ -75,7 +75,10 @@ class Transport(httpx.BaseTransport):
         try:
             line = self._free.get(timeout=deadline.remaining())
         except queue.Empty:
-            raise NoAnswerError("no connection was free before the deadline of the attempt") from None
+            # No call was made, so no attempt counts; fewer calls at once are the mend.
+            raise ConnectionFailedError(
+                "no connection was free before the deadline of the attempt", shared=True
+            ) from None
         self._mine.line, line.backend.deadline = line, deadline
         try:
             yield

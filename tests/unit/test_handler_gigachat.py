@@ -546,6 +546,34 @@ def test_the_deadline_bounds_token_and_chat_together(service, make, half, answer
     assert asked.deadline._at > time.monotonic() - 10
 
 
+def test_no_request_is_to_blame_where_no_connection_is_free(service, make):
+    called, release = threading.Event(), threading.Event()
+    answer = service.chat
+    service.chat = lambda exchange: (called.set(), release.wait(10), answer(exchange))
+    handler, found = make(GIGACHAT_MAX_CONNECTIONS="1"), []
+    slow = threading.Thread(target=lambda: found.append(text(handler(request(10)))))
+    slow.start()
+    assert called.wait(10)
+    error = failure(handler, request(0.1))
+    release.set()
+    slow.join()
+    assert (type(error), error.shared) == (ConnectionFailedError, True)
+    assert "no connection was free" in str(error)
+    assert (found, len(service.chats)) == (["42"], 1)
+
+
+@pytest.mark.parametrize(
+    "connections, threads, group, warnings",
+    [("2", "3", "", 1), ("2", "3", "3", 1), ("2", "3", "2", 0), ("3", "3", "", 0)],
+)
+def test_fewer_connections_than_calls_at_once_are_warned_of(make, connections, threads, group, warnings):
+    limits = {"WORKER_CONCURRENCY": threads, "WORKER_GROUP_CONCURRENCY": group}
+    with structlog.testing.capture_logs() as lines:
+        make(GIGACHAT_MAX_CONNECTIONS=connections, **limits)
+    hints = [line["hint"] for line in lines if line["event"] == "Fewer connections than calls at once"]
+    assert [all(name in hint for name in limits) for hint in hints] == [True] * warnings
+
+
 def test_time_out_of_the_sdk_bounds_a_call_where_it_is_set(service, make):
     service.chat = _silent
     asked = request(30)
@@ -689,6 +717,8 @@ def test_all_wrong_variables_are_told_at_once_and_no_secret_with_them(make, tmp_
         ("GIGACHAT_TIMEOUT", "soon"),
         ("GIGACHAT_VERIFY_SSL_CERTS", "perhaps"),
         ("GIGACHAT_MAX_CONNECTIONS", "many"),
+        ("GIGACHAT_MAX_CONNECTIONS", "0"),
+        ("GIGACHAT_MAX_CONNECTIONS", "-1"),
         ("GIGACHAT_FLAGS", "no json"),
         ("GIGACHAT_CREDENTIALS", ""),
         ("GIGACHAT_MODEL", ""),
