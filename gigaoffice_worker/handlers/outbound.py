@@ -38,6 +38,7 @@ _LONGEST_HEADERS = 256 * 1024
 _MOST_SMALL_PARTS = 10_000
 _SMALL_PART = 16
 _LONGEST_HEADER = 256
+_PROXY_REFUSES_US = ("401", "403", "407")
 _ENCODING = b"content-encoding"
 _NOT_ENCODED = frozenset({b"identity", b""})
 # All that is visible in ASCII but the percent sign, which marks what is encoded.
@@ -297,6 +298,12 @@ def _connection_trouble(error: Exception) -> HandlerError:
             hint = f". {strict_certificates.HINT}" if strict else ""
             return AccessRefusedError(f"the service's certificate is not trusted: {reason}{hint}")
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpcore.ConnectError | httpcore.ProxyError):
-        return ConnectionFailedError("the service cannot be reached", shared=isinstance(error, httpcore.ConnectError))
+    if isinstance(error, httpcore.ProxyError):
+        # The proxy's answer to CONNECT, such as "407 Proxy Authentication Required". No request has left yet, so none
+        # is to blame.
+        if str(error).startswith(_PROXY_REFUSES_US):
+            return AccessRefusedError("the proxy refuses the worker: see to the user and password in its address")
+        return ConnectionFailedError("the proxy does not connect to the service", shared=True)
+    if isinstance(error, httpcore.ConnectError):
+        return ConnectionFailedError("the service cannot be reached", shared=True)
     return ConnectionFailedError("the connection to the service broke before the answer was complete")

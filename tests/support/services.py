@@ -51,7 +51,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.server.service.asked.append(Asked(self.path, {}, b""))
-        self.reply(502)
+        self.reply(self.server.service.connect_status)
 
     def reply(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         """Answer at once."""
@@ -97,11 +97,15 @@ class _Server(ThreadingHTTPServer):
 
 
 class Service(contextlib.AbstractContextManager["Service"]):
-    """The service; `answer` is what it does next, and may be changed at any time."""
+    """The service; `answer` is what it does next, and may be changed at any time.
+
+    As a proxy it refuses every CONNECT with `connect_status`.
+    """
 
     def __init__(self, *, certificate: tuple[str, str] | None = None, client_authority: str | None = None) -> None:
         self.answer: Answer = answers(200, {"answer": "yes"})
         self.reads_bodies = True
+        self.connect_status = 502
         self.asked: list[Asked] = []
         self.connections: list[socket.socket] = []
         self.closing = threading.Event()

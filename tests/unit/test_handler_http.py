@@ -584,6 +584,24 @@ def test_the_environments_proxy_is_used_only_when_asked_for(service, make, monke
         assert proxy.asked[-1].path == "elsewhere.invalid:443"
 
 
+@pytest.mark.parametrize(
+    "status, expected",
+    [
+        *((status, AccessRefusedError) for status in (401, 403, 407)),
+        *((status, ConnectionFailedError) for status in (302, 400, 404, 429, 502, 503, 504)),
+    ],
+)
+def test_no_request_is_to_blame_where_a_proxy_does_not_connect(make, monkeypatch, status, expected):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with Service() as proxy:
+        proxy.connect_status = status
+        monkeypatch.setenv("https_proxy", proxy.url)
+        error = failure(make(HTTP_HANDLER_URL="https://elsewhere.invalid/", HTTP_HANDLER_USE_ENV_PROXY="true"))
+    assert (type(error), error.shared) == (expected, True)
+    assert "the proxy" in str(error)
+
+
 def test_all_wrong_variables_are_told_at_once_and_no_secret_with_them(make, tmp_path):
     (tmp_path / "token").write_text("secret-token")
     with pytest.raises(ConfigurationError) as caught:
