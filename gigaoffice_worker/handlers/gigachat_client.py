@@ -30,7 +30,13 @@ from gigaoffice_worker.core.errors import HandlerError, RejectedError
 from gigaoffice_worker.core.records import Deadline, Request
 from gigaoffice_worker.core.trace import trace_context
 from gigaoffice_worker.handlers.environment import Environment
-from gigaoffice_worker.handlers.failures import AccessRefusedError, UnusableAnswerError, from_status, moment
+from gigaoffice_worker.handlers.failures import (
+    AccessRefusedError,
+    NoAnswerError,
+    UnusableAnswerError,
+    from_status,
+    moment,
+)
 from gigaoffice_worker.handlers.outbound import Transport, header_text
 from gigaoffice_worker.handlers.prompts import Completion, Message
 
@@ -135,6 +141,7 @@ class _Client(GigaChatSyncClient):
             headers={"Accept-Encoding": "identity"},
             event_hooks={"response": [self._note_time]},
         )
+        self._transport = transport
         self._secret_files = secret_files
         self._service_time: float | None = None
         self._usable_until = 0.0
@@ -148,12 +155,25 @@ class _Client(GigaChatSyncClient):
         return self._http
 
     def _update_token(self) -> None:
+        with self._one_at_a_time():
+            if self._is_token_usable():
+                return
+            try:
+                self._fetch_token()
+            except AccessRefusedError:
+                if not self._read_secrets_again():
+                    raise
+                self._fetch_token()
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Hold the SDK's lock, under which a token may be fetched. Raises NoAnswerError at the call's deadline."""
+        if not self._sync_token_lock.acquire(timeout=self._transport.remaining()):
+            raise NoAnswerError("no token before the deadline of the attempt: another call still waits for it")
         try:
-            self._fetch_token()
-        except AccessRefusedError:
-            if not self._read_secrets_again():
-                raise
-            self._fetch_token()
+            yield
+        finally:
+            self._sync_token_lock.release()
 
     def _is_token_usable(self) -> bool:
         # The SDK compares the expiry with this machine's clock: where that is 40 minutes ahead no token is ever usable.

@@ -92,6 +92,11 @@ class Transport(httpx.BaseTransport):
             line.close_if_data_are_left()
             self._free.put(line)
 
+    def remaining(self) -> float:
+        """Return the seconds left to the call of this thread, never less than zero."""
+        line: _Line = self._mine.line
+        return line.backend.deadline.remaining()
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the answer's body is read by whoever asked, within the same limits."""
         line: _Line = self._mine.line

@@ -405,6 +405,24 @@ def test_token_that_is_refused_is_replaced_within_the_attempt(service, make):
     assert (service.count("/oauth"), len(service.chats)) == (2, 3)
 
 
+def test_a_token_that_another_call_waits_for_is_waited_for_until_the_deadline(service, make):
+    called, release = threading.Event(), threading.Event()
+    answer = service.auth
+    service.auth = lambda exchange: (called.set(), release.wait(10), answer(exchange))
+    handler, found = make(), []
+    slow = threading.Thread(target=lambda: found.append(text(handler(request(10)))))
+    slow.start()
+    assert called.wait(10)
+    asked = request(0.2)
+    error = failure(handler, asked)
+    late = time.monotonic() - asked.deadline._at
+    release.set()
+    slow.join()
+    assert type(error) is NoAnswerError
+    assert 0 <= late < 5
+    assert (found, service.count("/oauth")) == (["42"], 1)
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_wrong_credentials_hold_all_calls_and_cost_no_request(service, make, status):
     service.auth = answers(status, b'{"message": "tell-nobody"}')
