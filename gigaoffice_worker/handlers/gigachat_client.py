@@ -10,6 +10,7 @@ import contextvars
 import logging
 import os
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,6 +144,7 @@ class _Client(GigaChatSyncClient):
         )
         self._transport = transport
         self._secret_files = secret_files
+        self._mine = threading.local()
         self._service_time: float | None = None
         self._usable_until = 0.0
 
@@ -153,6 +155,18 @@ class _Client(GigaChatSyncClient):
     @property
     def _auth_client(self) -> httpx.Client:
         return self._http
+
+    @property
+    def token(self) -> str | None:
+        """The token for this thread's next call."""
+        self._mine.token = token = self._access_token
+        return token.access_token if token is not None else None
+
+    def _reset_token(self) -> None:
+        with self._one_at_a_time():
+            # Another thread may have fetched a new one since this thread's was refused.
+            if self._access_token is self._mine.token:
+                self._access_token = None
 
     def _update_token(self) -> None:
         with self._one_at_a_time():

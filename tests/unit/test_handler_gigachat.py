@@ -405,6 +405,23 @@ def test_token_that_is_refused_is_replaced_within_the_attempt(service, make):
     assert (service.count("/oauth"), len(service.chats)) == (2, 3)
 
 
+def test_a_late_refusal_of_the_old_token_leaves_the_new_one(service, make):
+    handler, found = make(), []
+    handler(request())
+    called, release = threading.Event(), threading.Event()
+    service.chat = in_turn(
+        lambda exchange: (called.set(), release.wait(10), exchange.reply(401)), answers(401), completion()
+    )
+    slow = threading.Thread(target=lambda: found.append(text(handler(request(10)))))
+    slow.start()
+    assert called.wait(10)
+    found.append(text(handler(request())))
+    release.set()
+    slow.join()
+    assert found == ["42", "42"]
+    assert service.count("/oauth") == 2
+
+
 def test_a_token_that_another_call_waits_for_is_waited_for_until_the_deadline(service, make):
     called, release = threading.Event(), threading.Event()
     answer = service.auth
