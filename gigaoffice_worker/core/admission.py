@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gigaoffice_worker.core.group_share import GroupLimits
 from gigaoffice_worker.core.limits import ProviderLimits
-from gigaoffice_worker.core.records import NOT_COUNTED, Attempt
+from gigaoffice_worker.core.records import NO_CALL, NOT_COUNTED, Attempt
 from gigaoffice_worker.core.storm import Probes, StormGuard
 from gigaoffice_worker.core.usage import summed
 from gigaoffice_worker.core.work import Work
@@ -276,7 +276,7 @@ class Admission:
 
     def lost(self, work: Work, made: Attempt, now: float) -> None:
         """Note an attempt of which nothing is learnt: its partition is lost."""
-        self.limits.ended(work.started_at, counts=made.ended not in NOT_COUNTED)
+        self.limits.ended(work.started_at, counts=made.ended not in NO_CALL)
         self.book(work, made, now)
         self.forget(work)
 

@@ -133,7 +133,7 @@ class RateShare:
         self._interval = math.inf
         self._made: deque[_Calls] = deque()
         self._count = 0
-        self._spread_until = self._spread_at = math.inf
+        self._spread_from = self._spread_until = self._spread_at = math.inf
 
     def owns(self, now: float, owned: Collection[int], partitions: int) -> None:
         """Take over a new share. It begins empty."""
@@ -144,7 +144,7 @@ class RateShare:
         self._share = sum(slots(partition, partitions, number) for partition in owned) if number >= partitions else 0
         # With fewer calls than partitions each has a part of one, and they are always spread.
         self._interval = seconds / self._share if self._share else seconds * partitions / (number * len(owned))
-        self._spread_until = now + self._window if self._share else math.inf
+        self._spread_from, self._spread_until = now, now + self._window if self._share else math.inf
         self._spread_at = now + self._random() * self._interval
 
     def next_at(self, now: float) -> float:
@@ -172,8 +172,8 @@ class RateShare:
         self._count += 1
 
     def gave_back(self, began: float) -> None:
-        """Put back what began then: the provider does not count it."""
-        if began < self._spread_until:
+        """Put back what began then: the provider does not count it. What began before this share is none of its."""
+        if self._spread_from <= began < self._spread_until:
             self._spread_at -= self._interval
         for calls in reversed(self._made):
             if calls.began <= began:
@@ -194,6 +194,7 @@ class TokenShare:
         self._refill = 0.0
         self._most = 0.0
         self._level = 0.0
+        self._owned_at = 0.0
         self._at = 0.0
         self._mean = 0.0
         self._deviation = 0.0
@@ -204,7 +205,7 @@ class TokenShare:
         part = owned / partitions if partitions else 0.0
         self._refill = TOKEN_REFILL * self.budget.number * part / self.budget.seconds
         self._most = TOKEN_BURST * self.budget.number * part
-        self._level, self._at = min(self._level, 0.0), now
+        self._level, self._owned_at, self._at = min(self._level, 0.0), now, now
 
     @property
     def estimate(self) -> float:
@@ -227,13 +228,14 @@ class TokenShare:
         self._level -= reserved
         return reserved
 
-    def ended(self, now: float, reserved: float, cost: float | None) -> None:
+    def ended(self, now: float, began: float, reserved: float, cost: float | None) -> None:
         """Book what a call cost, in tokens; None where it reported nothing, as a refused one does."""
         self._fill(now)
+        left = reserved - (cost or 0.0)
+        # What was reserved before this share began is none of its.
+        self._level += left if began >= self._owned_at else min(0.0, left)
         if cost is None:
-            self._level += reserved
             return
-        self._level += reserved - cost
         self._calls += 1
         weight = max(_SMOOTHING, 1 / self._calls)
         difference = cost - self._mean
@@ -319,4 +321,4 @@ class GroupLimits:
         if self._rate and not counts:
             self._rate.gave_back(began)
         if self._tokens:
-            self._tokens.ended(now, reserved, tokens if counts else None)
+            self._tokens.ended(now, began, reserved, tokens if counts else None)

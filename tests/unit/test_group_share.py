@@ -122,6 +122,30 @@ def test_a_refused_call_is_given_back():
     assert share.next_at(100.1) <= 100.1
 
 
+@pytest.mark.parametrize("number, partitions, before, after", [(60, 6, 6, 3), (6, 12, 12, 6)])
+def test_what_began_before_a_share_gives_nothing_back_to_it(number, partitions, before, after):
+    share = RateShare(Rate(number, 60), lambda: 1.0)
+    share.owns(0.0, range(before), partitions)
+    for at in (100.0, 110.0, 120.0):
+        share.started(at)
+    share.owns(121.0, range(after), partitions)
+    first = share.next_at(121.0)
+    for at in (100.0, 110.0, 120.0):
+        share.gave_back(at)
+    assert share.next_at(121.0) == first > 121.0
+
+
+def test_tokens_reserved_before_a_share_began_are_none_of_its():
+    share = TokenShare(Rate(6000, 60))
+    share.owns(0.0, 1, 1)
+    share.ended(60.0, 60.0, 0.0, 100.0)
+    reserved = [share.started(60.0) for _ in range(10)]
+    share.owns(61.0, 1, 2)
+    for each in reserved:
+        share.ended(61.0, 60.0, each, None)
+    assert share.next_at(61.0) > 61.0
+
+
 def test_what_is_given_back_is_what_began_then():
     share = RateShare(Rate(2, 60), lambda: 0.0)
     share.owns(0.0, [0], 1)
@@ -161,7 +185,7 @@ def test_while_calls_are_spread_one_that_is_given_back_leaves_its_place_to_the_n
 def test_without_a_partition_nothing_starts():
     share = RateShare(Rate(60, 60), lambda: 0.5)
     tokens = TokenShare(Rate(1000, 60.0))
-    tokens.ended(0.0, 0.0, 10.0)
+    tokens.ended(0.0, 0.0, 0.0, 10.0)
 
     share.owns(0.0, [], 3)
     tokens.owns(0.0, 0, 3)
@@ -186,7 +210,7 @@ def test_tokens_of_any_minute_stay_near_the_budget_and_use_it(seed):
         now = min(ends, at if len(running) < 16 else float("inf"))
         for call in [each for each in running if each[0] <= now]:
             running.remove(call)
-            share.ended(now, call[1], call[2])
+            share.ended(now, now, call[1], call[2])
             spent += call[2]
             window.append((now, call[2]))
             in_window += call[2]
@@ -202,10 +226,10 @@ def test_tokens_of_any_minute_stay_near_the_budget_and_use_it(seed):
 def test_a_call_that_cost_nothing_gives_its_reserve_back():
     share = TokenShare(Rate(1200, 60.0))
     share.owns(0.0, 1, 1)
-    share.ended(0.0, 0.0, 50.0)
+    share.ended(0.0, 0.0, 0.0, 50.0)
     before = share.next_at(60.0)
 
     reserved = share.started(60.0)
-    share.ended(60.0, reserved, None)
+    share.ended(60.0, 60.0, reserved, None)
 
     assert share.next_at(60.0) == before == 60.0

@@ -235,6 +235,19 @@ def test_an_attempt_without_a_call_uses_up_nothing_where_its_partition_is_lost_m
     assert scene.opens_at() <= scene.now
 
 
+def test_a_refusal_leaves_the_learnt_pace_as_it_is_also_where_its_partition_is_lost():
+    scene = Scene()
+    limits = scene.dispatcher.admission.limits
+    limits.refusals = 1
+    limits.pace.learn(0.0, 60.0)
+    [work] = scene.offer(1)
+    assert scene.take() is work
+    next_at = limits.pace.next_at
+    scene.dispatcher.forget(scene.partition.assignment)
+    scene.end(work, refused())
+    assert limits.pace.next_at == next_at
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["held", "lost"])
 @pytest.mark.parametrize("made", [ANSWERED, *NO_CALLS], ids=lambda made: made.ended.value)
 def test_the_groups_tokens_are_used_up_by_calls_also_of_a_lost_partition(made, lost):
