@@ -353,9 +353,9 @@ class OutputTopic:
     def _drop_lost(self) -> None:
         """Drop what was set aside of lost partitions: whoever owns them now writes dead letters of its own."""
         with self._lock:
-            lost = [pending for pending in self._set_aside if pending.outcome.work.assignment.lost]
-            self._set_aside = [pending for pending in self._set_aside if pending not in lost]
-            self.taken_bytes -= sum(pending.size for pending in lost)
+            before = sum(pending.size for pending in self._set_aside)
+            self._set_aside = [pending for pending in self._set_aside if not pending.outcome.work.assignment.lost]
+            self.taken_bytes -= before - sum(pending.size for pending in self._set_aside)
         self._refused = max((pending.size for pending in self._set_aside), default=0)
 
     def forget_size(self, pending: PendingSend) -> None:
