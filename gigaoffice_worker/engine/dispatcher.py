@@ -171,7 +171,8 @@ class Dispatcher:
         self._wake(now)
         if heir is None:
             return Late.LOST
-        heir.id, heir.seconds, heir.used = work.id, work.seconds + made.seconds, work.used + made.used
+        heir.id, heir.attempt = work.id, work.attempt
+        heir.seconds, heir.used = work.seconds + made.seconds, work.used + made.used
         return PassedOn(heir, self._delivered_next(heir, Outcome(made.result, made.failure)))
 
     def _conclude_late(self, work: Work, run: int, made: Attempt) -> Outcome | Late:
@@ -196,7 +197,7 @@ class Dispatcher:
     def _delivered_next(self, work: Work, outcome: Outcome) -> Outcome:
         work.stage = Stage.DELIVERING
         self._delivering.add(work)
-        return outcome.telling(work.used)
+        return outcome.telling(work.used) if work.used else outcome
 
     # Delivery
 

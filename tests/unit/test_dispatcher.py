@@ -372,7 +372,7 @@ def test_the_result_of_an_earlier_ownership_answers_its_request_also_where_no_at
     heir, behind = returned(scene, key, key)
     scene.dispatcher.hold("draining")
     assert scene.dispatcher.conclude(old, old.run, ANSWERED) == PassedOn(heir, Outcome(b'{"a":1}'))
-    assert (heir.id, heir.seconds, heir.stage) == ("r", 1.0, Stage.DELIVERING)
+    assert (heir.id, heir.attempt, heir.seconds, heir.stage) == ("r", 1, 1.0, Stage.DELIVERING)
     assert scene.dispatcher.counts() == Counts(1, 0, 0, 1)
     assert not scene.dispatcher.in_hand.wait_quiet(0.0)
     scene.dispatcher.settle([heir])
