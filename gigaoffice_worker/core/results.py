@@ -141,7 +141,8 @@ def _parts(value: Any) -> Iterator[tuple[object, str]]:
     elif isinstance(value, set | frozenset):
         yield from ((part, "{…}") for part in value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((getattr(value, field.name), f".{field.name}") for field in dataclasses.fields(value))
+        # msgspec leaves out what was never set.
+        yield from ((getattr(value, field.name, None), f".{field.name}") for field in dataclasses.fields(value))
     elif isinstance(value, msgspec.Struct):
         yield from ((getattr(value, name), f".{name}") for name in value.__struct_fields__)
 

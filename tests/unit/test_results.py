@@ -161,6 +161,23 @@ def test_what_cannot_be_written_is_named_with_its_type_and_its_place(result: obj
     assert str(caught.value).startswith(f"the result cannot be written as JSON: {place} is of the type {kind}")
 
 
+@dataclasses.dataclass
+class Unset:
+    text: str
+    cached: bool = dataclasses.field(init=False)
+
+
+@dataclasses.dataclass(slots=True)
+class UnsetSlot:
+    text: str
+    cached: bool = dataclasses.field(init=False)
+
+
+@pytest.mark.parametrize("kind", [Unset, UnsetSlot])
+def test_a_field_that_was_never_set_is_left_out(kind: type) -> None:
+    assert encode_result(kind("x")) == b'{"text":"x"}'
+
+
 @pytest.mark.parametrize("depth", [lambda: LOOP, lambda: nested(100_000)], ids=["loop", "deep"])
 def test_nesting_without_end_is_told_as_such(depth: Callable[[], object]) -> None:
     with pytest.raises(UnusableResultError, match="nested too deeply, or refers to itself"):
