@@ -292,7 +292,9 @@ class Worker:
         timeout = self._config.worker.drain_timeout
         deadline = self._drain_until = time.monotonic() + timeout
         log.info("Worker draining", in_flight=engine.dispatcher.counts().running, timeout=timeout)
-        engine.drain(deadline if self._signals < 2 else time.monotonic())
+        engine.drain(deadline)
+        if self._signals > 1:  # the second one may have come in between
+            engine.hurry()
         tell_at: float | None = time.monotonic() + _TELL_WAIT_AFTER
         while not engine.consumer.join(_TICK) and time.monotonic() < deadline + _CLOSE_WITHIN:
             engine.pool.abandon_overdue(self._config.worker.attempt_timeout)

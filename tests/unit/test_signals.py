@@ -11,9 +11,12 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gigaoffice_worker.config import load
+from gigaoffice_worker.worker import Worker
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +106,24 @@ def test_a_signal_within_a_call_that_holds_a_lock_stops_the_worker(tmp_path):
     """
     with process("-c", textwrap.dedent(program), path=tmp_path) as worker:
         assert worker.wait(20) == 0
+
+
+def test_a_second_signal_counts_although_it_comes_while_the_drain_begins():
+    worker, asked = Worker(load({})), []
+
+    def drain(deadline):
+        worker.stop()  # by the thread of signals, before the consumer knows the deadline
+        asked.append("drain")
+
+    counts = SimpleNamespace(running=0, delivering=0, queued=0, waiting_retry=0)
+    worker._engine = SimpleNamespace(
+        drain=drain,
+        hurry=lambda: asked.append("hurry"),
+        dispatcher=SimpleNamespace(counts=lambda: counts),
+        consumer=SimpleNamespace(join=lambda _: True, clean=True),
+        pool=SimpleNamespace(tell_running=lambda _: None),
+    )
+    worker.stop()
+    asked.clear()
+    assert worker._drain() == 0
+    assert asked[-1] == "hurry"
