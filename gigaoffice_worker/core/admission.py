@@ -116,9 +116,9 @@ class Admission:
         # How many calls were answered: between two refusals of one request, it tells whether others passed.
         self._answered = 0
         # Seconds for which a limit held back what was ready, and since when it does.
-        # For how many seconds a limit has held something back, and since when it does so now. Replaced as one, so that
-        # observers may read it without a lock.
-        self._held_back: tuple[float, float | None] = 0.0, None
+        # For how many seconds a limit has held something back, and since when it does so now.
+        self._held_back = 0.0
+        self._held_back_since: float | None = None
         # So many refusals came in a row, with no answer between them; those of suspects don't count.
         self._in_a_row = 0
         # The request whose refusal alone has cut the calls at once last.
@@ -145,14 +145,13 @@ class Admission:
     def waits(self, now: float) -> None:
         """Note that something is ready and nobody takes it: if a limit is why, that time is counted."""
         limited = bool(self.limits.refusals) or self.group.limited
-        seconds, since = self._held_back
-        if since is None and limited and not self.holds.any(now):
-            self._held_back = seconds, now
+        if self._held_back_since is None and limited and not self.holds.any(now):
+            self._held_back_since = now
 
     def seen(self, now: float, configured: int) -> LimitsSeen:
         """Return what bounds the calls at once of a pool that has `configured` threads."""
         limits, group = self.limits, self.group
-        seconds, since = self._held_back
+        since = self._held_back_since
         adapted = limits.adaptive and bool(limits.refusals)
         return LimitsSeen(
             configured=configured,
@@ -162,7 +161,7 @@ class Admission:
             group=group.calls,
             pace=limits.pace.per_minute if limits.pace.known else None,
             refusals=limits.refusals,
-            held_back=seconds + (max(0.0, now - since) if since is not None else 0.0),
+            held_back=self._held_back + (now - since if since is not None else 0.0),
         )
 
     @property
@@ -186,9 +185,9 @@ class Admission:
 
     def started(self, work: Work, now: float) -> None:
         """Note that an attempt of `work` begins."""
-        seconds, since = self._held_back
-        if since is not None:
-            self._held_back = seconds + now - since, None
+        if self._held_back_since is not None:
+            self._held_back += now - self._held_back_since
+            self._held_back_since = None
         self.limits.started(now)
         if self.group.limited:
             work.reserved_tokens = self.group.started(now)

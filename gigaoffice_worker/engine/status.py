@@ -62,6 +62,9 @@ class Observer:
         running = engine.dispatcher.in_hand.attempts()
         gate, ownership = engine.dispatcher.admission.limits.gate, engine.consumer.ownership
         trouble = engine.delivery.trouble()
+        with engine.dispatcher.locked():
+            # With the clock of this moment, or what a limit has held back would go back where a thread was quicker.
+            limits = engine.dispatcher.admission.seen(time.monotonic(), engine.pool.size)
         return Snapshot(
             state=self.state,
             uptime=now - self._started,
@@ -86,7 +89,7 @@ class Observer:
             topics=self._topics.seen,
             tenants=_tenants(engine),
             concurrency=engine.pool.size,
-            limits=engine.dispatcher.admission.seen(now, engine.pool.size),
+            limits=limits,
         )
 
     def not_live(self) -> list[Trouble]:

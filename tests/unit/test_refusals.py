@@ -54,15 +54,6 @@ class Scene:
         return self.dispatcher.conclude(work, work.run, made)
 
 
-def test_the_time_that_a_limit_holds_calls_back_never_goes_back():
-    """An observer may read it with a clock from before the moment in which a thread began to wait."""
-    scene = Scene(group=GroupLimits(lambda: 0.0, rate=RateShare(Rate(1, 60.0), lambda: 0.5)))
-    admission = scene.dispatcher.admission
-    admission.waits(110.0)
-    seconds = [admission.seen(now, 1).held_back for now in (109.9, 110.0, 112.0)]
-    assert seconds == [0.0, 0.0, 2.0]
-
-
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_when_the_gate_opens_another_request_tries_first(adaptive):
     scene = Scene(adaptive=adaptive)
