@@ -14,6 +14,7 @@ from gigaoffice_worker.core.records import Record
 HEADER: Final = "header:"
 _LONGEST_TENANT: Final = 256
 _HIGHEST_PRIORITY: Final = 1e6
+_HIGHEST_STEP: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class Urgency:
             )
 
         return read
+
+
+def step(priority: float) -> int:
+    """Return the step of a priority: requests that are parked are told apart by their steps, of which there are few."""
+    return int(math.copysign(min(math.log2(1.0 + abs(priority)), _HIGHEST_STEP), priority))
 
 
 def _decoder(fields: dict[str, str]) -> Callable[[bytes, int], Any] | None:

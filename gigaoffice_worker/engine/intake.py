@@ -15,6 +15,7 @@ from gigaoffice_worker.core.backpressure import UNDECODABLE, HoldingLimits
 from gigaoffice_worker.core.commit_map import reach
 from gigaoffice_worker.core.decoded_size import decoded_size
 from gigaoffice_worker.core.records import Record
+from gigaoffice_worker.core.tenancy import step
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
@@ -155,7 +156,7 @@ class Intake:
         if self._read_urgency is not None:
             for work in works:
                 work.tenant, work.priority = self._read_urgency(work.record)
-                work.sharing = (work.tenant, round(work.priority))
+                work.sharing = (work.tenant, step(work.priority))
         return works
 
     def _offer_unless_known(self, works: list[Work]) -> None:

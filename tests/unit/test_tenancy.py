@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gigaoffice_worker.core.ready import ByArrival, ByTenant, Ready
 from gigaoffice_worker.core.scheduler import Scheduler
-from gigaoffice_worker.core.tenancy import Urgency
+from gigaoffice_worker.core.tenancy import Urgency, step
 from gigaoffice_worker.core.work import Work
 from tests.support.making import assignment, record
 
@@ -134,3 +134,9 @@ def test_large_request_of_a_tenant_is_not_charged_while_it_is_set_aside() -> Non
     assert scheduler.take(0.0) is None
     assert scheduler.ended(large[0], 1.0)
     assert scheduler.take(0.0) is large[1]
+
+
+def test_steps_of_priority_are_few_and_in_the_order_of_priorities():
+    priorities = [-1e6, -100, -3, -1, -0.9, 0, 0.9, 1, 3, 9, 100, 1000, 1e6]
+    steps = [step(each) for each in priorities]
+    assert steps == sorted(steps) == [-7, -6, -2, -1, 0, 0, 0, 1, 2, 3, 6, 7, 7]
