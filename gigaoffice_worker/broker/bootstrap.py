@@ -130,9 +130,10 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
             "host name not known", hint="Check KAFKA_BOOTSTRAP_SERVERS and the name service."
         ) from error
     problem: OSError = TimeoutError()
-    for family, kind, protocol, _, address in addresses:
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
         connection = socket.socket(family, kind, protocol)
-        connection.settimeout(_left(deadline))
+        # One that is silent must leave time for those behind it.
+        connection.settimeout(_left(deadline) / (len(addresses) - number))
         try:
             connection.connect(address)
         except OSError as error:

@@ -101,6 +101,21 @@ def test_a_server_that_listens_will_do():
         assert usable_servers(settings(address), 5.0) == (address,)
 
 
+def test_a_silent_address_of_a_name_leaves_time_for_the_next(monkeypatch):
+    with server() as address, socket.socket() as silent, contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2])
+        silent.bind(("127.0.0.2", port))
+        silent.listen(0)
+        for _ in range(4):  # more than its queue takes: who comes now hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(("127.0.0.2", port))
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        assert usable_servers(settings(address), 2.0) == (address,)
+
+
 def test_a_refused_connection_says_so():
     address = closed_port()
     assert f"{address}: connection refused" in refusal(UnreachableError, settings(address))
