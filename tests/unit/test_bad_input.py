@@ -135,6 +135,15 @@ def test_what_stands_before_is_read_and_then_the_place_is_named():
     assert reader.read() == []
 
 
+def test_place_that_is_named_never_lies_before_the_one_that_was_asked_for():
+    """An operator may have stepped over the one bad record of a batch, whose others are behind it."""
+    content = at(2, batch([RawRecord(b"k", SECRET, ((b"\xff" + SECRET, SECRET),)), *[RawRecord(b"k", b"{}")] * 3]))
+    for position in (2, 3, 5):
+        with pytest.raises(UndecodableError) as caught:
+            Reader(content, position).read()
+        assert (caught.value.offset, caught.value.behind) == (position, 6)
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [

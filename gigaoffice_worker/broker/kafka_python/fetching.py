@@ -127,7 +127,8 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client sh
                 _require_rising(records, offset)
         except Exception as error:
             if not self._before_checks:
-                offset = self.next_fetch_offset  # behind batches that hold no records for us
+                # Behind batches that hold no records for us, and never before the place that was asked for.
+                offset = max(self.next_fetch_offset, self.fetch_offset)
             behind = batch_end(self._raw, offset)
             raise UndecodableError(self.topic_partition.partition, offset, error, behind) from error
         return records
