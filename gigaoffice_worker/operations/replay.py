@@ -137,11 +137,13 @@ class Replay:
                 self._send(record, said)
         self._positions[record.partition] = record.offset + 1
 
-    def _send(self, record: Record, said: Facts) -> None:
+    def _send(self, record: Record, said: Facts, *, smallest: bool = False) -> None:
         under_way = self._under_way[record.source] = _UnderWay(record, said)
         # What is under way holds the commit back, so an interrupt in the middle of sending may find it passed.
         self._positions[record.partition] = max(self._positions.get(record.partition, 0), record.offset + 1)
-        under_way.nulls_lost = not self._writer.send(record, replay_headers(record)) or not names_all_nulls(record)
+        under_way.nulls_lost = not self._writer.send(
+            record, replay_headers(record), smallest=smallest
+        ) or not names_all_nulls(record)
 
     # Acknowledgements first, then the commit
 
@@ -190,7 +192,8 @@ class Replay:
 
     def _send_alone(self, source: Source, limit: float) -> WorkerError | None:
         under_way = self._under_way[source]
-        self._send(under_way.record, under_way.said)
+        # Its topic took it from somebody who packed it better than we do, maybe.
+        self._send(under_way.record, under_way.said, smallest=True)
         sent = self._writer.next(limit)
         if sent is None:
             return _not_acknowledged(self._under_way, limit)

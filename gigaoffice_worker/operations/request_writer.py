@@ -64,13 +64,13 @@ class RequestWriter:
     ) -> None:
         self._stack.close()
 
-    def send(self, record: Record, headers: Headers) -> bool:
+    def send(self, record: Record, headers: Headers, *, smallest: bool = False) -> bool:
         """Hand a dead letter over, to come out of `next`; False if null headers had to be written with an empty value.
 
-        A record on its way out has no header without a value.
+        A record on its way out has no header without a value. With `smallest` it is packed as small as can be.
         """
         written = [(name, value or b"") for name, value in headers]
-        self._send(record, written)
+        self._send(record, written, smallest=smallest)
         return all(value is not None for _, value in headers)
 
     def next(self, timeout: float) -> Sent | None:
@@ -80,7 +80,7 @@ class RequestWriter:
         except queue.Empty:
             return None
 
-    def _send(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
+    def _send(self, record: Record, headers: list[tuple[str, bytes]], *, smallest: bool) -> None:
         def acknowledged(_partition: int, _offset: int) -> None:
             self._outcomes.put(Sent(record.source))
 
@@ -92,9 +92,8 @@ class RequestWriter:
         source = facts(record).source
         partition = source.partition if source and source.topic == self._topic else None
         try:
-            self._producer.send(
-                OutgoingRecord(self._topic, record.key, record.value, headers, partition), acknowledged, failed
-            )
+            request = OutgoingRecord(self._topic, record.key, record.value, headers, partition)
+            self._producer.send(request, acknowledged, failed, smallest=smallest)
         except TopicUnavailableError as error:
             raise UnreachableError(str(error), hint="Check that the brokers run.") from error
         except Exception as error:

@@ -266,6 +266,14 @@ def test_a_letter_that_is_too_large_takes_no_other_with_it(desk):
     assert desk.progress() == 3
 
 
+def test_a_letter_goes_back_although_its_request_came_packed_better_than_we_pack(desk):
+    desk.make(requests=1, config={"max.message.bytes": "5000"})
+    value = b'{"text":"%s"}' % (b"yes " * 5_000)
+    desk.put(desk.letter("large", value=value, partition=0))
+    assert desk("replay", KAFKA_PRODUCER_COMPRESSION_TYPE="none").returncode == 0
+    assert [rec.value for rec in desk.requests()] == [value]
+
+
 @pytest.mark.parametrize("seconds", ["8", "80000"])  # the limit of one request is 10
 def test_a_replay_takes_any_time_limit(desk, seconds):
     desk.make().put(desk.letter("r-1"))
