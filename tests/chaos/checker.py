@@ -62,12 +62,21 @@ class Findings:
         assert not told, f"{len(told)} broken promises:\n" + "\n".join(told[:SHOWN])
 
 
-def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False, rewound: bool = False) -> Findings:
+def examine(
+    evidence: Evidence,
+    *,
+    ordered: bool = True,
+    resent: bool = False,
+    rewound: bool = False,
+    frozen: bool = False,
+) -> Findings:
     """Check everything that the evidence can show.
 
     `ordered` is false where keys promise nothing. `resent` says that a response may come twice without a second call,
     because the cluster's acknowledgement may have been lost. `rewound` says that a committed position may be seen to go
-    back for a while: a broker that was frozen takes a commit late, or answers out of its memory.
+    back for a while: a broker that was frozen takes a commit late, or answers out of its memory. `frozen` says that a
+    worker was frozen and lost its partitions: a response that it owed behind a dead letter may come from it, too, when
+    it goes on, although the next owner has written it without a call.
     """
     outcomes = _Outcomes.of(evidence)
     findings = Findings(len(evidence.requests), samples=len(evidence.samples))
@@ -84,7 +93,7 @@ def examine(evidence: Evidence, *, ordered: bool = True, resent: bool = False, r
     faults += _rewinds(evidence.samples, only_for_good=rewound)
     faults += _attempts(evidence, outcomes)
     if not resent:
-        faults += _uncalled_for(evidence, outcomes)
+        faults += _uncalled_for(evidence, outcomes, frozen=frozen)
     if ordered:
         faults += _order_of_calls(evidence.calls, outcomes)
         faults += _order_of_responses(evidence)
@@ -386,13 +395,19 @@ def _attempts(evidence: Evidence, outcomes: _Outcomes) -> Iterator[str]:
             yield f"{place}: {count} calls in {deliveries[place]} deliveries of {evidence.max_attempts} attempts"
 
 
-def _uncalled_for(evidence: Evidence, outcomes: _Outcomes) -> Iterator[str]:
-    """Without a lost acknowledgement each further response comes of a further delivery."""
+def _uncalled_for(evidence: Evidence, outcomes: _Outcomes, *, frozen: bool) -> Iterator[str]:
+    """Without a lost acknowledgement each further response comes of a further delivery.
+
+    Or, with `frozen`, of a single dead letter that a worker and its successor have both found without its response.
+    """
     deliveries = Counter(place for place, call in _starts(evidence.calls) if call.attempt == 1)
     for place, wanted in outcomes.expected.items():
         # No handler is called with what is no request, so nothing tells its deliveries.
-        if wanted.reason != "invalid-request" and outcomes.count(place) > deliveries[place]:
-            yield f"{place} has {outcomes.count(place)} outcomes out of {deliveries[place]} deliveries"
+        owed = frozen and len(outcomes.dead_letters.get(place, ())) == 1
+        if wanted.reason != "invalid-request" and outcomes.count(place) > deliveries[place] + owed:
+            found = [*outcomes.responses.get(place, ()), *outcomes.dead_letters.get(place, ())]
+            where = ", ".join(f"{rec.partition}-{rec.offset} at {rec.timestamp}" for rec in found)
+            yield f"{place} has {outcomes.count(place)} outcomes out of {deliveries[place]} deliveries: {where}"
 
 
 # Order

@@ -129,13 +129,13 @@ class Stage(AbstractContextManager["Stage"]):
         assert set(codes.values()) <= {0}, f"exit codes: {codes}"
 
     def conclude(
-        self, *, timeout: float = 90.0, resent: bool = False, rewound: bool = False
+        self, *, timeout: float = 90.0, resent: bool = False, rewound: bool = False, frozen: bool = False
     ) -> tuple[Findings, Evidence]:
         """Wait until everything is settled, end the workers, and require what holds always."""
         self.wait_settled(timeout)
         self.stop_workers()
         evidence = self.evidence()
-        findings = examine(evidence, resent=resent, rewound=rewound)
+        findings = examine(evidence, resent=resent, rewound=rewound, frozen=frozen)
         findings.require()
         assert len(evidence.samples) > 1, "the commits were never seen"
         for worker in self.workers:

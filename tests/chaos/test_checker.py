@@ -253,6 +253,22 @@ def test_responses_of_a_key_out_of_order_are_seen():
     assert "stands behind that to offset 1" in examine(evidence(responses=swapped, samples=[])).faults[0]
 
 
+@pytest.mark.parametrize("times, frozen, seen", [(1, False, 0), (2, False, 1), (2, True, 0), (3, True, 1)])
+def test_response_that_was_owed_behind_a_dead_letter_may_come_from_a_frozen_worker_too(times, frozen, seen):
+    rejected = record(0, json.dumps({"id": "r0", "expect": "rejected"}).encode())
+    letter = record(0, rejected.value, timestamp=100, headers=[*source(0), ("dlq-reason", b"rejected")])
+    found = evidence(
+        requests=[rejected],
+        responses=[response(n, 0, status="failed", timestamp=101 + n) for n in range(times)],
+        dead_letters=[letter],
+        calls=calls(0),
+        samples=[],
+        sent=frozenset({Place(0, 0)}),
+    )
+    faults = [fault for fault in examine(found, frozen=frozen).faults if "outcomes out of" in fault]
+    assert len(faults) == seen
+
+
 def test_second_response_behind_a_later_one_is_a_duplicate_and_no_disorder():
     again = [response(0, 0), response(1, 1), response(2, 0), response(3, 2)]
     twice = [*calls(0, 1), *calls(0, pid=2), *calls(2)]
