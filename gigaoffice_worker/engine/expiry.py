@@ -13,7 +13,7 @@ from gigaoffice_worker.core.records import AttemptEnd
 from gigaoffice_worker.core.work import Assignment, Work
 from gigaoffice_worker.engine.delivery import Delivery
 from gigaoffice_worker.engine.dispatcher import Dispatcher
-from gigaoffice_worker.engine.failure_log import tell_dead_without_attempt, where
+from gigaoffice_worker.engine.failure_log import tell_dead_without_attempt, tell_without_call
 from gigaoffice_worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -61,9 +61,7 @@ class Expiry:
             if outcome.failure is not None and outcome.reason is not None:
                 tell_dead_without_attempt(work, outcome.failure, outcome.reason)
             else:
-                log.debug(
-                    "Request ended without a call", ended=AttemptEnd.EXPIRED.value, request_id=work.id, **where(work)
-                )
+                tell_without_call(work, AttemptEnd.EXPIRED)
             if self._delivery.deliver(work, outcome):
                 self._dispatcher.free(work)
         if found:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import structlog
 
 from gigaoffice_worker.core.messages import last_values
-from gigaoffice_worker.core.records import Attempt, Failure, Reason
+from gigaoffice_worker.core.records import Attempt, AttemptEnd, Failure, Reason
 from gigaoffice_worker.core.results import UnusableResultError
 from gigaoffice_worker.core.trace import trace_fields
 from gigaoffice_worker.core.work import Work
@@ -71,6 +71,11 @@ def tell_dead_without_attempt(work: Work, failure: Failure, reason: Reason) -> N
     """Tell of a dead letter that no attempt has brought about."""
     facts = {"request_id": work.id, "attempt": work.attempt, "reason": reason.value, **where(work)}
     log.warning(_DEAD, error_type=failure.type, **facts)
+
+
+def tell_without_call(work: Work, ended: AttemptEnd) -> None:
+    """Tell of a request that needed neither a call nor a dead letter."""
+    log.debug("Request ended without a call", ended=ended.value, request_id=work.id, **where(work))
 
 
 def _frames(error: BaseException) -> Iterator[str]:

@@ -15,7 +15,7 @@ from gigaoffice_worker.core.records import NO_CALL, Attempt, AttemptEnd, Outcome
 from gigaoffice_worker.core.work import Work
 from gigaoffice_worker.engine.call_stack import call_stack
 from gigaoffice_worker.engine.dispatcher import Dispatcher, Late, PassedOn
-from gigaoffice_worker.engine.failure_log import FailureLog, where
+from gigaoffice_worker.engine.failure_log import FailureLog, tell_without_call, where
 from gigaoffice_worker.engine.processor import Processor, overdue
 from gigaoffice_worker.observe.metrics import Metrics
 
@@ -220,8 +220,8 @@ class Pool:
             self.failures.retried(work, number, made, judged.wait)
         elif isinstance(judged, Outcome) and judged.reason is not None and made.failure is not None:
             self.failures.dead(work, number, made, judged.reason)
-        elif isinstance(judged, Outcome):
-            log.debug("Request ended without a call", ended=made.ended.value, request_id=work.id, **where(work))
+        elif made.ended in NO_CALL:
+            tell_without_call(work, made.ended)
 
 
 def _facts(work: Work, number: int, made: Attempt) -> dict[str, object]:
