@@ -115,7 +115,6 @@ class Admission:
         self.probes = Probes()
         # How many calls were answered: between two refusals of one request, it tells whether others passed.
         self._answered = 0
-        # Seconds for which a limit held back what was ready, and since when it does.
         # For how many seconds a limit has held something back, and since when it does so now.
         self._held_back = 0.0
         self._held_back_since: float | None = None

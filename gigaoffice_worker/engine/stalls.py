@@ -67,10 +67,11 @@ class StallWatch:
             position = self._consumer.position(partition)
             if position is None:
                 continue
-            if (self._consumer.watermark(partition) or 0) > position:
+            watermark = self._consumer.watermark(partition) or 0
+            if watermark > position:
                 known = self.behind.get(partition)
                 behind[partition] = known if known and known.position == position else Behind(position, now)
-            cause = self._cause(partition, position, paused=partition in paused)
+            cause = self._cause(partition, position, watermark, paused=partition in paused)
             if cause is not None:
                 before = self.held.get(partition)
                 since = before.since if before is not None and before.position == position else now
@@ -82,11 +83,10 @@ class StallWatch:
         now = time.monotonic()
         return [partition for partition, stall in self.held.items() if now - stall.since >= _ASK_AFTER]
 
-    def _cause(self, partition: int, position: int, *, paused: bool) -> Cause | None:
+    def _cause(self, partition: int, position: int, watermark: int, *, paused: bool) -> Cause | None:
         if not self._consumer.has_leader(partition):
             return Cause.NO_LEADER
-        watermark = self._consumer.watermark(partition)
-        if paused or watermark is None or watermark <= position:
+        if paused or watermark <= position:
             return None
         # What is readable ends before the first record of a transaction that is open; the log goes on behind that.
         return Cause.OPEN_TRANSACTION if self._consumer.readable_end(partition) == position else Cause.NOT_ANSWERED
